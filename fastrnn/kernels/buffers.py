@@ -1,0 +1,59 @@
+"""Large arrays whose memory is used again, because the C library gives it back at once.
+
+Fresh pages cost about as much as the arithmetic done on them. Memory returns here by itself
+when the last array that refers to it is gone, so nobody has to return anything.
+"""
+
+import math
+import threading
+
+import numpy as np
+
+_SMALL = 1 << 16  # bytes; below this the C library keeps the memory itself
+_ALIGN = 64  # bytes: a cache line, and the widest vector
+_free: list[np.ndarray] = []
+_lock = threading.RLock()  # a collection may end a lease while we hold it
+
+
+class _Lease:
+    """What arrays on a block refer to; the block is free again when it goes."""
+
+    __slots__ = ("__array_interface__", "block")
+
+    def __init__(self, block: np.ndarray, shape: tuple[int, ...], dtype: np.dtype):
+        self.block = block
+        address = -(-block.ctypes.data // _ALIGN) * _ALIGN
+        self.__array_interface__ = {
+            "data": (address, False),
+            "shape": shape,
+            "typestr": dtype.str,
+            "version": 3,
+        }
+
+    def __del__(self):
+        _free.append(self.block)
+
+
+def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """An uninitialised C-contiguous array, on the smallest free block that holds it."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize + _ALIGN
+    if size < _SMALL:
+        return np.empty(shape, dtype)
+    with _lock:
+        fitting = [i for i, block in enumerate(_free) if block.nbytes >= size]
+        if fitting:
+            block = _free.pop(min(fitting, key=lambda i: _free[i].nbytes))
+        else:
+            # All free blocks are smaller. Letting them go bounds what is kept by the
+            # most that was ever in use at once, however many shapes pass by.
+            _free.clear()
+            block = np.empty(size, np.uint8)
+    return np.asarray(_Lease(block, shape, dtype))
+
+
+def zeros(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """`empty`, filled with zeros."""
+    out = empty(shape, dtype)
+    out.fill(0)
+    return out

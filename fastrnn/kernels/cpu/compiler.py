@@ -1,0 +1,93 @@
+"""`kernel`: the one way a function of this package is compiled.
+
+Compiled kernels are kept on disk under a key made of every source file they are
+built from, the versions and the instruction-set path. A cache that cannot be
+read or written costs a compilation and is never an error.
+"""
+
+import hashlib
+import os
+import pickle
+import tempfile
+from pathlib import Path
+
+import llvmlite
+import numba
+from numba.core.caching import FunctionCache, _CacheLocator
+
+from .simd import ISA
+
+_ROOT = Path(__file__).parents[2]
+
+
+def _fingerprint() -> str:
+    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {ISA}".encode())
+    for folder in ("cells", "kernels"):
+        for path in sorted((_ROOT / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_dir() -> Path:
+    """Where compiled kernels are kept: ``FASTRNN_CACHE_DIR``, else the user's cache."""
+    chosen = os.environ.get("FASTRNN_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    if os.name == "nt":
+        base = os.environ.get("LOCALAPPDATA") or tempfile.gettempdir()
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "fastrnn"
+
+
+_DIRECTORY = cache_dir() / _fingerprint()
+
+
+class _Locator(_CacheLocator):
+    def __init__(self, py_func):
+        self._name = py_func.__module__.rpartition(".")[2]
+
+    def get_cache_path(self):
+        return str(_DIRECTORY)
+
+    def get_source_stamp(self):
+        return _DIRECTORY.name
+
+    def get_disambiguator(self):
+        return self._name
+
+    @classmethod
+    def from_function(cls, py_func, py_file):
+        return cls(py_func)
+
+
+class _Implementation(FunctionCache._impl_class):
+    _locator_classes = [_Locator]
+
+
+class _Cache(FunctionCache):
+    """Numba's function cache in our own folder, where any failure means compiling anew."""
+
+    _impl_class = _Implementation
+
+    def load_overload(self, sig, target_context):
+        try:
+            return super().load_overload(sig, target_context)
+        except (OSError, EOFError, ValueError, KeyError, IndexError, pickle.UnpicklingError):
+            return None
+
+    def save_overload(self, sig, data):
+        try:
+            super().save_overload(sig, data)
+        except (OSError, EOFError, ValueError, KeyError, IndexError, pickle.UnpicklingError):
+            return
+
+
+def kernel(function):
+    """Compile ``function``: serial, without the GIL, raising nothing, cached on disk."""
+    compiled = numba.njit(function, nogil=True, error_model="numpy", boundscheck=False)
+    try:
+        compiled._cache = _Cache(function)
+    except OSError:  # no cache folder at all
+        pass
+    return compiled

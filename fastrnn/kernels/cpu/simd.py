@@ -1,0 +1,330 @@
+"""`Lanes`: a Numba type that is one machine vector, and the path that sets its width.
+
+The path (``avx512``, ``avx2``, ``generic``) is chosen once per process from what
+the CPU can do, or forced with the environment variable ``FASTRNN_ISA``; forcing
+it also makes Numba compile for that level, so the code is the one that such a
+machine would run.
+"""
+
+import operator
+import os
+from typing import NamedTuple
+
+import llvmlite.binding as llvm
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import (
+    intrinsic,
+    lower_builtin,
+    models,
+    overload,
+    register_jitable,
+    register_model,
+)
+
+from fastrnn.cells import activations, lstm
+
+
+class Isa(NamedTuple):
+    """An instruction-set path: vector bytes, rows of a register tile, LLVM CPU level."""
+
+    name: str
+    vector_bytes: int
+    tile_rows: int  # tile_rows x 4 accumulators + what is loaded must fit the registers
+    needs: tuple[str, ...]
+    level: str
+
+
+ISAS = {
+    "avx512": Isa("avx512", 64, 6, ("avx512f", "avx512dq", "avx512bw", "avx512vl"), "x86-64-v4"),
+    "avx2": Isa("avx2", 32, 3, ("avx2", "fma"), "x86-64-v3"),
+    "generic": Isa("generic", 16, 3, (), "x86-64"),
+}
+
+
+def _choose() -> Isa:
+    has = llvm.get_host_cpu_features()
+    usable = [isa for isa in ISAS.values() if all(has.get(f) for f in isa.needs)]
+    forced = os.environ.get("FASTRNN_ISA")
+    if not forced:
+        # A user who lowers Numba's own target (NUMBA_CPU_NAME) gets what runs anywhere.
+        return ISAS["generic"] if numba.config.CPU_NAME else usable[0]
+    if forced not in ISAS or ISAS[forced] not in usable:
+        raise ValueError(
+            f"FASTRNN_ISA is {forced!r}; this CPU can run {', '.join(i.name for i in usable)}"
+        )
+    isa = ISAS[forced]
+    if "avx2" in has:  # x86-64: the level names are x86's
+        numba.config.CPU_NAME, numba.config.CPU_FEATURES = isa.level, ""
+    return isa
+
+
+ISA = _choose()
+
+
+def width(dtype) -> int:
+    """How many numbers of ``dtype`` one vector holds."""
+    itemsize: int = numba.from_dtype(dtype).bitwidth // 8
+    return ISA.vector_bytes // itemsize
+
+
+class Lanes(types.Type):
+    """One machine vector of ``dtype`` (float32 or float64)."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        self.count = ISA.vector_bytes * 8 // dtype.bitwidth
+        self.element = ir.FloatType() if dtype.bitwidth == 32 else ir.DoubleType()
+        self.vector = ir.VectorType(self.element, self.count)
+        self.tag = f"v{self.count}f{dtype.bitwidth}"
+        super().__init__(f"Lanes({dtype} x {self.count})")
+
+    def splat(self, builder, x):
+        undef = ir.Constant(self.vector, ir.Undefined)
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.count), [0] * self.count)
+        v = builder.insert_element(undef, x, ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(v, undef, zeros)
+
+    def call(self, builder, name, *args):
+        """Call the LLVM intrinsic ``name`` of this vector type."""
+        fnty = ir.FunctionType(self.vector, [self.vector] * len(args))
+        fn = cgutils.get_or_insert_function(builder.module, fnty, f"llvm.{name}.{self.tag}")
+        return builder.call(fn, args)
+
+    def load(self, builder, p):
+        return builder.load(
+            builder.bitcast(p, self.vector.as_pointer()), align=self.dtype.bitwidth // 8
+        )
+
+    def store(self, builder, v, p):
+        builder.store(
+            v, builder.bitcast(p, self.vector.as_pointer()), align=self.dtype.bitwidth // 8
+        )
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, fe_type.vector)
+
+
+def _lanes_of(args):
+    found = [a for a in args if isinstance(a, Lanes)]
+    return found[0] if found else None
+
+
+def _widen(builder, ty, arg_types, args):
+    return [
+        a if isinstance(t, Lanes) else ty.splat(builder, a)
+        for t, a in zip(arg_types, args, strict=True)
+    ]
+
+
+def _binary(op, emit):
+    @infer_global(op)
+    class _Template(AbstractTemplate):
+        def generic(self, args, kws):
+            ty = _lanes_of(args)
+            if ty is None or len(args) != 2:
+                return None
+            return signature(ty, *(a if isinstance(a, Lanes) else ty.dtype for a in args))
+
+    def lower(context, builder, sig, args):
+        return getattr(builder, emit)(*_widen(builder, sig.return_type, sig.args, args))
+
+    for pair in ((Lanes, Lanes), (types.Float, Lanes), (Lanes, types.Float)):
+        lower_builtin(op, *pair)(lower)
+
+
+_binary(operator.add, "fadd")
+_binary(operator.sub, "fsub")
+_binary(operator.mul, "fmul")
+_binary(operator.truediv, "fdiv")
+
+
+@intrinsic
+def _fma(typingctx, a, b, c):
+    ty = _lanes_of((a, b, c))
+
+    def codegen(context, builder, sig, args):
+        return ty.call(builder, "fmuladd", *_widen(builder, ty, sig.args, args))
+
+    return ty(*(t if isinstance(t, Lanes) else ty.dtype for t in (a, b, c))), codegen
+
+
+@overload(activations.fma)
+def _overload_fma(a, b, c):
+    if _lanes_of((a, b, c)):
+        return lambda a, b, c: _fma(a, b, c)
+    return lambda a, b, c: a * b + c
+
+
+@intrinsic
+def _clamp(typingctx, x, limit):
+    def codegen(context, builder, sig, args):
+        high = x.splat(builder, args[1])
+        low = x.splat(builder, builder.fneg(args[1]))
+        v = builder.select(builder.fcmp_ordered("<", high, args[0]), high, args[0])
+        return builder.select(builder.fcmp_ordered("<", v, low), low, v)
+
+    return x(x, x.dtype), codegen
+
+
+@overload(activations.clamp)
+def _overload_clamp(x, limit):
+    if isinstance(x, Lanes):
+        return lambda x, limit: _clamp(x, limit)
+    return None
+
+
+@intrinsic
+def _pow2(typingctx, n):
+    def codegen(context, builder, sig, args):
+        ints = ir.VectorType(ir.IntType(64), n.count)
+
+        def each(value):
+            return ir.Constant(ints, [value] * n.count)
+
+        shifter = n.splat(builder, ir.Constant(n.element, activations._ROUND))
+        bits = builder.bitcast(builder.fadd(args[0], shifter), ints)
+        return builder.bitcast(
+            builder.add(builder.shl(bits, each(52)), each(1023 << 52)), sig.return_type.vector
+        )
+
+    return n(n), codegen
+
+
+@overload(activations.pow2)
+def _overload_pow2(n):
+    if isinstance(n, Lanes):
+        return lambda n: _pow2(n)
+    return None
+
+
+@overload(activations.tanh)
+def _overload_tanh(x):
+    single = (x.dtype if isinstance(x, Lanes) else x) == types.float32
+    return activations.tanh32 if single else activations.tanh64
+
+
+@overload(activations.sigmoid)
+def _overload_sigmoid(x):
+    return activations.sigmoid
+
+
+for _function in (activations.tanh32, activations.tanh64, lstm.forward, lstm.backward):
+    register_jitable(_function)
+
+
+# Memory. Kernels see their arrays as bare pointers: nothing to count references of.
+
+
+@intrinsic
+def pointer(typingctx, array):
+    """The address of the first element of a C-contiguous array."""
+
+    def codegen(context, builder, sig, args):
+        return context.make_array(sig.args[0])(context, builder, args[0]).data
+
+    return types.CPointer(array.dtype)(array), codegen
+
+
+@intrinsic
+def load(typingctx, p, i):
+    """The vector at ``p[i]``."""
+    ty = Lanes(p.dtype)
+
+    def codegen(context, builder, sig, args):
+        return ty.load(builder, builder.gep(args[0], [args[1]]))
+
+    return ty(p, types.int64), codegen
+
+
+@intrinsic
+def store(typingctx, p, i, v):
+    """Write the vector ``v`` at ``p[i]``."""
+
+    def codegen(context, builder, sig, args):
+        v_type = sig.args[2]
+        v_type.store(builder, args[2], builder.gep(args[0], [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, v), codegen
+
+
+def _first(builder, ty, n):
+    """A mask of the first ``n`` lanes."""
+    iota = ir.Constant(ir.VectorType(ir.IntType(64), ty.count), list(range(ty.count)))
+    undef = ir.Constant(iota.type, ir.Undefined)
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), ty.count), [0] * ty.count)
+    v = builder.insert_element(undef, n, ir.Constant(ir.IntType(32), 0))
+    return builder.icmp_signed("<", iota, builder.shuffle_vector(v, undef, zeros))
+
+
+def _masked(builder, ty, name, returns, operands):
+    fnty = ir.FunctionType(returns, [o.type for o in operands])
+    fn = cgutils.get_or_insert_function(
+        builder.module, fnty, f"llvm.masked.{name}.{ty.tag}.p0"
+    )
+    return builder.call(fn, operands)
+
+
+@intrinsic
+def load_first(typingctx, p, i, n):
+    """The first ``n`` lanes at ``p[i]``, zeros after them; ``n`` may exceed the width."""
+    ty = Lanes(p.dtype)
+
+    def codegen(context, builder, sig, args):
+        at = builder.bitcast(builder.gep(args[0], [args[1]]), ty.vector.as_pointer())
+        align = ir.Constant(ir.IntType(32), ty.dtype.bitwidth // 8)
+        zeros = ir.Constant(ty.vector, [0.0] * ty.count)
+        mask = _first(builder, ty, args[2])
+        return _masked(builder, ty, "load", ty.vector, [at, align, mask, zeros])
+
+    return ty(p, types.int64, types.int64), codegen
+
+
+@intrinsic
+def store_first(typingctx, p, i, v, n):
+    """Write the first ``n`` lanes of ``v`` at ``p[i]``; ``n`` may be 0 or exceed the width."""
+
+    def codegen(context, builder, sig, args):
+        ty = sig.args[2]
+        full = builder.icmp_signed(">=", args[3], ir.Constant(ir.IntType(64), ty.count))
+        at = builder.gep(args[0], [args[1]])
+        with builder.if_else(full, likely=True) as (whole, part):
+            with whole:
+                ty.store(builder, args[2], at)
+            with part:
+                align = ir.Constant(ir.IntType(32), ty.dtype.bitwidth // 8)
+                p_vector = builder.bitcast(at, ty.vector.as_pointer())
+                mask = _first(builder, ty, args[3])
+                _masked(builder, ty, "store", ir.VoidType(), [args[2], p_vector, align, mask])
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, v, types.int64), codegen
+
+
+@intrinsic
+def zeros_like(typingctx, p):
+    """A vector of zeros of the type that ``p`` points to."""
+    ty = Lanes(p.dtype)
+
+    def codegen(context, builder, sig, args):
+        return ir.Constant(ty.vector, [0.0] * ty.count)
+
+    return ty(p), codegen
+
+
+@intrinsic
+def lane_count(typingctx, p):
+    """How many numbers a vector of the type that ``p`` points to holds (a constant)."""
+    count = Lanes(p.dtype).count
+
+    def codegen(context, builder, sig, args):
+        return ir.Constant(ir.IntType(64), count)
+
+    return types.int64(p), codegen

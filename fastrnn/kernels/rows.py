@@ -1,0 +1,92 @@
+"""`Rows`: how a ragged batch lies in memory, worked out once from its lengths.
+
+Sequences are taken longest first and laid out step by step, with nothing for the steps
+that a sequence does not have: row ``offsets[t] + r`` holds step t of sequence ``order[r]``.
+A kernel then never meets padding, the rows that are active at step t are the first
+``sizes[t]`` ones, and every product over all steps is one product over N rows. A dense
+batch is the case where nothing needs to be moved.
+"""
+
+from functools import cached_property
+
+import numpy as np
+
+
+class Rows:
+    """Geometry of a batch of B sequences over T steps.
+
+    Parameters
+    ----------
+    steps : int
+        T, the length of the padded time axis.
+    batch : int
+        B, the number of sequences.
+    lengths : array of int [B], optional
+        Each between 0 and T, in any order; all T when left out.
+
+    Attributes
+    ----------
+    order : int64 [B] or None
+        The sequences, longest first (stable); None when they already are and are all full.
+    sizes : int64 [T']
+        Active rows at each step up to the longest length T'.
+    offsets : int64 [T' + 1]
+        First row of each step; the last entry is the number of rows N.
+    """
+
+    def __init__(self, steps: int, batch: int, lengths: np.ndarray | None = None):
+        self.steps, self.batch = steps, batch
+        if lengths is None or (lengths == steps).all():
+            self.order = None
+            self.lengths = np.full(batch, steps, np.int64)
+            self.sizes = np.full(steps if batch else 0, batch, np.int64)
+        else:
+            order = np.argsort(-lengths, kind="stable")
+            self.order = order
+            self.lengths = lengths[order].astype(np.int64)
+            longest = int(self.lengths[0]) if batch else 0
+            self.sizes = np.searchsorted(
+                -self.lengths, -np.arange(longest), side="left"
+            ).astype(np.int64)
+        self.offsets = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
+        self.count = int(self.offsets[-1])
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Where each row lies in a padded ``[T, B]`` array, as a flat index ``t * B + b``."""
+        order = np.arange(self.batch) if self.order is None else self.order
+        t = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        return t * self.batch + order[np.arange(self.count) - self.offsets[t]]
+
+    def pack(self, x: np.ndarray, *, batch_first: bool = False) -> np.ndarray:
+        """Rows ``[N, ...]`` of a padded ``[T, B, ...]`` (or ``[B, T, ...]``) array."""
+        if batch_first:
+            x = x.swapaxes(0, 1)
+        if self.order is None:
+            return np.ascontiguousarray(x).reshape(self.count, *x.shape[2:])
+        t, b = np.divmod(self.places, self.batch)
+        return x[t, b]
+
+    def unpack(self, rows: np.ndarray, *, batch_first: bool = False) -> np.ndarray:
+        """The padded array of ``rows``; what lies beyond a length is zero."""
+        tail = rows.shape[1:]
+        if self.order is None:
+            out = rows.reshape(self.steps, self.batch, *tail)
+            return np.ascontiguousarray(out.swapaxes(0, 1)) if batch_first else out
+        shape = (self.batch, self.steps) if batch_first else (self.steps, self.batch)
+        out = np.zeros(shape + tail, rows.dtype)
+        t, b = np.divmod(self.places, self.batch)
+        out[(b, t) if batch_first else (t, b)] = rows
+        return out
+
+    def sort(self, state: np.ndarray) -> np.ndarray:
+        """A ``[..., B, H]`` array in the order of the rows."""
+        return state if self.order is None else state[..., self.order, :]
+
+    def unsort(self, state: np.ndarray) -> np.ndarray:
+        """The inverse of `sort`."""
+        if self.order is None:
+            return state
+        out = np.empty_like(state)
+        out[..., self.order, :] = state
+        return out
