@@ -15,8 +15,11 @@ The element type of packed weights is decided here alone.
 import numpy as np
 
 from .compiler import kernel
-from .simd import width
+from .simd import lane_count, load_first, pointer, store, width
 from .tile import PANEL
+
+# A transposition takes this many columns at once: one cache line of each row.
+BLOCK = 16
 
 
 def gate_columns(units: int, gates: int, dtype) -> np.ndarray:
@@ -39,50 +42,48 @@ def plain_columns(count: int, dtype) -> np.ndarray:
 @kernel
 def pack_forward(w, columns, out, first, last):
     """Panels [first, last) of the forward layout; w [M, K], out [Q, K, 4W]."""
-    n = out.shape[2]
-    depth = w.shape[1]
+    w_p, out_p = pointer(w), pointer(out)
+    depth, n = out.shape[1], out.shape[2]
     for q in range(first, last):
-        for k0 in range(0, depth, 16):
-            k1 = min(k0 + 16, depth)
+        for k0 in range(0, depth, BLOCK):
+            k1 = min(k0 + BLOCK, depth)
             for j in range(n):
-                m = columns[q * n + j]
+                to = q * depth * n + j
+                m = columns[q * n + j] * depth
                 if m >= 0:
                     for k in range(k0, k1):
-                        out[q, k, j] = w[m, k]
+                        out_p[to + k * n] = w_p[m + k]
                 else:
                     for k in range(k0, k1):
-                        out[q, k, j] = 0
+                        out_p[to + k * n] = 0
+
+
+@kernel
+def unpack_gradient(packed, columns, out, first, last):
+    """The inverse: ``out[columns[q 4W + l], k] = packed[q, k, l]``, panels [first, last)."""
+    packed_p, out_p = pointer(packed), pointer(out)
+    depth, n = packed.shape[1], packed.shape[2]
+    for q in range(first, last):
+        for k0 in range(0, depth, BLOCK):
+            k1 = min(k0 + BLOCK, depth)
+            for j in range(n):
+                at = q * depth * n + j
+                m = columns[q * n + j] * depth
+                if m >= 0:
+                    for k in range(k0, k1):
+                        out_p[m + k] = packed_p[at + k * n]
 
 
 @kernel
 def pack_backward(w, columns, out, at, first, last):
     """Panels [first, last) of the backward layout, from row ``at``; out [R, >= at + 4WQ, 4W]."""
-    n = out.shape[2]
-    depth = w.shape[1]
+    w_p, out_p = pointer(w), pointer(out)
+    depth, n = w.shape[1], out.shape[2]
+    vector = lane_count(w_p)
     for r in range(first, last):
-        count = min(n, depth - r * n)
         for i in range(columns.shape[0]):
-            m = columns[i]
-            if m < 0:
-                count_i = 0
-            else:
-                count_i = count
-            for j in range(count_i):
-                out[r, at + i, j] = w[m, r * n + j]
-            for j in range(count_i, n):
-                out[r, at + i, j] = 0
-
-
-@kernel
-def unpack_gradient(packed, columns, out, first, last):
-    """``out[columns[q 4W + l], k] = packed[q, k, l]`` for panels [first, last)."""
-    n = packed.shape[2]
-    depth = packed.shape[1]
-    for q in range(first, last):
-        for k0 in range(0, depth, 16):
-            k1 = min(k0 + 16, depth)
-            for j in range(n):
-                m = columns[q * n + j]
-                if m >= 0:
-                    for k in range(k0, k1):
-                        out[m, k] = packed[q, k, j]
+            to = (r * out.shape[1] + at + i) * n
+            m = columns[i] * depth + r * n
+            left = depth - r * n if columns[i] >= 0 else 0
+            for l in range(0, n, vector):
+                store(out_p, to + l, load_first(w_p, m + l, left - l))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import llvmlite.binding as llvm
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -67,8 +68,7 @@ ISA = _choose()
 
 def width(dtype) -> int:
     """How many numbers of ``dtype`` one vector holds."""
-    itemsize: int = numba.from_dtype(dtype).bitwidth // 8
-    return ISA.vector_bytes // itemsize
+    return ISA.vector_bytes // np.dtype(dtype).itemsize
 
 
 class Lanes(types.Type):
