@@ -1,0 +1,87 @@
+"""Saving and loading: safetensors and JSON, written whole or not at all.
+
+A file first comes into being under another name in its folder and then takes its place in
+one step, so a reader sees the old file or the new one. Arrays carry a checksum.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace the contents of ``path`` atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], notes: str) -> str:
+    total = zlib.crc32(notes.encode())
+    for name in sorted(arrays):
+        total = zlib.crc32(np.ascontiguousarray(arrays[name]).data, total)
+    return str(total)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping | None = None) -> None:
+    """Write arrays by name, and ``notes`` (anything that JSON holds), into one file."""
+    arrays = {name: np.ascontiguousarray(a).reshape(np.shape(a)) for name, a in arrays.items()}
+    text = json.dumps(notes or {})
+    write_bytes(path, save(arrays, {"notes": text, "crc32": _checksum(arrays, text)}))
+
+
+def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """The arrays and notes of `save_arrays`.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        The file is not whole; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        with safe_open(path, "numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+        whole = metadata["crc32"] == _checksum(arrays, metadata["notes"])
+        notes = json.loads(metadata["notes"])
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is damaged or not one of our files: {error}") from error
+    if not whole:
+        raise ValueError(f"{path} is damaged: its checksum does not fit")
+    return arrays, notes
+
+
+def save_json(path: Path, value) -> None:
+    """Write ``value`` as JSON."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def load_json(path: Path):
+    """Read JSON; a damaged file is refused by name."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or not JSON: {error}") from error

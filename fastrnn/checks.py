@@ -1,0 +1,73 @@
+"""What comes in from outside: converted where it fits, refused by name where it does not."""
+
+from numbers import Integral, Real
+
+import numpy as np
+
+DTYPES = ("float32", "float64")
+
+
+def real_array(name: str, value, dtype, shape: tuple | None = None) -> np.ndarray:
+    """``value`` as a finite C-contiguous array of ``dtype``; None in ``shape`` is any size."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must be an array of real numbers, got dtype {array.dtype}")
+    if shape is not None and (
+        array.ndim != len(shape)
+        or any(w is not None and w != g for w, g in zip(shape, array.shape, strict=True))
+    ):
+        wanted = ", ".join("*" if w is None else str(w) for w in shape)
+        raise ValueError(f"{name} must have shape ({wanted}), got {array.shape}")
+    array = np.ascontiguousarray(array, dtype).reshape(array.shape)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity (in {dtype})")
+    return array
+
+
+def integer_array(name: str, value) -> np.ndarray:
+    """``value`` as a C-contiguous int64 array."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
+    return np.ascontiguousarray(array, np.int64).reshape(array.shape)
+
+
+def lengths_array(name: str, value, batch: int, steps: int) -> np.ndarray:
+    """``value`` as int64 [batch], every entry in ``[0, steps]``."""
+    array = integer_array(name, value)
+    if array.shape != (batch,):
+        raise ValueError(f"{name} must have shape ({batch},), got {array.shape}")
+    if array.size and (array.min() < 0 or array.max() > steps):
+        raise ValueError(
+            f"{name} must be between 0 and {steps}, got {array.min()} to {array.max()}"
+        )
+    return array
+
+
+def positive_int(name: str, value, least: int = 1) -> int:
+    """``value`` as an int of at least ``least``."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
+
+
+def number(name: str, value, low: float, high: float, *, closed: bool = False) -> float:
+    """``value`` as a float in ``[low, high)``, or ``[low, high]`` if ``closed``."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not (low <= value < high or (closed and value == high)):
+        raise ValueError(f"{name} must be in [{low}, {high}{']' if closed else ')'}, got {value}")
+    return float(value)
+
+
+def float_dtype(name: str, value) -> np.dtype:
+    """``value`` as float32 or float64."""
+    try:
+        dtype = np.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.name not in DTYPES:
+        raise ValueError(f"{name} must be one of {', '.join(DTYPES)}; got {value!r}")
+    return dtype

@@ -1,0 +1,62 @@
+"""Optimizer updates: one pass over the flat vectors. Plain loops; memory is the limit.
+
+w, g are the parameters and their gradient [n]; every number has the type of w.
+"""
+
+import math
+
+import numpy as np
+
+from .compiler import kernel
+from .threads import spread
+
+# Partial sums have this many terms whatever the number of threads, so the bits stay.
+CHUNK = 1 << 14
+
+
+@kernel
+def _squares(x, out, first, last):
+    for i in range(first, last):
+        total = 0.0
+        for k in range(i * CHUNK, min((i + 1) * CHUNK, x.shape[0])):
+            total += np.float64(x[k]) * np.float64(x[k])
+        out[i] = total
+
+
+def norm(x: np.ndarray) -> float:
+    """Euclidean norm, summed in float64 in a fixed order."""
+    sums = np.empty(-(-len(x) // CHUNK))
+    spread(_squares, (x, sums), len(sums), 4)
+    return math.sqrt(math.fsum(sums))
+
+
+@kernel
+def _sgd(w, g, v, scale, lr, momentum, decay, nesterov, first, last):
+    for k in range(first, last):
+        d = g[k] * scale + decay * w[k]
+        v[k] = momentum * v[k] + d
+        w[k] -= lr * (d + momentum * v[k] if nesterov else v[k])
+
+
+@kernel
+def _adam(w, g, m, v, scale, lr, beta1, beta2, eps, l2, shrink, root2, first, last):
+    one = scale / scale
+    for k in range(first, last):
+        d = g[k] * scale + l2 * w[k]
+        m[k] += (d - m[k]) * (one - beta1)
+        v[k] = v[k] * beta2 + d * d * (one - beta2)
+        w[k] = w[k] * shrink - lr * m[k] / (np.sqrt(v[k]) / root2 + eps)
+
+
+def sgd(w, g, v, scale, lr, momentum, decay, nesterov) -> None:
+    """Stochastic gradient descent with the velocity ``v``; ``scale`` multiplies g."""
+    numbers = [w.dtype.type(n) for n in (scale, lr, momentum, decay)]
+    spread(_sgd, (w, g, v, *numbers, nesterov), len(w), CHUNK)
+
+
+def adam(w, g, m, v, scale, lr, beta1, beta2, eps, l2, shrink, step) -> None:
+    """Adam with the moments ``m`` and ``v``; ``shrink`` multiplies w, ``step`` is from 1."""
+    # The corrections for moments that start at zero, in float64 and outside of the loop.
+    corrected, root2 = lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
+    numbers = (scale, corrected, beta1, beta2, eps, l2, shrink, root2)
+    spread(_adam, (w, g, m, v, *(w.dtype.type(n) for n in numbers)), len(w), CHUNK)

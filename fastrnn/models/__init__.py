@@ -1,0 +1,5 @@
+"""Models: layers put together, with their loss and its gradient."""
+
+from .language_model import LanguageModel
+
+__all__ = ["LanguageModel"]

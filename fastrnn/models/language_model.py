@@ -1,0 +1,243 @@
+"""A character language model: embedding or one-hot input, stacked LSTM, linear, softmax."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from scipy.special import softmax
+
+from fastrnn import checks, parameters
+from fastrnn.checkpoint import load_arrays, load_json, save_arrays, save_json
+from fastrnn.data.text import Chunk, TextStream, Vocabulary
+from fastrnn.kernels.rows import Rows
+from fastrnn.layers import LSTM, Embedding, Linear
+from fastrnn.layers.dropout import drop
+from fastrnn.losses import cross_entropy
+
+# Standard deviation of the first layer's input weights when the input is one-hot. One of V
+# inputs is on, so a step sees one column of them, not a sum over V: the usual bound for V
+# inputs would start the gates nearly blind to the character. An embedding of standard
+# normal rows behind Glorot weights gives the gates about this spread.
+ONE_HOT_STD = 0.5
+
+
+class LanguageModel:
+    """Predicts the next character of a text.
+
+    Parameters
+    ----------
+    vocabulary : Vocabulary
+    embedding_dim : int, default 64
+        E, or 0 for one-hot input, which is a row of the first layer's input weights and
+        never a product.
+    hidden_size : int, default 512
+    num_layers : int, default 1
+    dropout : float, default 0.0
+        Between LSTM layers and before the linear layer, in training.
+    dtype : {"float32", "float64"}
+    backend : {"cpu", "reference"}
+    seed : int, optional
+        Of the initial weights and of dropout.
+
+    Attributes
+    ----------
+    parameters : Parameters
+        All layers' in one vector: ``embedding.*``, ``lstm.*``, ``linear.*``.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        *,
+        embedding_dim: int = 64,
+        hidden_size: int = 512,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        dtype="float32",
+        backend: str = "cpu",
+        seed: int | None = None,
+    ):
+        self.vocabulary = vocabulary
+        self.embedding_dim = checks.positive_int("embedding_dim", embedding_dim, 0)
+        self.dropout = checks.number("dropout", dropout, 0.0, 1.0)
+        self.rng = np.random.default_rng(seed)
+        size = len(vocabulary)
+        seeds = [int(s) for s in self.rng.integers(2**31, size=3)]
+        options = {"dtype": dtype, "backend": backend}
+        self.embedding = None
+        if embedding_dim:
+            self.embedding = Embedding(size, embedding_dim, dtype=dtype, seed=seeds[0])
+        self.lstm = LSTM(
+            embedding_dim or size,
+            hidden_size,
+            num_layers,
+            dropout=dropout if num_layers > 1 else 0.0,
+            seed=seeds[1],
+            **options,
+        )
+        self.linear = Linear(hidden_size, size, seed=seeds[2], **options)
+        self.lstm.rng = self.rng  # one generator, so that one state is all there is to save
+        if not embedding_dim:
+            w = self.lstm.parameters["weight_ih_l0"]
+            values = self.lstm.state_dict()
+            values["weight_ih_l0"] = self.rng.normal(0, ONE_HOT_STD, w.shape)
+            self.lstm.load_state_dict(values)
+        layers = {"embedding": self.embedding, "lstm": self.lstm, "linear": self.linear}
+        self.parameters = parameters.join({k: v for k, v in layers.items() if v is not None})
+        self._gradient = np.zeros_like(self.parameters.flat)
+        self._state: tuple[np.ndarray, np.ndarray] | None = None
+
+    def _input(self, ids: np.ndarray) -> np.ndarray:
+        return ids if self.embedding is None else self.embedding.forward(ids)[0]
+
+    # Training
+
+    def loss_and_gradient(self, chunk: Chunk) -> tuple[float, np.ndarray, int]:
+        """Mean loss in nats per character, its gradient, and the number of characters.
+
+        The state goes on from the chunk before unless the streams begin here; the gradient
+        stops at the chunk's start (truncated BPTT, Williams & Peng 1990). The gradient is
+        a buffer that the next call writes again.
+        """
+        steps, batch = chunk.ids.shape
+        rows, ids = Rows(steps, batch), chunk.ids.reshape(-1)
+        if chunk.first or self._state is None or self._state[0].shape[1] != batch:
+            self._state = None
+        h, self._state, tape = self.lstm.rows_forward(
+            self._input(ids), rows, self._state, training=True
+        )
+        mask = None
+        if self.dropout:
+            h, mask = drop(h, self.dropout, self.rng)
+        loss, dlogits, count = cross_entropy(
+            self.linear.rows_forward(h), chunk.targets.reshape(-1), ignore_index=None
+        )
+        dh, linear = self.linear.rows_backward(h, dlogits)
+        if mask is not None:
+            dh *= mask
+        dx, _, lstm = self.lstm.rows_backward(tape, dh, need_dx=self.embedding is not None)
+        grads = {f"lstm.{k}": v for k, v in lstm.items()}
+        grads |= {f"linear.{k}": v for k, v in linear.items()}
+        if self.embedding is not None:
+            grads["embedding.weight"] = self.embedding.backward(ids, dx)["weight"]
+        return loss, self.parameters.flatten(grads, self._gradient), count
+
+    def carried(self) -> dict[str, np.ndarray]:
+        """The state that the next chunk starts from."""
+        return {} if self._state is None else {"h": self._state[0], "c": self._state[1]}
+
+    def carry(self, carried: dict[str, np.ndarray]) -> None:
+        """Go on from `carried`."""
+        self._state = (carried["h"], carried["c"]) if carried else None
+
+    # Use
+
+    def bits_per_character(self, text, *, batch: int = 64, bptt: int = 100) -> float:
+        """Mean of ``-log2 p(character | what went before)`` over a text.
+
+        Parameters
+        ----------
+        text : str or int array
+            At least two characters.
+        batch : int, default 64
+            The text is read as this many streams, each with the state carried along and
+            zero at its start; fewer for a short text.
+        bptt : int, default 100
+            Characters at a time; the result does not depend on it beyond rounding.
+        """
+        ids = self.vocabulary.encode(text) if isinstance(text, str) else np.asarray(text)
+        if len(ids) < 2:
+            raise ValueError(f"text must have at least 2 characters, got {len(ids)}")
+        stream = TextStream(ids, min(batch, max(1, len(ids) // (2 * bptt))), bptt)
+        state, total, seen = None, 0.0, 0
+        for chunk in stream.batches():
+            rows = Rows(*chunk.ids.shape)
+            h, state, _ = self.lstm.rows_forward(self._input(chunk.ids.reshape(-1)), rows, state)
+            logits = self.linear.rows_forward(h)
+            loss, _, count = cross_entropy(logits, chunk.targets.reshape(-1), ignore_index=None)
+            total, seen = total + loss * count, seen + count
+        return total / seen / math.log(2)
+
+    def sample(
+        self, length: int, *, prime: str = "\n", temperature: float = 1.0, seed: int | None = None
+    ) -> str:
+        """Write ``length`` characters that go on from ``prime``.
+
+        Parameters
+        ----------
+        length : int
+        prime : str, default a line break
+            Read first and not part of the result; at least one character.
+        temperature : float, default 1.0
+            Logits are divided by it; 0 takes the most likely character each time.
+        seed : int, optional
+
+        Raises
+        ------
+        ValueError
+            ``prime`` is empty or ``temperature`` negative.
+        """
+        checks.positive_int("length", length, 0)
+        checks.number("temperature", temperature, 0.0, math.inf)
+        if not prime:
+            raise ValueError("prime must have at least one character")
+        rng = np.random.default_rng(seed)
+        ids = self.vocabulary.encode(prime)
+        h, state, _ = self.lstm.rows_forward(self._input(ids), Rows(len(ids), 1))
+        one, out = Rows(1, 1), []
+        for _ in range(length):
+            logits = self.linear.rows_forward(h[-1:])[0].astype(np.float64)
+            logits[0] = -np.inf  # the unknown symbol is nothing to write
+            if temperature == 0:
+                pick = int(logits.argmax())
+            else:
+                pick = int(rng.choice(len(logits), p=softmax(logits / temperature)))
+            out.append(pick)
+            h, state, _ = self.lstm.rows_forward(self._input(np.array([pick])), one, state)
+        return self.vocabulary.decode(out)
+
+    # Files
+
+    def config(self) -> dict:
+        """What `load` makes the model from, apart from the weights."""
+        return {
+            "model": "LanguageModel",
+            "symbols": "".join(self.vocabulary.symbols),
+            "embedding_dim": self.embedding_dim,
+            "hidden_size": self.lstm.hidden_size,
+            "num_layers": self.lstm.num_layers,
+            "dropout": self.dropout,
+            "dtype": self.parameters.dtype.name,
+        }
+
+    def save(self, folder) -> None:
+        """Write ``config.json`` and ``weights.safetensors`` into a folder."""
+        save_json(Path(folder) / "config.json", self.config())
+        save_arrays(Path(folder) / "weights.safetensors", self.parameters.state_dict())
+
+    @classmethod
+    def load(cls, folder, *, backend: str = "cpu") -> "LanguageModel":
+        """The model of a folder written by `save` or by a training run.
+
+        Raises
+        ------
+        FileNotFoundError
+            A file is missing.
+        ValueError
+            A file is damaged or of another model; the message names it.
+        """
+        path = Path(folder) / "config.json"
+        config = load_json(path)
+        if not isinstance(config, dict) or config.pop("model", None) != "LanguageModel":
+            raise ValueError(f"{path} is not of a language model")
+        try:
+            vocabulary = Vocabulary(list(config.pop("symbols")))
+            model = cls(vocabulary, **config, backend=backend)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        path = Path(folder) / "weights.safetensors"
+        try:
+            model.parameters.load_state_dict(load_arrays(path)[0])
+        except ValueError as error:
+            raise ValueError(f"{path} does not fit {folder}/config.json: {error}") from error
+        return model

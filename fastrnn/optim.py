@@ -1,0 +1,261 @@
+"""Optimizers over one flat vector, and learning-rate schedules.
+
+An optimizer takes the norm of the gradient, clips it and updates the parameters in one
+pass. Its state is arrays and numbers, to be saved and loaded.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from fastrnn import checks
+from fastrnn.kernels.cpu import update
+from fastrnn.parameters import Parameters
+
+
+class Optimizer:
+    """What all optimizers share: clipping, and state that can be saved.
+
+    Attributes
+    ----------
+    lr : float
+        The learning rate of `step` unless it is given one.
+    steps : int
+        Updates made so far.
+    """
+
+    slots: tuple[str, ...] = ()  # vectors kept between steps
+
+    def __init__(self, lr: float):
+        self.lr = checks.number("lr", lr, 0.0, math.inf)
+        self.steps = 0
+        self._state: dict[str, np.ndarray] = {}
+
+    def step(
+        self,
+        parameters: Parameters,
+        gradient: np.ndarray,
+        *,
+        lr: float | None = None,
+        max_norm: float | None = None,
+    ) -> float:
+        """Update the parameters and return the gradient's norm before clipping.
+
+        Parameters
+        ----------
+        parameters : Parameters
+        gradient : array [parameters.flat.size]
+            In the layout of the flat vector.
+        lr : float, optional
+            For this step; ``self.lr`` when left out.
+        max_norm : float, optional
+            A gradient of a larger Euclidean norm is scaled down to it (Pascanu et al. 2013).
+
+        Raises
+        ------
+        FloatingPointError
+            The gradient is not finite; nothing was changed.
+        ValueError
+            The gradient does not fit the parameters.
+        """
+        flat = parameters.flat
+        if gradient.shape != flat.shape or gradient.dtype != flat.dtype:
+            raise ValueError(
+                f"gradient must be {flat.dtype} {flat.shape}, got {gradient.dtype} {gradient.shape}"
+            )
+        norm = update.norm(gradient)
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"gradient is not finite: its norm is {norm}")
+        if not self._state:
+            self._state = {name: np.zeros_like(flat) for name in self.slots}
+        scale = 1.0 if max_norm is None or norm <= max_norm else max_norm / norm
+        self.steps += 1
+        self._update(parameters.writing(), gradient, scale, self.lr if lr is None else lr)
+        return norm
+
+    def _update(self, w: np.ndarray, g: np.ndarray, scale: float, lr: float) -> None:
+        raise AssertionError("an optimizer says how it updates")
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The vectors kept between steps and the number of steps."""
+        return {"steps": np.asarray(self.steps), **self._state}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from a saved state."""
+        missing = [n for n in ("steps",) if n not in state]
+        if missing or (state["steps"] > 0 and any(n not in state for n in self.slots)):
+            raise ValueError(f"state must have steps and {', '.join(self.slots)}")
+        self.steps = int(state["steps"])
+        self._state = {n: np.array(state[n]) for n in self.slots if n in state}
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, as ``torch.optim.SGD``.
+
+        v = momentum * v + g;  w = w - lr * v      (Nesterov: w - lr * (g + momentum * v))
+
+    Parameters
+    ----------
+    lr : float, default 0.1
+    momentum : float, default 0.0
+    weight_decay : float, default 0.0
+        Added to the gradient as ``weight_decay * w``.
+    nesterov : bool, default False
+    """
+
+    slots = ("velocity",)
+
+    def __init__(
+        self,
+        lr: float = 0.1,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ):
+        super().__init__(lr)
+        self.momentum = checks.number("momentum", momentum, 0.0, 1.0)
+        self.weight_decay = checks.number("weight_decay", weight_decay, 0.0, math.inf)
+        self.nesterov = bool(nesterov)
+
+    def _update(self, w, g, scale, lr):
+        v = self._state["velocity"]
+        update.sgd(w, g, v, scale, lr, self.momentum, self.weight_decay, self.nesterov)
+
+
+class Adam(Optimizer):
+    """Adam (Kingma & Ba 2015, algorithm 1), as ``torch.optim.Adam``.
+
+        m = beta1 * m + (1 - beta1) * g;  v = beta2 * v + (1 - beta2) * g**2
+        w = w - lr * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + eps)
+
+    Parameters
+    ----------
+    lr : float, default 1e-3
+    betas : (float, float), default (0.9, 0.999)
+    eps : float, default 1e-8
+        Outside of the root.
+    weight_decay : float, default 0.0
+        Added to the gradient as ``weight_decay * w``.
+    """
+
+    slots = ("first_moment", "second_moment")
+    decoupled = False
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(lr)
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"betas must be a pair of numbers, got {betas!r}")
+        self.betas = tuple(checks.number("betas", b, 0.0, 1.0) for b in betas)
+        self.eps = checks.number("eps", eps, 0.0, math.inf)
+        self.weight_decay = checks.number("weight_decay", weight_decay, 0.0, math.inf)
+
+    def _update(self, w, g, scale, lr):
+        m, v = self._state["first_moment"], self._state["second_moment"]
+        l2 = 0.0 if self.decoupled else self.weight_decay
+        shrink = 1.0 - lr * self.weight_decay if self.decoupled else 1.0
+        update.adam(w, g, m, v, scale, lr, *self.betas, self.eps, l2, shrink, self.steps)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), as ``torch.optim.AdamW``.
+
+    The parameters of `Adam`, with ``weight_decay`` 0.01: w shrinks by
+    ``lr * weight_decay`` of itself at each step and the moments do not see it.
+    """
+
+    decoupled = True
+
+    def __init__(self, lr: float = 1e-3, *, weight_decay: float = 0.01, **options):
+        super().__init__(lr, weight_decay=weight_decay, **options)
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+
+
+class Constant:
+    """A factor of 1 throughout."""
+
+    def factor(self, step: int) -> float:
+        """What the learning rate is multiplied by at step ``step``, counted from 0."""
+        return 1.0
+
+    def observe(self, value: float) -> None:
+        """Take note of an evaluation (lower is better)."""
+
+    def state(self) -> dict:
+        """What must be kept to go on after an interruption."""
+        return {}
+
+    def load(self, state: Mapping) -> None:
+        """Go on from `state`."""
+
+
+class Cosine(Constant):
+    """Linear warm-up, then half a cosine down to ``final`` (Loshchilov & Hutter 2017).
+
+    Parameters
+    ----------
+    total : int
+        Steps in all.
+    warmup : int, default 0
+        Steps of the warm-up.
+    final : float, default 0.0
+        The factor at the end.
+    """
+
+    def __init__(self, total: int, *, warmup: int = 0, final: float = 0.0):
+        self.total = checks.positive_int("total", total)
+        self.warmup = checks.positive_int("warmup", warmup, 0)
+        if self.warmup >= self.total:
+            raise ValueError(f"warmup must be below total ({total}), got {warmup}")
+        self.final = checks.number("final", final, 0.0, 1.0, closed=True)
+
+    def factor(self, step):
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = min(1.0, (step - self.warmup) / (self.total - self.warmup))
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class ReduceOnPlateau(Constant):
+    """Multiply the rate by ``shrink`` after ``patience`` evaluations without a new best.
+
+    Parameters
+    ----------
+    shrink : float, default 0.5
+    patience : int, default 3
+    least : float, default 1e-3
+        The smallest factor.
+    """
+
+    def __init__(self, *, shrink: float = 0.5, patience: int = 3, least: float = 1e-3):
+        self.shrink = checks.number("shrink", shrink, 0.0, 1.0)
+        self.patience = checks.positive_int("patience", patience)
+        self.least = checks.number("least", least, 0.0, 1.0, closed=True)
+        self._best, self._bad, self._factor = math.inf, 0, 1.0
+
+    def factor(self, step):
+        return self._factor
+
+    def observe(self, value):
+        if value < self._best:
+            self._best, self._bad = value, 0
+            return
+        self._bad += 1
+        if self._bad >= self.patience:
+            self._factor, self._bad = max(self.least, self._factor * self.shrink), 0
+
+    def state(self):
+        return {"best": self._best, "bad": self._bad, "factor": self._factor}
+
+    def load(self, state):
+        self._best, self._bad, self._factor = state["best"], state["bad"], state["factor"]

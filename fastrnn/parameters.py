@@ -1,0 +1,138 @@
+"""The layout of a model's numbers: one flat vector, and views of it by PyTorch's names.
+
+Optimizers and checkpoints see the vector, layers see the views, and nobody else knows
+where a weight lies. Views are read-only: whoever writes goes through `Parameters.writing`,
+which is how a backend notices that its packed copy is out of date.
+"""
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+
+
+class Parameters(Mapping):
+    """Named views of one flat vector.
+
+    Parameters
+    ----------
+    values : mapping of str to array
+        Initial values; copied. The layout follows the mapping's order.
+    dtype : "float32" or "float64"
+
+    Attributes
+    ----------
+    version : int
+        Changes with every `writing`.
+    """
+
+    def __init__(self, values: Mapping[str, np.ndarray], dtype):
+        shapes = {name: np.shape(v) for name, v in values.items()}
+        flat = np.empty(sum(prod(s) for s in shapes.values()), dtype)
+        layout, at = {}, 0
+        for name, shape in shapes.items():
+            layout[name] = (at, shape)
+            flat[at : at + prod(shape)] = np.ravel(values[name])
+            at += prod(shape)
+        self._bind(flat, layout, [0])
+
+    def _bind(self, flat, layout, version):
+        self._flat, self._layout, self._version = flat, layout, version
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._flat.dtype
+
+    @property
+    def size(self) -> int:
+        """Numbers in all."""
+        return sum(prod(shape) for _, shape in self._layout.values())
+
+    @property
+    def version(self) -> int:
+        return self._version[0]
+
+    @property
+    def flat(self) -> np.ndarray:
+        """The whole vector, read-only."""
+        view = self._flat.view()
+        view.flags.writeable = False
+        return view
+
+    def writing(self) -> np.ndarray:
+        """The whole vector, to be written now: asking for it counts as a change."""
+        self._version[0] += 1
+        return self._flat
+
+    def _slot(self, name: str) -> np.ndarray:
+        at, shape = self._layout[name]
+        return self._flat[at : at + prod(shape)].reshape(shape)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        view = self._slot(name)
+        view.flags.writeable = False
+        return view
+
+    def __iter__(self):
+        return iter(self._layout)
+
+    def __len__(self):
+        return len(self._layout)
+
+    def sub(self, prefix: str) -> "Parameters":
+        """The parameters whose names begin with ``prefix``, under what follows it."""
+        part = Parameters.__new__(Parameters)
+        layout = {n[len(prefix) :]: at for n, at in self._layout.items() if n.startswith(prefix)}
+        part._bind(self._flat, layout, self._version)
+        return part
+
+    def flatten(self, named: Mapping[str, np.ndarray], out: np.ndarray) -> np.ndarray:
+        """Write a gradient given by names into the flat vector ``out``."""
+        for name, (at, shape) in self._layout.items():
+            out[at : at + prod(shape)] = named[name].reshape(-1)
+        return out
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A copy of every parameter by name."""
+        return {name: np.array(self[name]) for name in self}
+
+    def load_state_dict(self, mapping: Mapping) -> None:
+        """Take over values by name; nothing changes unless all of them fit.
+
+        Raises
+        ------
+        ValueError
+            A name is missing or unknown, a shape differs or a value is not finite.
+        TypeError
+            ``mapping`` is not a mapping, or a value is not real.
+        """
+        if not isinstance(mapping, Mapping):
+            raise TypeError(f"mapping must map names to arrays, got {type(mapping).__name__}")
+        missing, unknown = [n for n in self if n not in mapping], [n for n in mapping if n not in self]
+        if missing or unknown:
+            raise ValueError(f"mapping does not fit: missing {missing}, unknown {unknown}")
+        arrays = {}
+        for name in self:
+            array = np.asarray(mapping[name])
+            if array.dtype.kind not in "fiub":
+                raise TypeError(f"{name} must be real, got dtype {array.dtype}")
+            if array.shape != self[name].shape:
+                raise ValueError(f"{name} must have shape {self[name].shape}, got {array.shape}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} must be finite")
+            arrays[name] = array
+        self.writing()
+        for name, array in arrays.items():
+            self._slot(name)[...] = array
+
+
+def join(layers: Mapping) -> Parameters:
+    """One vector for several layers, each of which is bound to its part, named ``layer.name``."""
+    values = {f"{k}.{n}": v for k, layer in layers.items() for n, v in layer.parameters.items()}
+    dtypes = {layer.parameters.dtype for layer in layers.values()}
+    if len(dtypes) != 1:
+        raise ValueError(f"layers must share one dtype, got {sorted(map(str, dtypes))}")
+    whole = Parameters(values, dtypes.pop())
+    for key, layer in layers.items():
+        layer.parameters = whole.sub(f"{key}.")
+    return whole

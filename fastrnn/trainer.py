@@ -1,0 +1,338 @@
+"""The training loop. No mathematics: the model has the gradients, the optimizer the update.
+
+A run is a folder:
+
+    history.jsonl            one line per step, see `Trainer`
+    checkpoint.safetensors   everything to go on from, bit for bit
+    weights.safetensors      the best weights so far (the latest if nothing is evaluated)
+"""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from fastrnn import checks
+from fastrnn.checkpoint import load_arrays, save_arrays, write_bytes
+from fastrnn.optim import Constant, Optimizer
+from fastrnn.parameters import Parameters
+
+SMOOTHING = 0.98  # weight of the past in the smoothed loss: about the last 50 batches
+
+
+class Model(Protocol):
+    """What can be trained."""
+
+    parameters: Parameters
+    rng: np.random.Generator
+
+    def loss_and_gradient(self, batch: Any) -> tuple[float, np.ndarray, int]:
+        """Mean loss of a batch, its gradient as a flat vector, and how much was averaged."""
+
+    def carried(self) -> dict[str, np.ndarray]:
+        """What the model takes from one batch to the next, apart from its parameters."""
+
+    def carry(self, carried: dict[str, np.ndarray]) -> None:
+        """Go on from `carried`."""
+
+
+class Data(Protocol):
+    """What can be trained on."""
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+
+    def batches(self, epoch: int, skip: int) -> Iterator[Any]:
+        """The batches of an epoch but the first ``skip``; the same each time."""
+
+
+class Diverged(FloatingPointError):
+    """The loss or the gradient is not finite."""
+
+
+class Trainer:
+    """Trains a model, keeps its best weights, and can be interrupted at any time.
+
+    Parameters
+    ----------
+    model : Model
+    optimizer : Optimizer
+    data : Data
+    run : path
+        The run's folder; made if it is not there.
+    max_norm : float, optional
+        Gradients of a larger norm are scaled down to it.
+    schedule : schedule of `fastrnn.optim`, optional
+        Of the learning rate; constant when left out.
+    evaluate : callable, optional
+        Called without arguments for the value by which weights are best.
+    metric : str, default "valid_loss"
+        What the value is called in the history.
+    maximize : bool, default False
+        Whether a larger value is better.
+    evaluate_every : int, optional
+        Steps between evaluations; an epoch when left out.
+    patience : int, optional
+        Stop after this many evaluations without a new best.
+    checkpoint_every : int, default 100
+        Steps between checkpoints; one is also written at each evaluation and at the end.
+    progress : bool, optional
+        Show a progress bar; when left out, on a terminal.
+    report : callable, optional
+        Called with a line of text at each evaluation.
+
+    Attributes
+    ----------
+    step : int
+        Steps made so far, over all sittings.
+    best : float or None
+        The best value so far.
+    stopped : str
+        Why `train` came back: "done", "early" or "interrupted".
+
+    Notes
+    -----
+    A line of the history has ``step`` (from 1), ``epoch`` (from 1), ``seconds`` (training
+    time so far, without evaluation), ``loss`` (of the batch), ``smoothed`` (exponential
+    mean of the losses), ``grad_norm`` (before clipping), ``lr``, ``items`` (what the loss
+    was averaged over); where it applies ``epoch_loss`` (mean over the epoch) and the metric.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: Optimizer,
+        data: Data,
+        run,
+        *,
+        max_norm: float | None = None,
+        schedule: Constant | None = None,
+        evaluate: Callable[[], float] | None = None,
+        metric: str = "valid_loss",
+        maximize: bool = False,
+        evaluate_every: int | None = None,
+        patience: int | None = None,
+        checkpoint_every: int = 100,
+        progress: bool | None = None,
+        report: Callable[[str], None] | None = None,
+    ):
+        if max_norm is not None:
+            checks.number("max_norm", max_norm, 0.0, math.inf)
+        self.model, self.optimizer, self.data = model, optimizer, data
+        self.run = Path(run)
+        self.max_norm, self.schedule = max_norm, schedule or Constant()
+        self.evaluate, self.metric, self.maximize = evaluate, metric, maximize
+        self.evaluate_every = checks.positive_int("evaluate_every", evaluate_every or len(data))
+        self.patience = patience and checks.positive_int("patience", patience)
+        self.checkpoint_every = checks.positive_int("checkpoint_every", checkpoint_every)
+        self.progress, self.report = progress, report
+        self.step = 0
+        self.best: float | None = None
+        self.stopped = ""
+        self._seconds, self._smoothed, self._since_best = 0.0, 0.0, 0
+        self._epoch_sum, self._epoch_items = 0.0, 0
+        self._saved_step: int | None = None
+        self._asked_to_stop = False
+
+    @property
+    def history(self) -> Path:
+        return self.run / "history.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.run / "checkpoint.safetensors"
+
+    @property
+    def weights(self) -> Path:
+        return self.run / "weights.safetensors"
+
+    def train(self, *, steps: int | None = None, epochs: int | None = None) -> None:
+        """Train until ``steps`` or ``epochs`` have been made in all, then take the best weights.
+
+        Raises
+        ------
+        Diverged
+            The loss or the gradient is not finite; names the step and the last checkpoint.
+        ValueError
+            Neither or both of ``steps`` and ``epochs`` came, or there are no batches.
+        """
+        if (steps is None) == (epochs is None):
+            raise ValueError("give either steps or epochs")
+        if not len(self.data):
+            raise ValueError("data has no batches")
+        total = steps if steps is not None else epochs * len(self.data)
+        checks.positive_int("steps" if epochs is None else "epochs", total, 0)
+        self.run.mkdir(parents=True, exist_ok=True)
+        self.stopped, self._asked_to_stop = "", False
+        with (
+            self._listening(),
+            open(self.history, "a", encoding="utf-8", buffering=1) as history,
+            tqdm(
+                total=total,
+                initial=self.step,
+                unit="step",
+                disable=None if self.progress is None else not self.progress,
+            ) as bar,
+        ):
+            while self.step < total and not self.stopped:
+                epoch, done = divmod(self.step, len(self.data))
+                for batch in self.data.batches(epoch, done):
+                    line = self._train_batch(batch, epoch)
+                    self._after_step(line, bar, last=self.step >= total)
+                    history.write(json.dumps(line) + "\n")
+                    if self._asked_to_stop:
+                        self.stopped = "interrupted"
+                    if self._saved_step != self.step and (
+                        self.stopped
+                        or self.step >= total
+                        or self.metric in line
+                        or self.step % self.checkpoint_every == 0
+                    ):
+                        self.save()
+                    if self.stopped or self.step >= total:
+                        break
+        self.stopped = self.stopped or "done"
+        if self.best is None:
+            save_arrays(self.weights, self.model.parameters.state_dict())
+        else:
+            self.model.parameters.load_state_dict(load_arrays(self.weights)[0])
+
+    def _train_batch(self, batch, epoch: int) -> dict:
+        started = time.perf_counter()
+        loss, gradient, items = self.model.loss_and_gradient(batch)
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss}")
+        lr = self.optimizer.lr * self.schedule.factor(self.step)
+        try:
+            norm = self.optimizer.step(
+                self.model.parameters, gradient, lr=lr, max_norm=self.max_norm
+            )
+        except FloatingPointError as error:
+            raise self._diverged(str(error)) from None
+        self.step += 1
+        elapsed = time.perf_counter() - started
+        self._seconds += elapsed
+        self._smoothed = SMOOTHING * self._smoothed + (1 - SMOOTHING) * loss
+        self._epoch_sum += loss * items
+        self._epoch_items += items
+        return {
+            "step": self.step,
+            "epoch": epoch + 1,
+            "seconds": round(self._seconds, 6),
+            "loss": loss,
+            "smoothed": self._smoothed / (1 - SMOOTHING**self.step),
+            "grad_norm": norm,
+            "lr": lr,
+            "items": items,
+        }
+
+    def _after_step(self, line: dict, bar, *, last: bool) -> None:
+        if self.step % len(self.data) == 0:
+            line["epoch_loss"] = self._epoch_sum / max(self._epoch_items, 1)
+            self._epoch_sum, self._epoch_items = 0.0, 0
+        if self.evaluate and (self.step % self.evaluate_every == 0 or last):
+            value = line[self.metric] = float(self.evaluate())
+            self._compare(value)
+            if self.report:
+                self.report(
+                    f"step {self.step:>6}  loss {line['smoothed']:.3f}  {self.metric} {value:.3f}"
+                    f"{' *' if not self._since_best else '  '}  {self._seconds:.0f} s"
+                )
+        rate = line["items"] * self.step / max(self._seconds, 1e-9)
+        bar.set_postfix_str(f"loss {line['smoothed']:.3f}, {rate:,.0f} items/s", refresh=False)
+        bar.update()
+
+    def _compare(self, value: float) -> None:
+        self.schedule.observe(-value if self.maximize else value)
+        better = self.best is None or (value > self.best if self.maximize else value < self.best)
+        if better:
+            self.best, self._since_best = value, 0
+            notes = {"step": self.step, self.metric: value}
+            save_arrays(self.weights, self.model.parameters.state_dict(), notes)
+        else:
+            self._since_best += 1
+            if self.patience and self._since_best >= self.patience:
+                self.stopped = "early"
+
+    def _diverged(self, what: str) -> Diverged:
+        if self._saved_step is None:
+            good = "there is no checkpoint yet"
+        else:
+            good = f"the last good checkpoint is {self.checkpoint} (step {self._saved_step})"
+        return Diverged(f"{what} at step {self.step + 1}; {good}")
+
+    @contextmanager
+    def _listening(self):
+        """Ctrl-C and a polite kill end the step that is under way, then save."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number, frame):
+            if self._asked_to_stop and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._asked_to_stop = True
+
+        before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        arrays = {f"parameters.{k}": v for k, v in self.model.parameters.state_dict().items()}
+        arrays |= {f"optimizer.{k}": v for k, v in self.optimizer.state_dict().items()}
+        arrays |= {f"carried.{k}": v for k, v in self.model.carried().items()}
+        notes = {
+            "step": self.step,
+            "best": self.best,
+            "rng": self.model.rng.bit_generator.state,
+            "schedule": self.schedule.state(),
+            "counters": {name: getattr(self, name) for name in self._COUNTERS},
+        }
+        save_arrays(self.checkpoint, arrays, notes)
+        self._saved_step = self.step
+
+    _COUNTERS = ("_seconds", "_smoothed", "_since_best", "_epoch_sum", "_epoch_items")
+
+    def resume(self) -> bool:
+        """Go on from the run's checkpoint if it has one; False if not.
+
+        Raises
+        ------
+        ValueError
+            The checkpoint is damaged or of another model.
+        """
+        if not self.checkpoint.exists():
+            return False
+        arrays, notes = load_arrays(self.checkpoint)
+
+        def part(prefix):
+            return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+
+        try:
+            self.model.parameters.load_state_dict(part("parameters."))
+            self.optimizer.load_state_dict(part("optimizer."))
+            self.model.carry(part("carried."))
+            self.model.rng.bit_generator.state = notes["rng"]
+            self.schedule.load(notes["schedule"])
+            self.step, self.best = notes["step"], notes["best"]
+            for name in self._COUNTERS:
+                setattr(self, name, notes["counters"][name])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{self.checkpoint} is of another model or setting: {error}") from error
+        self._saved_step = self.step
+        # What came after the checkpoint is done again.
+        lines = self.history.read_bytes().splitlines(keepends=True) if self.history.exists() else []
+        write_bytes(self.history, b"".join(lines[: self.step]))
+        return True

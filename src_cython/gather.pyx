@@ -1,0 +1,200 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Rows of a table by index, and sums back into them.
+
+Every index is checked before the first number is written. C functions without the GIL do
+the work on contiguous memory; the Python functions around them convert and name errors.
+"""
+
+import numpy as np
+
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memcpy
+
+ctypedef fused index_t:
+    int32_t
+    int64_t
+
+ctypedef fused floating:
+    float
+    double
+
+
+cdef Py_ssize_t _first_bad(const index_t[::1] ids, int64_t limit) noexcept nogil:  # IN
+    """Position of the first id outside [0, limit), or -1."""
+    cdef Py_ssize_t i
+    cdef bint bad = False
+    for i in range(ids.shape[0]):  # no branch: the good case is one fast pass
+        bad |= (ids[i] < 0) | (ids[i] >= limit)
+    if bad:
+        for i in range(ids.shape[0]):
+            if ids[i] < 0 or ids[i] >= limit:
+                return i
+    return -1
+
+
+def _check(const index_t[::1] ids, int64_t limit):
+    cdef Py_ssize_t at
+    with nogil:
+        at = _first_bad(ids, limit)
+    if at >= 0:
+        raise IndexError(f"ids: id {ids[at]} at position {at} is not in [0, {limit})")
+
+
+def _gather(const floating[:, ::1] table, const index_t[::1] ids, floating[:, ::1] out):
+    cdef Py_ssize_t i
+    cdef Py_ssize_t size = table.shape[1] * sizeof(floating)
+    if size == 0:
+        return
+    with nogil:
+        for i in range(ids.shape[0]):
+            memcpy(&out[i, 0], &table[ids[i], 0], size)
+
+
+def _scatter(const floating[:, ::1] grads, const index_t[::1] ids, floating[:, ::1] out):
+    cdef Py_ssize_t i, k
+    cdef floating* row
+    with nogil:
+        for i in range(ids.shape[0]):
+            row = &out[ids[i], 0]
+            for k in range(grads.shape[1]):
+                row[k] += grads[i, k]
+
+
+def _scatter_sorted(
+    const floating[:, ::1] grads,
+    const int64_t[::1] order,
+    const int64_t[::1] starts,
+    floating[:, ::1] out,
+):
+    """``out[r]`` = the sum of ``grads[order[starts[r] : starts[r + 1]]]``, in that order."""
+    cdef Py_ssize_t r, s, k
+    cdef const floating* source
+    with nogil:
+        for r in range(out.shape[0]):
+            source = &grads[order[starts[r]], 0]
+            for k in range(grads.shape[1]):
+                out[r, k] = source[k]
+            for s in range(starts[r] + 1, starts[r + 1]):
+                source = &grads[order[s], 0]
+                for k in range(grads.shape[1]):
+                    out[r, k] += source[k]
+
+
+def _as_ids(ids):
+    ids = np.asarray(ids)
+    if ids.ndim != 1:
+        raise ValueError(f"ids must have one dimension, got shape {ids.shape}")
+    if ids.size == 0:
+        return np.empty(0, np.int64)
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"ids must be integers, got dtype {ids.dtype}")
+    return np.ascontiguousarray(ids, np.int32 if ids.dtype == np.int32 else np.int64)
+
+
+def _as_matrix(name, value, like=None):
+    if not isinstance(value, np.ndarray) or value.ndim != 2:
+        raise ValueError(f"{name} must be an array of two dimensions, got {_say(value)}")
+    if value.dtype not in (np.float32, np.float64) or like not in (None, value.dtype):
+        wanted = like or "float32 or float64"
+        raise TypeError(f"{name} must be of {wanted}, got dtype {value.dtype}")
+    return value
+
+
+def _say(value):
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else f"shape {shape}"
+
+
+def _as_out(name, out, shape, dtype):
+    _as_matrix(name, out, dtype)
+    if out.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {out.shape}")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError(f"{name} must be C-contiguous and writeable")
+    return out
+
+
+def gather_rows(table, ids, out=None):
+    """``out[i] = table[ids[i]]``.
+
+    Parameters
+    ----------
+    table : float32 or float64 array [V, E]
+    ids : array_like of int [N]
+        int32 and int64 are read as they are.
+    out : array [N, E] of the table's type, C-contiguous, optional
+        Where to write; made anew when left out.
+
+    Returns
+    -------
+    out : array [N, E]
+
+    Raises
+    ------
+    IndexError
+        An id is not in ``[0, V)``: names its position, the id and V. Nothing is written.
+    ValueError, TypeError
+        A shape or a type does not fit.
+    """
+    table = np.ascontiguousarray(_as_matrix("table", table))
+    ids = _as_ids(ids)
+    shape = (len(ids), table.shape[1])
+    if out is None:
+        out = np.empty(shape, table.dtype)
+    _as_out("out", out, shape, table.dtype)
+    _check(ids, len(table))
+    _gather(table, ids, out)
+    return out
+
+
+def scatter_add_rows(grads, ids, *, out=None, num_rows=None):
+    """Add the rows of ``grads`` to the rows of a table named by ``ids``.
+
+    Rows are added in the order they come, so the result is the same every time.
+
+    Parameters
+    ----------
+    grads : float32 or float64 array [N, E]
+    ids : array_like of int [N]
+    out : array [V, E] of the same type, C-contiguous, optional
+        Dense: added to in place and returned.
+    num_rows : int, optional
+        Sparse, when ``out`` is left out: V, the rows of the table.
+
+    Returns
+    -------
+    out : array [V, E]
+        Dense.
+    (rows, sums) : int64 array [R], array [R, E]
+        Sparse: the rows that occur, ascending, and the sum of the gradients of each.
+
+    Raises
+    ------
+    IndexError
+        An id is not in ``[0, V)``: names its position, the id and V. Nothing is written.
+    ValueError, TypeError
+        A shape or a type does not fit, or both or neither of ``out`` and ``num_rows`` came.
+    """
+    grads = np.ascontiguousarray(_as_matrix("grads", grads))
+    ids = _as_ids(ids)
+    if len(ids) != len(grads):
+        raise ValueError(f"ids must have {len(grads)} entries like grads, got {len(ids)}")
+    if (out is None) == (num_rows is None):
+        raise ValueError("give either out (dense) or num_rows (sparse)")
+    if out is not None:
+        if np.ndim(out) != 2:
+            raise ValueError(f"out must be an array of two dimensions, got {_say(out)}")
+        _as_out("out", out, (len(out), grads.shape[1]), grads.dtype)
+        _check(ids, len(out))
+        if grads.size:
+            _scatter(grads, ids, out)
+        return out
+    _check(ids, num_rows)
+    order = np.argsort(ids, kind="stable")
+    ordered = ids[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    rows = ordered[starts].astype(np.int64)
+    sums = np.empty((len(rows), grads.shape[1]), grads.dtype)
+    if sums.size:
+        _scatter_sorted(grads, order, np.append(starts, len(ids)), sums)
+    return rows, sums

@@ -1,0 +1,175 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Sequences of different lengths as one padded array."""
+
+import numpy as np
+
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.long cimport PyLong_AsLongLong, PyLong_CheckExact
+from cpython.object cimport PyObject
+from libc.stdint cimport int32_t, int64_t
+
+ctypedef fused index_t:
+    int32_t
+    int64_t
+
+
+cdef void _fill(
+    const index_t[::1] flat,  # IN
+    const int64_t[::1] offsets,  # IN
+    index_t[:, :] out,  # OUT [B, T], any strides
+    bint pad_before,
+    bint cut_before,
+    index_t value,
+) noexcept nogil:
+    cdef Py_ssize_t b, t, start, count, at
+    cdef Py_ssize_t steps = out.shape[1]
+    for b in range(out.shape[0]):
+        start, count = offsets[b], offsets[b + 1] - offsets[b]
+        if count > steps:
+            if cut_before:
+                start += count - steps
+            count = steps
+        at = steps - count if pad_before else 0
+        for t in range(at):
+            out[b, t] = value
+        for t in range(count):
+            out[b, at + t] = flat[start + t]
+        for t in range(at + count, steps):
+            out[b, t] = value
+
+
+def _pad(
+    const index_t[::1] flat, const int64_t[::1] offsets, index_t[:, :] out,
+    bint pad_before, bint cut_before, int64_t value,
+):
+    with nogil:
+        _fill(flat, offsets, out, pad_before, cut_before, <index_t>value)
+
+
+def _flatten_lists(list sequences, int64_t[::1] flat):
+    """Copy lists of Python ints one after the other; the sizes were counted before."""
+    cdef Py_ssize_t b, k, at = 0
+    cdef list items
+    cdef PyObject* item
+    for b in range(PyList_GET_SIZE(sequences)):
+        items = <list>PyList_GET_ITEM(sequences, b)
+        for k in range(PyList_GET_SIZE(items)):
+            item = PyList_GET_ITEM(items, k)
+            if PyLong_CheckExact(<object>item):
+                flat[at] = PyLong_AsLongLong(<object>item)
+            else:
+                flat[at] = _as_int(<object>item, b, k)
+            at += 1
+
+
+cdef int64_t _as_int(item, Py_ssize_t b, Py_ssize_t k) except? -1:
+    if isinstance(item, (bool, np.bool_)) or not hasattr(item, "__index__"):
+        raise TypeError(
+            f"sequences[{b}][{k}] must be an int, got {type(item).__name__}"
+        )
+    return item.__index__()
+
+
+def _integers(name, value):
+    array = np.asarray(value)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have one dimension, got shape {array.shape}")
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
+    return np.ascontiguousarray(array, np.int32 if array.dtype == np.int32 else np.int64)
+
+
+def _flatten(sequences):
+    """``(flat, offsets)`` of any of the accepted forms."""
+    if isinstance(sequences, tuple) and len(sequences) == 2 and isinstance(
+        sequences[0], np.ndarray
+    ) and np.ndim(sequences[1]) == 1:
+        flat = _integers("sequences[0] (flat)", sequences[0])
+        offsets = _integers("sequences[1] (offsets)", sequences[1]).astype(np.int64)
+        if (
+            offsets.size == 0 or offsets[0] < 0 or offsets[-1] > flat.size
+            or (np.diff(offsets) < 0).any()
+        ):
+            raise ValueError(
+                f"sequences[1] (offsets) must ascend within [0, {flat.size}], got {offsets}"
+            )
+        return flat, offsets
+    if isinstance(sequences, (str, bytes)) or not hasattr(sequences, "__iter__"):
+        raise TypeError(
+            "sequences must be lists of ints, arrays of ints or (flat, offsets), "
+            f"got {type(sequences).__name__}"
+        )
+    sequences = list(sequences)
+    for b, s in enumerate(sequences):
+        if not hasattr(s, "__len__") or isinstance(s, (str, bytes, dict, set)):
+            raise TypeError(f"sequences[{b}] must be a list or an array, got {type(s).__name__}")
+    offsets = np.zeros(len(sequences) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, sequences), np.int64, len(sequences)), out=offsets[1:])
+    if any(isinstance(s, np.ndarray) for s in sequences):
+        arrays = [s if isinstance(s, np.ndarray) else _integers(f"sequences[{b}]", s)
+                  for b, s in enumerate(sequences)]
+        for b, a in enumerate(arrays):
+            if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
+                _integers(f"sequences[{b}]", a)
+        return _integers("sequences", np.concatenate(arrays)), offsets
+    flat = np.empty(offsets[-1], np.int64)
+    _flatten_lists([s if type(s) is list else list(s) for s in sequences], flat)
+    return flat, offsets
+
+
+def _choice(name, value):
+    if value not in ("post", "pre"):
+        raise ValueError(f"{name} must be 'post' or 'pre', got {value!r}")
+    return value == "pre"
+
+
+def pad_sequences(
+    sequences, *, max_len=None, padding="post", truncating="post", value=0, batch_first=False
+):
+    """One array out of sequences of different lengths.
+
+    Parameters
+    ----------
+    sequences : list of lists of int, list of int arrays, or (flat, offsets)
+        In the last form sequence b is ``flat[offsets[b]:offsets[b + 1]]``.
+    max_len : int, optional
+        T; the longest sequence when left out. Longer sequences are cut.
+    padding : {"post", "pre"}
+        Whether what fills up a sequence follows or precedes it. The layers' ``lengths``
+        want "post".
+    truncating : {"post", "pre"}
+        Whether the end or the start of a long sequence is cut off.
+    value : int, default 0
+        What fills up.
+    batch_first : bool, default False
+        [B, T] instead of [T, B].
+
+    Returns
+    -------
+    ids : int64 array [T, B] or [B, T]
+        int32 where all that came in are int32 arrays.
+    lengths : int64 array [B]
+        What is left of each sequence.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is not one of the above; the message names the sequence.
+    """
+    pad_before, cut_before = _choice("padding", padding), _choice("truncating", truncating)
+    for name, number in (("value", value), ("max_len", 0 if max_len is None else max_len)):
+        if isinstance(number, bool) or not hasattr(number, "__index__"):
+            raise TypeError(f"{name} must be an int, got {type(number).__name__}")
+    if max_len is not None and max_len < 0:
+        raise ValueError(f"max_len must be at least 0, got {max_len}")
+    flat, offsets = _flatten(sequences)
+    lengths = np.diff(offsets)
+    longest = int(lengths.max()) if lengths.size else 0
+    steps = longest if max_len is None else int(max_len)
+    bounds = np.iinfo(flat.dtype)
+    if not bounds.min <= value <= bounds.max:
+        raise ValueError(f"value must fit {flat.dtype}, got {value}")
+    shape = (len(lengths), steps) if batch_first else (steps, len(lengths))
+    out = np.empty(shape, flat.dtype)
+    _pad(flat, offsets, out if batch_first else out.T, pad_before, cut_before, value)
+    return out, np.minimum(lengths, steps)
