@@ -18,7 +18,8 @@ def real_array(name: str, value, dtype, shape: tuple | None = None) -> np.ndarra
     ):
         wanted = ", ".join("*" if w is None else str(w) for w in shape)
         raise ValueError(f"{name} must have shape ({wanted}), got {array.shape}")
-    array = np.ascontiguousarray(array, dtype).reshape(array.shape)
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused
+        array = np.ascontiguousarray(array, dtype).reshape(array.shape)
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity (in {dtype})")
     return array

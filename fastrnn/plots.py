@@ -1,0 +1,121 @@
+"""Learning curves of one or several runs in one picture."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.signal import lfilter
+
+
+def read_history(run) -> list[dict]:
+    """The lines of ``run/history.jsonl``.
+
+    Raises
+    ------
+    FileNotFoundError
+        The run has no history.
+    ValueError
+        A line is damaged; the message names the file and the line.
+    """
+    path = Path(run) / "history.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            float(line["step"]), float(line["loss"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}, line {number} is damaged: {error!r}") from None
+        lines.append(line)
+    if not lines:
+        raise ValueError(f"{path} is empty")
+    return lines
+
+
+def smooth(values, weight: float = 0.98) -> np.ndarray:
+    """Exponential mean of what came so far, without the pull of a start at zero."""
+    values = np.asarray(values, dtype=float)
+    mean = lfilter([1 - weight], [1, -weight], values)
+    return mean / (1 - weight ** np.arange(1, len(values) + 1))
+
+
+def plot_runs(
+    runs: Sequence | Mapping, out, *, against: str = "step", title: str | None = None
+) -> Path:
+    """Draw the curves of runs: faint per batch, smoothed, and points where it was evaluated.
+
+    Parameters
+    ----------
+    runs : sequence of folders, or mapping of label to folder
+    out : path
+        The picture, ``.png``, ``.svg`` or ``.pdf``.
+    against : {"step", "seconds"}
+        The horizontal axis.
+    title : str, optional
+
+    Returns
+    -------
+    out : Path
+
+    Raises
+    ------
+    ImportError
+        matplotlib is missing; the message says how to get it.
+    """
+    if against not in ("step", "seconds"):
+        raise ValueError(f"against must be 'step' or 'seconds', got {against!r}")
+    if not isinstance(runs, Mapping):
+        runs = {Path(run).name or str(run): run for run in runs}
+    histories = {label: read_history(run) for label, run in runs.items()}
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError('plots need matplotlib: pip install "fastrnn[plot]"') from None
+
+    # A loss in nats is drawn in bits where the evaluation is in bits.
+    bits = any("valid_bpc" in line for lines in histories.values() for line in lines)
+    unit = math.log(2) if bits else 1.0
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    tops, lows = [], []
+    for number, (label, lines) in enumerate(histories.items()):
+        colour = f"C{number}"
+        x = [line[against] for line in lines]
+        loss = np.array([line["loss"] for line in lines]) / unit
+        smoothed = smooth(loss)
+        axes.plot(x, loss, color=colour, alpha=0.2, linewidth=0.8)
+        axes.plot(x, smoothed, color=colour, linewidth=1.8, label=label)
+        metric = [(a, v) for a, line in zip(x, lines, strict=True) for k, v in line.items()
+                  if k.startswith("valid_")]  # fmt: skip
+        if metric:
+            axes.plot(*zip(*metric, strict=True), "o", color=colour, markeredgecolor="white")
+            lows.append(min(v for _, v in metric))
+        means = [(a, line["epoch_loss"] / unit) for a, line in zip(x, lines, strict=True)
+                 if "epoch_loss" in line]  # fmt: skip
+        if means:
+            axes.plot(*zip(*means, strict=True), "D", color=colour, markerfacecolor="none")
+        finite = smoothed[np.isfinite(smoothed)]
+        tops.append(finite[min(len(finite) - 1, 5)])
+        lows.append(finite.min())
+    # The first few batches and a run that blows up must not flatten everything else.
+    low, top = min(lows), max(tops)
+    axes.set_ylim(low - 0.06 * (top - low) - 1e-3, top + 0.1 * (top - low) + 1e-3)
+    axes.set_xlabel("step" if against == "step" else "seconds of training")
+    axes.set_ylabel("bits per character" if bits else "loss")
+    if title:
+        axes.set_title(title)
+    axes.grid(alpha=0.25)
+    axes.plot([], [], color="grey", alpha=0.3, label="each batch")
+    axes.plot([], [], "o", color="grey", label="evaluation")
+    if any("epoch_loss" in line for lines in histories.values() for line in lines):
+        axes.plot([], [], "D", color="grey", markerfacecolor="none", label="mean of an epoch")
+    axes.legend()
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+    return out

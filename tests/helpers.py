@@ -1,0 +1,48 @@
+"""What several test files share: tolerances, the gradient check, what is installed."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
+
+CORPORA = Path(__file__).parents[2] / "shared" / "data"
+
+# Largest difference from the float64 judge, relative to the judge's largest number.
+TOLERANCE = {"float32": 2e-5, "float64": 1e-11}
+
+
+def difference(got, wanted) -> float:
+    """Largest absolute difference over the largest wanted number."""
+    got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
+    assert got.shape == wanted.shape, f"shape {got.shape} instead of {wanted.shape}"
+    if wanted.size == 0:
+        return 0.0
+    scale = np.abs(wanted).max()
+    return float(np.abs(got - wanted).max() / (scale if scale > 0 else 1.0))
+
+
+def check_close(got, wanted, dtype, what=""):
+    worst = difference(got, wanted)
+    assert worst <= TOLERANCE[np.dtype(dtype).name], f"{what}: {worst:.1e}"
+
+
+def check_gradient(function, inputs, gradients, *, seed=0, eps=1e-6, tolerance=1e-7):
+    """Compare ``sum(v * (f(x + eps u) - f(x - eps u)) / 2 eps)`` with the given gradients.
+
+    ``function`` maps the arrays to a float (already contracted with v); float64.
+    """
+    rng = np.random.default_rng(seed)
+    for number, (x, gradient) in enumerate(zip(inputs, gradients, strict=True)):
+        u = rng.standard_normal(x.shape)
+        moved = list(inputs)
+        moved[number] = x + eps * u
+        high = function(*moved)
+        moved[number] = x - eps * u
+        numeric = (high - function(*moved)) / (2 * eps)
+        exact = float((gradient * u).sum())
+        scale = max(abs(numeric), abs(exact), 1e-3)
+        assert abs(numeric - exact) <= tolerance * scale, (number, numeric, exact)

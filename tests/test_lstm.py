@@ -1,0 +1,399 @@
+"""The LSTM layer: PyTorch, the reference, bits, streaming, and what it refuses."""
+
+import fastrnn
+import numpy as np
+import pytest
+from helpers import check_close, check_gradient, needs_torch
+from fastrnn.layers import LSTM
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+DTYPES = ["float32", "float64"]
+
+
+def draw(rng, lstm, steps, batch):
+    """Random input, states and gradients for a layer, in float64."""
+    d, h = lstm.directions, lstm.hidden_size
+    states = (lstm.num_layers * d, batch, h)
+    outer = (batch, steps) if lstm.batch_first else (steps, batch)
+    shapes = ((*outer, lstm.input_size), states, states, (*outer, d * h), states, states)
+    x, h_0, c_0, dy, dh_n, dc_n = (rng.standard_normal(s) for s in shapes)
+    return x, (h_0, c_0), dy, (dh_n, dc_n)
+
+
+def everything(lstm, x, state, lengths, dy, dstate):
+    """All outputs and gradients by name."""
+    y, (h_n, c_n), tape = lstm.forward(x, state, lengths)
+    dx, (dh_0, dc_0), grads = lstm.backward(tape, dy, dstate)
+    out = {"y": y, "h_n": h_n, "c_n": c_n, "dx": dx, "dh_0": dh_0, "dc_0": dc_0}
+    return out | grads
+
+
+def same_bits(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert np.array_equal(a[name], b[name]), name
+
+
+def torch_everything(lstm, x, state, lengths, dy, dstate):
+    """The same by torch in float64, with this layer's parameters."""
+    import torch
+
+    twin = torch.nn.LSTM(
+        lstm.input_size, lstm.hidden_size, lstm.num_layers, bias=lstm.bias,
+        batch_first=lstm.batch_first, bidirectional=lstm.bidirectional,
+    ).double()  # fmt: skip
+    twin.load_state_dict({k: torch.from_numpy(v).double() for k, v in lstm.state_dict().items()})
+    x, h_0, c_0 = (torch.tensor(v, requires_grad=True) for v in (x, *state))
+    if lengths is None:
+        y, (h_n, c_n) = twin(x, (h_0, c_0))
+    else:
+        first = lstm.batch_first
+        packed = torch.nn.utils.rnn.pack_padded_sequence(
+            x, torch.tensor(lengths), enforce_sorted=False, batch_first=first
+        )
+        packed, (h_n, c_n) = twin(packed, (h_0, c_0))
+        y, _ = torch.nn.utils.rnn.pad_packed_sequence(
+            packed, batch_first=first, total_length=x.shape[1 if first else 0]
+        )
+    gradients = [torch.from_numpy(g) for g in (dy, *dstate)]
+    torch.autograd.backward([y, h_n, c_n], gradients)
+    out = {"y": y, "h_n": h_n, "c_n": c_n, "dx": x.grad, "dh_0": h_0.grad, "dc_0": c_0.grad}
+    out |= {name: p.grad for name, p in twin.named_parameters()}
+    return {name: v.detach().numpy() for name, v in out.items()}
+
+
+@needs_torch
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_agrees_with_torch(rng, num_layers, bidirectional, batch_first, ragged, dtype):
+    lstm = LSTM(
+        11, 21, num_layers, bidirectional=bidirectional, batch_first=batch_first,
+        dtype=dtype, seed=1,
+    )  # fmt: skip
+    x, state, dy, dstate = draw(rng, lstm, 9, 10)
+    lengths = np.array([3, 9, 1, 1, 5, 9, 2, 8, 7, 4]) if ragged else None
+    got = everything(lstm, x, state, lengths, dy, dstate)
+    wanted = torch_everything(lstm, x, state, lengths, dy, dstate)
+    assert got.keys() == wanted.keys()
+    for name in got:
+        check_close(got[name], wanted[name], dtype, name)
+
+
+@needs_torch
+def test_agrees_with_torch_without_bias_and_at_size(rng):
+    lstm = LSTM(40, 96, 2, bidirectional=True, bias=False, seed=2)
+    x, state, dy, dstate = draw(rng, lstm, 40, 23)
+    lengths = rng.integers(1, 41, 23)
+    got = everything(lstm, x, state, lengths, dy, dstate)
+    wanted = torch_everything(lstm, x, state, lengths, dy, dstate)
+    assert "bias_ih_l0" not in got
+    for name in got:
+        check_close(got[name], wanted[name], "float32", name)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_agrees_with_the_reference(data):
+    """Any shape and lengths: T and B of 1, sizes off the vector width, lengths of 0."""
+    steps, batch = data.draw(st.integers(1, 9), "T"), data.draw(st.integers(1, 20), "B")
+    inputs, units = data.draw(st.integers(1, 40), "I"), data.draw(st.integers(1, 40), "H")
+    ragged = data.draw(st.booleans(), "ragged")
+    lengths = (
+        data.draw(st.lists(st.integers(0, steps), min_size=batch, max_size=batch), "lengths")
+        if ragged
+        else None
+    )
+    options = {
+        "num_layers": data.draw(st.integers(1, 2), "layers"),
+        "bidirectional": data.draw(st.booleans(), "bidirectional"),
+        "bias": data.draw(st.booleans(), "bias"),
+        "batch_first": data.draw(st.booleans(), "batch_first"),
+    }
+    dtype = data.draw(st.sampled_from(DTYPES), "dtype")
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000), "seed"))
+    ours = LSTM(inputs, units, dtype=dtype, seed=0, **options)
+    oracle = LSTM(inputs, units, dtype="float64", backend="reference", **options)
+    oracle.load_state_dict(ours.state_dict())
+    x, state, dy, dstate = draw(rng, ours, steps, batch)
+    got = everything(ours, x, state, lengths, dy, dstate)
+    wanted = everything(oracle, x, state, lengths, dy, dstate)
+    for name in got:
+        assert got[name].dtype == np.dtype(dtype)
+        check_close(got[name], wanted[name], dtype, name)
+    y, (h_n, c_n) = ours(x, state, lengths)
+    for name, value in (("y", y), ("h_n", h_n), ("c_n", c_n)):
+        assert np.array_equal(value, got[name]), f"inference and training differ in {name}"
+
+
+def test_gradient_check_of_the_whole_stack(rng):
+    lstm = LSTM(3, 5, 2, bidirectional=True, dtype="float64", seed=0)
+    lengths = [4, 0, 3, 1]
+    x, (h_0, c_0), dy, dstate = draw(rng, lstm, 4, 4)
+    names = list(lstm.parameters)
+
+    def loss(x, h_0, c_0, *weights):
+        lstm.load_state_dict(dict(zip(names, weights, strict=True)))
+        y, (h_n, c_n) = lstm(x, (h_0, c_0), lengths)
+        return float((y * dy).sum() + (h_n * dstate[0]).sum() + (c_n * dstate[1]).sum())
+
+    weights = list(lstm.state_dict().values())
+    got = everything(lstm, x, (h_0, c_0), lengths, dy, dstate)
+    exact = [got["dx"], got["dh_0"], got["dc_0"], *(got[n] for n in names)]
+    check_gradient(loss, [x, h_0, c_0, *weights], exact)
+
+
+@pytest.mark.parametrize("shape", [(12, 7, 20, 24), (40, 64, 32, 64), (30, 3, 40, 48)])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_same_bits_for_any_number_of_threads(rng, shape, ragged):
+    steps, batch, inputs, units = shape
+    lstm = LSTM(inputs, units, 2, bidirectional=True, seed=0)
+    x, state, dy, dstate = draw(rng, lstm, steps, batch)
+    lengths = rng.integers(0, steps + 1, batch) if ragged else None
+    results, inference = [], []
+    for threads in (1, 2, 3):
+        fastrnn.set_num_threads(threads)
+        results.append(everything(lstm, x, state, lengths, dy, dstate))
+        inference.append(lstm(x, state, lengths)[0])
+    for other, y in zip(results, inference, strict=True):
+        same_bits(results[0], other)
+        assert np.array_equal(y, results[0]["y"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_bits_alone_and_in_any_batch(rng, dtype):
+    lstm = LSTM(19, 37, 2, bidirectional=True, dtype=dtype, seed=0)
+    steps, batch = 12, 17
+    x, state, dy, dstate = draw(rng, lstm, steps, batch)
+    lengths = rng.integers(0, steps + 1, batch)
+    lengths[:2] = steps
+    got = everything(lstm, x, state, lengths, dy, dstate)
+    for b in range(batch):
+        n = max(1, lengths[b])  # the padding goes, too
+        one = slice(b, b + 1)
+        alone = everything(
+            lstm, x[:n, one], tuple(s[:, one] for s in state), lengths[one],
+            dy[:n, one], tuple(s[:, one] for s in dstate),
+        )  # fmt: skip
+        for name in ("y", "dx"):
+            assert np.array_equal(alone[name], got[name][:n, one]), (name, b)
+            assert not got[name][lengths[b] :, b].any()
+        for name in ("h_n", "c_n", "dh_0", "dc_0"):
+            assert np.array_equal(alone[name], got[name][:, one]), (name, b)
+    order = rng.permutation(batch)
+    y, (h_n, _) = lstm(x[:, order], tuple(s[:, order] for s in state), lengths[order])
+    assert np.array_equal(y, got["y"][:, order]) and np.array_equal(h_n, got["h_n"][:, order])
+
+
+def test_padding_is_never_read(rng):
+    lstm = LSTM(5, 8, bidirectional=True, seed=0)
+    x, state, dy, dstate = draw(rng, lstm, 6, 3)
+    lengths = [6, 2, 0]
+    clean = everything(lstm, x, state, lengths, dy, dstate)
+    for b, n in enumerate(lengths):
+        x[n:, b], dy[n:, b] = 1e30, 1e30
+    same_bits(clean, everything(lstm, x, state, lengths, dy, dstate))
+
+
+def test_all_lengths_zero_and_an_empty_batch(rng):
+    lstm = LSTM(4, 6, 2, bidirectional=True, seed=0)
+    x, state, dy, dstate = draw(rng, lstm, 3, 2)
+    got = everything(lstm, x, state, [0, 0], dy, dstate)
+    assert not got["y"].any() and not got["dx"].any() and not got["weight_hh_l1"].any()
+    check_close(got["h_n"], state[0], "float32")
+    check_close(got["dc_0"], dstate[1], "float32")
+    y, (h_n, _) = lstm(np.zeros((3, 0, 4)))
+    assert y.shape == (3, 0, 12) and h_n.shape == (4, 0, 6)
+    y, (h_n, _) = lstm(np.zeros((0, 2, 4)), state)
+    assert y.shape == (0, 2, 12)
+    check_close(h_n, state[0], "float32")
+
+
+def test_step_streams_what_forward_computes(rng):
+    lstm = LSTM(7, 20, 2, seed=0)
+    x = rng.standard_normal((9, 3, 7))
+    y, (h_n, c_n) = lstm(x)
+    state = None
+    for t in range(9):
+        y_t, state = lstm.step(x[t], state)
+        assert np.array_equal(y_t, y[t])
+    assert np.array_equal(state[0], h_n) and np.array_equal(state[1], c_n)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_unbatched(rng, batch_first):
+    lstm = LSTM(5, 6, 2, bidirectional=True, batch_first=batch_first, seed=0)
+    x, dy = rng.standard_normal((7, 5)), rng.standard_normal((7, 12))
+    y, (h_n, c_n), tape = lstm.forward(x)
+    dx, (dh_0, _), grads = lstm.backward(tape, dy)
+    axis = 0 if batch_first else 1
+    full = everything(lstm, np.expand_dims(x, axis), None, None, np.expand_dims(dy, axis), None)
+    assert y.shape == (7, 12) and h_n.shape == c_n.shape == dh_0.shape == (4, 6)
+    assert np.array_equal(y, full["y"].squeeze(axis))
+    assert np.array_equal(dx, full["dx"].squeeze(axis))
+    assert np.array_equal(grads["weight_hh_l1"], full["weight_hh_l1"])
+
+
+def test_any_real_array_like(rng):
+    lstm = LSTM(4, 5, seed=0)
+    x = rng.integers(-3, 4, (6, 2, 4))
+    y, _ = lstm(x.astype(np.float32))
+    for other in (x, x.tolist(), np.asfortranarray(x), x.astype(np.float16), x.astype(np.int8)):
+        assert np.array_equal(lstm(other)[0], y)
+    wide = np.zeros((6, 2, 8))
+    wide[..., ::2] = x
+    assert np.array_equal(lstm(wide[..., ::2])[0], y)
+    assert np.array_equal(lstm(x > 0)[0], lstm((x > 0).astype(float))[0])
+    frozen = x.astype(np.float32)
+    frozen.flags.writeable = False
+    assert np.array_equal(lstm(frozen)[0], y)
+
+
+def test_dropout_only_between_layers_and_only_in_training(rng):
+    lstm = LSTM(4, 50, 2, dropout=0.5, dtype="float64", seed=3)
+    x = rng.standard_normal((5, 3, 4))
+    plain = LSTM(4, 50, 2, dtype="float64", seed=3)
+    assert np.array_equal(lstm(x)[0], plain(x)[0])
+    before = lstm.rng.bit_generator.state
+    y, _, tape = lstm.forward(x)
+    assert not np.array_equal(y, plain(x)[0])
+    kept = tape.masks[1]
+    assert tape.masks[0] is None and set(np.unique(kept)) == {0.0, 2.0}
+    assert 0.4 < (kept > 0).mean() < 0.6
+    dy = rng.standard_normal(y.shape)
+    dx, _, _ = lstm.backward(tape, dy)
+
+    def loss(x):
+        lstm.rng.bit_generator.state = before
+        return float((lstm.forward(x)[0] * dy).sum())
+
+    check_gradient(loss, [x], [dx])
+
+
+def test_initial_weights():
+    lstm = LSTM(30, 16, seed=0)
+    weights = lstm.state_dict()
+    assert list(weights) == ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
+    for gate in np.split(weights["weight_hh_l0"], 4):
+        assert np.allclose(gate @ gate.T, np.eye(16), atol=1e-5)
+    limit = np.sqrt(6 / (30 + 16))
+    assert limit * 0.95 < np.abs(weights["weight_ih_l0"]).max() <= limit
+    assert (weights["bias_ih_l0"].reshape(4, 16)[1] == 1).all()
+    assert weights["bias_ih_l0"].sum() == 16 and not weights["bias_hh_l0"].any()
+    again, other = LSTM(30, 16, seed=0), LSTM(30, 16, seed=1)
+    same_bits(weights, again.state_dict())
+    assert not np.array_equal(weights["weight_ih_l0"], other.state_dict()["weight_ih_l0"])
+
+
+def test_new_weights_take_effect_and_views_are_read_only(rng):
+    a, b = LSTM(4, 5, seed=0), LSTM(4, 5, seed=1)
+    x = rng.standard_normal((3, 2, 4))
+    before = a(x)[0]
+    a.load_state_dict(b.state_dict())
+    assert np.array_equal(a(x)[0], b(x)[0]) and not np.array_equal(a(x)[0], before)
+    a.parameters.writing()[:] = 0
+    assert not a(x)[0].any()
+    with pytest.raises(ValueError, match="read-only"):
+        a.parameters["weight_ih_l0"][0, 0] = 1
+    copy = b.state_dict()
+    copy["bias_ih_l0"][:] = 9
+    assert b.parameters["bias_ih_l0"].max() == 1
+
+
+def test_a_tape_is_good_for_one_backward(rng):
+    lstm = LSTM(4, 5, seed=0)
+    y, _, tape = lstm.forward(rng.standard_normal((3, 2, 4)))
+    lstm.backward(tape, y)
+    with pytest.raises(ValueError, match="tape was used"):
+        lstm.backward(tape, y)
+
+
+def test_tapes_do_not_share_memory(rng):
+    """Two passes under way at once, large enough for the buffers that are used again."""
+    lstm = LSTM(16, 64, seed=0)
+    x = rng.standard_normal((2, 30, 40, 16))
+    dy = rng.standard_normal((2, 30, 40, 64))
+    apart = [lstm.backward(lstm.forward(a)[2], g)[0] for a, g in zip(x, dy, strict=True)]
+    (y0, _, tape0), (y1, _, tape1) = lstm.forward(x[0]), lstm.forward(x[1])
+    kept = y0.copy()
+    assert np.array_equal(lstm.backward(tape1, dy[1])[0], apart[1])
+    assert np.array_equal(lstm.backward(tape0, dy[0])[0], apart[0])
+    assert np.array_equal(y0, kept) and not np.array_equal(y0, y1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"input_size": 0}, ValueError, "input_size must be at least 1, got 0"),
+        ({"hidden_size": 2.5}, TypeError, "hidden_size must be an int, got float"),
+        ({"num_layers": True}, TypeError, "num_layers must be an int, got bool"),
+        ({"dropout": 1.0}, ValueError, r"dropout must be in \[0.0, 1.0\), got 1.0"),
+        ({"dropout": "a"}, TypeError, "dropout must be a number"),
+        ({"dtype": "int8"}, ValueError, "dtype must be one of float32, float64; got 'int8'"),
+        ({"dtype": "nonsense"}, ValueError, "dtype must be one of"),
+        ({"backend": "tpu"}, ValueError, "backend must be one of cpu, reference; got 'tpu'"),
+    ],
+)
+def test_refused_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        LSTM(**({"input_size": 3, "hidden_size": 4} | arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": np.zeros((5, 2, 4))}, ValueError, r"x must have shape \(T, B, 3\).*\(5, 2, 4\)"),
+        ({"x": np.zeros(3)}, ValueError, "x must have shape"),
+        ({"x": np.full((5, 2, 3), np.nan)}, ValueError, "x must be finite"),
+        ({"x": np.full((5, 2, 3), 1e39)}, ValueError, "x must be finite"),
+        ({"x": np.zeros((5, 2, 3), complex)}, TypeError, "x must be an array of real numbers"),
+        ({"x": [["a"]]}, TypeError, "x must be an array of real numbers"),
+        ({"lengths": [1, 2, 3]}, ValueError, r"lengths must have shape \(2,\), got \(3,\)"),
+        ({"lengths": [1, 6]}, ValueError, "lengths must be between 0 and 5, got 1 to 6"),
+        ({"lengths": [-1, 5]}, ValueError, "lengths must be between 0 and 5"),
+        ({"lengths": [1.0, 2.0]}, TypeError, "lengths must be integers, got dtype float64"),
+        ({"state": np.zeros((1, 2, 4))}, TypeError, r"state must be a pair \(h_0, c_0\)"),
+        (
+            {"state": (np.zeros((1, 2, 4)), np.zeros((1, 3, 4)))},
+            ValueError,
+            r"c_0 must have shape \(1, 2, 4\), got \(1, 3, 4\)",
+        ),
+        ({"state": (np.full((1, 2, 4), np.inf),) * 2}, ValueError, "h_0 must be finite"),
+    ],
+)
+def test_refused_input(arguments, error, message):
+    lstm = LSTM(3, 4, seed=0)
+    with pytest.raises(error, match=message):
+        lstm(**({"x": np.zeros((5, 2, 3))} | arguments))
+
+
+def test_refused_in_backward_and_step(rng):
+    lstm = LSTM(3, 4, seed=0)
+    _, _, tape = lstm.forward(rng.standard_normal((5, 2, 3)))
+    with pytest.raises(ValueError, match=r"dy must have shape \(5, 2, 4\), got \(5, 2, 3\)"):
+        lstm.backward(tape, np.zeros((5, 2, 3)))
+    with pytest.raises(ValueError, match="dh_n must have shape"):
+        lstm.backward(tape, np.zeros((5, 2, 4)), (np.zeros(4), np.zeros(4)))
+    with pytest.raises(TypeError, match="tape must come from forward, got NoneType"):
+        lstm.backward(None, np.zeros((5, 2, 4)))
+    with pytest.raises(ValueError, match=r"x_t must have shape \(\*, 3\), got \(3,\)"):
+        lstm.step(np.zeros(3))
+    with pytest.raises(ValueError, match="step needs a layer of one direction"):
+        LSTM(3, 4, bidirectional=True).step(np.zeros((1, 3)))
+
+
+def test_refused_state_dict():
+    lstm = LSTM(3, 4, seed=0)
+    good = lstm.state_dict()
+    with pytest.raises(ValueError, match=r"missing \['bias_hh_l0'\], unknown \['extra'\]"):
+        lstm.load_state_dict({k: v for k, v in good.items() if k != "bias_hh_l0"} | {"extra": 1})
+    with pytest.raises(ValueError, match=r"weight_hh_l0 must have shape \(16, 4\), got \(4, 16\)"):
+        lstm.load_state_dict(good | {"weight_hh_l0": good["weight_hh_l0"].T})
+    with pytest.raises(ValueError, match="bias_ih_l0 must be finite"):
+        lstm.load_state_dict(good | {"bias_ih_l0": np.full(16, np.nan)})
+    with pytest.raises(TypeError, match="mapping must map names to arrays"):
+        lstm.load_state_dict([1, 2])
+    same_bits(lstm.state_dict(), good)
