@@ -13,25 +13,26 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "LSTM": "layers",
-    "Linear": "layers",
-    "Embedding": "layers",
-    "Dropout": "layers",
-    "cross_entropy": "losses",
-    "SGD": "optim",
-    "Adam": "optim",
-    "AdamW": "optim",
-    "Trainer": "trainer",
-    "gather_rows": "_gather",
-    "scatter_add_rows": "_gather",
-    "pad_sequences": "_padding",
-    "set_num_threads": "kernels.cpu.threads",
-    "get_num_threads": "kernels.cpu.threads",
-}
-_MODULES = ("layers", "losses", "models", "optim")
-
-__all__ = [*_HOME, *_MODULES]
+__all__ = [
+    "LSTM",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Dropout",
+    "Embedding",
+    "Linear",
+    "Trainer",
+    "cross_entropy",
+    "gather_rows",
+    "get_num_threads",
+    "layers",
+    "losses",
+    "models",
+    "optim",
+    "pad_sequences",
+    "scatter_add_rows",
+    "set_num_threads",
+]
 
 if TYPE_CHECKING:
     from . import layers, losses, models, optim
@@ -43,15 +44,31 @@ if TYPE_CHECKING:
     from .optim import SGD, Adam, AdamW
     from .trainer import Trainer
 
+_MODULES = ("layers", "losses", "models", "optim")
+_HOME = {
+    "LSTM": "layers",
+    "Dropout": "layers",
+    "Embedding": "layers",
+    "Linear": "layers",
+    "cross_entropy": "losses",
+    "SGD": "optim",
+    "Adam": "optim",
+    "AdamW": "optim",
+    "Trainer": "trainer",
+    "gather_rows": "_gather",
+    "scatter_add_rows": "_gather",
+    "pad_sequences": "_padding",
+    "get_num_threads": "kernels.cpu.threads",
+    "set_num_threads": "kernels.cpu.threads",
+}
+
 
 def __getattr__(name: str):
-    if name in _HOME:
-        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    elif name in _MODULES:
-        value = import_module(f".{name}", __name__)
-    else:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
+    value = globals()[name] = getattr(import_module(f".{_HOME[name]}", __name__), name)
     return value
 
 

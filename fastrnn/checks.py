@@ -58,9 +58,10 @@ def number(name: str, value, low: float, high: float, *, closed: bool = False) -
     """``value`` as a float in ``[low, high)``, or ``[low, high]`` if ``closed``."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    value = float(value)
     if not (low <= value < high or (closed and value == high)):
         raise ValueError(f"{name} must be in [{low}, {high}{']' if closed else ')'}, got {value}")
-    return float(value)
+    return value
 
 
 def float_dtype(name: str, value) -> np.dtype:

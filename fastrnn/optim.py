@@ -160,9 +160,10 @@ class Adam(Optimizer):
 
     def _update(self, w, g, scale, lr):
         m, v = self._state["first_moment"], self._state["second_moment"]
+        beta1, beta2 = self.betas
         l2 = 0.0 if self.decoupled else self.weight_decay
         shrink = 1.0 - lr * self.weight_decay if self.decoupled else 1.0
-        update.adam(w, g, m, v, scale, lr, *self.betas, self.eps, l2, shrink, self.steps)
+        update.adam(w, g, m, v, scale, lr, beta1, beta2, self.eps, l2, shrink, self.steps)
 
 
 class AdamW(Adam):

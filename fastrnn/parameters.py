@@ -108,7 +108,10 @@ class Parameters(Mapping):
         """
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must map names to arrays, got {type(mapping).__name__}")
-        missing, unknown = [n for n in self if n not in mapping], [n for n in mapping if n not in self]
+        missing, unknown = (
+            [n for n in self if n not in mapping],
+            [n for n in mapping if n not in self],
+        )
         if missing or unknown:
             raise ValueError(f"mapping does not fit: missing {missing}, unknown {unknown}")
         arrays = {}

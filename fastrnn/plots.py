@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.signal import lfilter
 
 
 def read_history(run) -> list[dict]:
@@ -26,20 +25,14 @@ def read_history(run) -> list[dict]:
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             line = json.loads(text)
-            float(line["step"]), float(line["loss"])
+            for name in ("step", "seconds", "loss", "smoothed"):
+                float(line[name])
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}, line {number} is damaged: {error!r}") from None
         lines.append(line)
     if not lines:
         raise ValueError(f"{path} is empty")
     return lines
-
-
-def smooth(values, weight: float = 0.98) -> np.ndarray:
-    """Exponential mean of what came so far, without the pull of a start at zero."""
-    values = np.asarray(values, dtype=float)
-    mean = lfilter([1 - weight], [1, -weight], values)
-    return mean / (1 - weight ** np.arange(1, len(values) + 1))
 
 
 def plot_runs(
@@ -87,7 +80,7 @@ def plot_runs(
         colour = f"C{number}"
         x = [line[against] for line in lines]
         loss = np.array([line["loss"] for line in lines]) / unit
-        smoothed = smooth(loss)
+        smoothed = np.array([line["smoothed"] for line in lines]) / unit
         axes.plot(x, loss, color=colour, alpha=0.2, linewidth=0.8)
         axes.plot(x, smoothed, color=colour, linewidth=1.8, label=label)
         metric = [(a, v) for a, line in zip(x, lines, strict=True) for k, v in line.items()

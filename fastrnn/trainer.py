@@ -25,7 +25,7 @@ from fastrnn.checkpoint import load_arrays, save_arrays, write_bytes
 from fastrnn.optim import Constant, Optimizer
 from fastrnn.parameters import Parameters
 
-SMOOTHING = 0.98  # weight of the past in the smoothed loss: about the last 50 batches
+SMOOTHING = 0.95  # weight of the past in the smoothed loss: about the last 20 batches
 
 
 class Model(Protocol):
@@ -138,7 +138,7 @@ class Trainer:
         self.best: float | None = None
         self.stopped = ""
         self._seconds, self._smoothed, self._since_best = 0.0, 0.0, 0
-        self._epoch_sum, self._epoch_items = 0.0, 0
+        self._epoch_sum, self._epoch_items, self._items = 0.0, 0, 0
         self._saved_step: int | None = None
         self._asked_to_stop = False
 
@@ -154,6 +154,11 @@ class Trainer:
     def weights(self) -> Path:
         return self.run / "weights.safetensors"
 
+    @property
+    def rate(self) -> float:
+        """Items a second, over all steps so far."""
+        return self._items / max(self._seconds, 1e-9)
+
     def train(self, *, steps: int | None = None, epochs: int | None = None) -> None:
         """Train until ``steps`` or ``epochs`` have been made in all, then take the best weights.
 
@@ -168,8 +173,9 @@ class Trainer:
             raise ValueError("give either steps or epochs")
         if not len(self.data):
             raise ValueError("data has no batches")
-        total = steps if steps is not None else epochs * len(self.data)
-        checks.positive_int("steps" if epochs is None else "epochs", total, 0)
+        if epochs is not None:
+            steps = checks.positive_int("epochs", epochs, 0) * len(self.data)
+        total = checks.positive_int("steps", steps, 0)
         self.run.mkdir(parents=True, exist_ok=True)
         self.stopped, self._asked_to_stop = "", False
         with (
@@ -223,6 +229,7 @@ class Trainer:
         self._smoothed = SMOOTHING * self._smoothed + (1 - SMOOTHING) * loss
         self._epoch_sum += loss * items
         self._epoch_items += items
+        self._items += items
         return {
             "step": self.step,
             "epoch": epoch + 1,
@@ -246,8 +253,7 @@ class Trainer:
                     f"step {self.step:>6}  loss {line['smoothed']:.3f}  {self.metric} {value:.3f}"
                     f"{' *' if not self._since_best else '  '}  {self._seconds:.0f} s"
                 )
-        rate = line["items"] * self.step / max(self._seconds, 1e-9)
-        bar.set_postfix_str(f"loss {line['smoothed']:.3f}, {rate:,.0f} items/s", refresh=False)
+        bar.set_postfix_str(f"loss {line['smoothed']:.3f}, {self.rate:,.0f} items/s", refresh=False)
         bar.update()
 
     def _compare(self, value: float) -> None:
@@ -303,7 +309,7 @@ class Trainer:
         save_arrays(self.checkpoint, arrays, notes)
         self._saved_step = self.step
 
-    _COUNTERS = ("_seconds", "_smoothed", "_since_best", "_epoch_sum", "_epoch_items")
+    _COUNTERS = ("_seconds", "_smoothed", "_since_best", "_epoch_sum", "_epoch_items", "_items")
 
     def resume(self) -> bool:
         """Go on from the run's checkpoint if it has one; False if not.
@@ -330,7 +336,9 @@ class Trainer:
             for name in self._COUNTERS:
                 setattr(self, name, notes["counters"][name])
         except (KeyError, ValueError) as error:
-            raise ValueError(f"{self.checkpoint} is of another model or setting: {error}") from error
+            raise ValueError(
+                f"{self.checkpoint} is of another model or setting: {error}"
+            ) from error
         self._saved_step = self.step
         # What came after the checkpoint is done again.
         lines = self.history.read_bytes().splitlines(keepends=True) if self.history.exists() else []

@@ -94,9 +94,9 @@ def _as_ids(ids):
 def _as_matrix(name, value, like=None):
     if not isinstance(value, np.ndarray) or value.ndim != 2:
         raise ValueError(f"{name} must be an array of two dimensions, got {_say(value)}")
-    if value.dtype not in (np.float32, np.float64) or like not in (None, value.dtype):
-        wanted = like or "float32 or float64"
-        raise TypeError(f"{name} must be of {wanted}, got dtype {value.dtype}")
+    allowed = ("float32", "float64") if like is None else (like.name,)
+    if value.dtype.name not in allowed:
+        raise TypeError(f"{name} must be of {' or '.join(allowed)}, got dtype {value.dtype}")
     return value
 
 

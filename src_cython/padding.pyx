@@ -111,7 +111,8 @@ def _flatten(sequences):
         for b, a in enumerate(arrays):
             if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
                 _integers(f"sequences[{b}]", a)
-        return _integers("sequences", np.concatenate(arrays)), offsets
+        filled = [a for a in arrays if a.size] or [np.empty(0, np.int64)]
+        return _integers("sequences", np.concatenate(filled)), offsets
     flat = np.empty(offsets[-1], np.int64)
     _flatten_lists([s if type(s) is list else list(s) for s in sequences], flat)
     return flat, offsets

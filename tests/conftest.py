@@ -1,8 +1,9 @@
 """Fixtures."""
 
-import fastrnn
 import numpy as np
 import pytest
+
+import fastrnn
 
 
 @pytest.fixture

@@ -1,12 +1,13 @@
 """The LSTM layer: PyTorch, the reference, bits, streaming, and what it refuses."""
 
-import fastrnn
 import numpy as np
 import pytest
-from helpers import check_close, check_gradient, needs_torch
-from fastrnn.layers import LSTM
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import fastrnn
+from fastrnn.layers import LSTM
+from helpers import check_close, check_gradient, needs_torch
 
 DTYPES = ["float32", "float64"]
 

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from helpers import check_close, check_gradient, needs_torch
+
 from fastrnn.kernels import reference
+from helpers import check_close, check_gradient, needs_torch
 
 
 def problem(rng, steps, batch, inputs, units):
@@ -45,9 +46,7 @@ def test_gradients_of_every_input(rng, reverse):
 
     x, w_ih, w_hh = inputs[:3]
     cache = reference.lstm_forward(x, lengths, *inputs[1:], reverse=reverse)[3]
-    dx, dh_0, dc_0, dw_ih, dw_hh, db = reference.lstm_backward(
-        x, cache, w_ih, w_hh, dy, dh_n, dc_n
-    )
+    dx, dh_0, dc_0, dw_ih, dw_hh, db = reference.lstm_backward(x, cache, w_ih, w_hh, dy, dh_n, dc_n)
     check_gradient(loss, inputs, [dx, dw_ih, dw_hh, db, db, dh_0, dc_0])
 
 
@@ -69,9 +68,7 @@ def test_reverse_is_forward_on_the_flipped_sequence(rng):
     y, h_n, c_n, _ = reference.lstm_forward(x, lengths, *rest, reverse=True)
     for b, n in enumerate(lengths):
         state = [s[b : b + 1] for s in rest[4:]]
-        flipped = reference.lstm_forward(
-            x[:n, b : b + 1][::-1], np.array([n]), *rest[:4], *state
-        )
+        flipped = reference.lstm_forward(x[:n, b : b + 1][::-1], np.array([n]), *rest[:4], *state)
         pairs = ((flipped[0][::-1, 0], y[:n, b]), (flipped[1][0], h_n[b]), (flipped[2][0], c_n[b]))
         for got, wanted in pairs:
             check_close(got, wanted, "float64")

@@ -45,9 +45,9 @@ class Rows:
             self.order = order
             self.lengths = lengths[order].astype(np.int64)
             longest = int(self.lengths[0]) if batch else 0
-            self.sizes = np.searchsorted(
-                -self.lengths, -np.arange(longest), side="left"
-            ).astype(np.int64)
+            self.sizes = np.searchsorted(-self.lengths, -np.arange(longest), side="left").astype(
+                np.int64
+            )
         self.offsets = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         self.count = int(self.offsets[-1])
 

@@ -149,7 +149,9 @@ class LSTM(Layer):
         """Gradients of `rows_forward`: ``(dx [N, I] or None, (dh_0, dc_0), grads)``."""
         d = self.directions
         dh_n, dc_n = dstate if dstate is not None else (self._zero_state(tape.rows.batch),) * 2
-        grads, dh_0, dc_0 = {}, [], []
+        grads: dict[str, np.ndarray] = {}
+        dh_0: list[np.ndarray] = []
+        dc_0: list[np.ndarray] = []
         for layer in reversed(range(self.num_layers)):
             part = slice(layer * d, (layer + 1) * d)
             dy, dh, dc, weight_grads = self._kernels.lstm_backward(
@@ -162,9 +164,7 @@ class LSTM(Layer):
             )
             if tape.masks[layer] is not None:
                 dy *= tape.masks[layer]
-            for suffix, (dw_ih, dw_hh, db) in zip(
-                self._suffixes(layer), weight_grads, strict=True
-            ):
+            for suffix, (dw_ih, dw_hh, db) in zip(self._suffixes(layer), weight_grads, strict=True):
                 grads[f"weight_ih{suffix}"], grads[f"weight_hh{suffix}"] = dw_ih, dw_hh
                 if self.bias:
                     grads[f"bias_ih{suffix}"], grads[f"bias_hh{suffix}"] = db, db.copy()
@@ -237,7 +237,9 @@ class LSTM(Layer):
 
     def _state_in(self, name, parts, state, rows, unbatched) -> State:
         if not isinstance(state, (tuple, list)) or len(state) != 2:
-            raise TypeError(f"{name} must be a pair ({', '.join(parts)}), got {type(state).__name__}")
+            raise TypeError(
+                f"{name} must be a pair ({', '.join(parts)}), got {type(state).__name__}"
+            )
         sizes = (self.num_layers * self.directions, rows.batch, self.hidden_size)
         shape = (sizes[0], sizes[2]) if unbatched else sizes
         h, c = (

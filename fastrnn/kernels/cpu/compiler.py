@@ -5,6 +5,7 @@ built from, the versions and the instruction-set path. A cache that cannot be
 read or written costs a compilation and is never an error.
 """
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -62,7 +63,19 @@ class _Locator(_CacheLocator):
 
 
 class _Implementation(FunctionCache._impl_class):
-    _locator_classes = [_Locator]
+    _locator_classes = (_Locator,)
+
+
+# What reading or writing a damaged or forbidden file can raise.
+_FAILURES = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    pickle.PickleError,
+)
 
 
 class _Cache(FunctionCache):
@@ -73,21 +86,18 @@ class _Cache(FunctionCache):
     def load_overload(self, sig, target_context):
         try:
             return super().load_overload(sig, target_context)
-        except (OSError, EOFError, ValueError, KeyError, IndexError, pickle.UnpicklingError):
+        except _FAILURES:
+            with contextlib.suppress(OSError):
+                self.flush()  # a damaged index would stand in the way of a new one
             return None
 
     def save_overload(self, sig, data):
-        try:
+        with contextlib.suppress(*_FAILURES):
             super().save_overload(sig, data)
-        except (OSError, EOFError, ValueError, KeyError, IndexError, pickle.UnpicklingError):
-            return
 
 
 def kernel(function):
     """Compile ``function``: serial, without the GIL, raising nothing, cached on disk."""
     compiled = numba.njit(function, nogil=True, error_model="numpy", boundscheck=False)
-    try:
-        compiled._cache = _Cache(function)
-    except OSError:  # no cache folder at all
-        pass
+    compiled._cache = _Cache(function)
     return compiled

@@ -62,9 +62,7 @@ class Weights:
         columns = pack.plain_columns(self.outputs, self.dtype)
         q = len(columns) // self.panel
         out = buffers.empty((q, self.inputs, self.panel), self.dtype)
-        spread(
-            pack.pack_forward, (self.weight, columns, out), q, least(self.inputs * self.panel)
-        )
+        spread(pack.pack_forward, (self.weight, columns, out), q, least(self.inputs * self.panel))
         return out
 
     @cached_property

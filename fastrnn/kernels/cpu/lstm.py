@@ -43,7 +43,9 @@ class Weights:
         out = buffers.empty((self.directions * q, depth, self.panel), self.dtype)
         for d, p in enumerate(self.parameters):
             at = out[d * q : (d + 1) * q]
-            spread(pack.pack_forward, (p[which], self.columns, at), q, dense.least(depth * self.panel))
+            spread(
+                pack.pack_forward, (p[which], self.columns, at), q, dense.least(depth * self.panel)
+            )
         return out
 
     def _backward(self, sources, depth: int) -> np.ndarray:

@@ -85,5 +85,5 @@ def pack_backward(w, columns, out, at, first, last):
             to = (r * out.shape[1] + at + i) * n
             m = columns[i] * depth + r * n
             left = depth - r * n if columns[i] >= 0 else 0
-            for l in range(0, n, vector):
-                store(out_p, to + l, load_first(w_p, m + l, left - l))
+            for j in range(0, n, vector):
+                store(out_p, to + j, load_first(w_p, m + j, left - j))

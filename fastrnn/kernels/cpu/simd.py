@@ -266,9 +266,7 @@ def _first(builder, ty, n):
 
 def _masked(builder, ty, name, returns, operands):
     fnty = ir.FunctionType(returns, [o.type for o in operands])
-    fn = cgutils.get_or_insert_function(
-        builder.module, fnty, f"llvm.masked.{name}.{ty.tag}.p0"
-    )
+    fn = cgutils.get_or_insert_function(builder.module, fnty, f"llvm.masked.{name}.{ty.tag}.p0")
     return builder.call(fn, operands)
 
 

@@ -8,6 +8,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -111,7 +112,7 @@ def spread(function: Callable, arguments: tuple, count: int, least: int = 1) -> 
     """
     shares = max(1, min(_threads, count // max(least, 1)))
     bounds = [count * i // shares for i in range(shares + 1)]
-    run([(function, *arguments, a, b) for a, b in zip(bounds, bounds[1:], strict=False)])
+    run([(function, *arguments, a, b) for a, b in pairwise(bounds)])
 
 
 def balanced(weights: Iterable[int], shares: int) -> list[tuple[int, int]]:
@@ -122,4 +123,4 @@ def balanced(weights: Iterable[int], shares: int) -> list[tuple[int, int]]:
     goals = total[-1] * np.arange(1, shares) / shares
     inner = np.searchsorted(total, goals - 0.5) + 1 if len(goals) else []
     cuts = sorted({0, *(int(min(c, len(total))) for c in inner), len(total)})
-    return list(zip(cuts, cuts[1:], strict=False))
+    return list(pairwise(cuts))

@@ -1,0 +1,138 @@
+"""The command line, run for real in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from fastrnn.checkpoint import load_arrays
+
+pytest.importorskip("typer", reason="the extra [cli] is not installed")
+
+TEXT = "pack my box with five dozen liquor jugs. how vexingly quick daft zebras jump! " * 80
+SMALL = ["--embed", "8", "--hidden", "24", "--batch", "8", "--bptt", "20", "--eval-every", "20"]
+
+
+def fastrnn(*arguments, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrnn.cli", *map(str, arguments)], cwd=os.sep,
+        capture_output=True, text=True, encoding="utf-8",
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    for name, text in (("a.txt", TEXT), ("b.txt", TEXT[:3000]), ("valid.txt", TEXT[:2000])):
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(texts, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    said = fastrnn(
+        "train", "lm", texts / "a.txt", texts / "b.txt", "--valid", texts / "valid.txt",
+        "--out", out, "--steps", 60, "--threads", 2, *SMALL,
+    )  # fmt: skip
+    assert f"{len(TEXT) + 3000:,} characters" in said and "2 threads" in said
+    assert "bits per character" in said and str(out) in said
+    return out
+
+
+def test_train_writes_the_run(run):
+    assert {p.name for p in run.iterdir()} == {
+        "options.json", "config.json", "history.jsonl", "checkpoint.safetensors",
+        "weights.safetensors",
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 61))
+    for line in lines:
+        assert line["loss"] > 0 and line["grad_norm"] > 0 and line["seconds"] > 0
+    evaluated = [line["step"] for line in lines if "valid_bpc" in line]
+    assert evaluated == [20, 40, 60] and lines[-1]["valid_bpc"] < lines[19]["valid_bpc"]
+
+
+def test_an_existing_run_is_not_overwritten_and_can_go_on(run, texts, tmp_path):
+    again = ["train", "lm", texts / "a.txt", texts / "b.txt", "--valid", texts / "valid.txt",
+             "--out", run, "--steps", 80, *SMALL]  # fmt: skip
+    assert "holds a run already: add --resume" in fastrnn(*again, code=1)
+    assert "--seed was 0" in fastrnn(*again, "--resume", "--seed", 1, code=1)
+    fastrnn(*again, "--resume")
+    whole = tmp_path / "whole"
+    again[again.index(run)] = whole
+    fastrnn(*again)
+    (a, notes_a), (b, notes_b) = (load_arrays(r / "checkpoint.safetensors") for r in (run, whole))
+    assert notes_a["step"] == notes_b["step"] == 80
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert (run / "history.jsonl").read_text().count("\n") == 80
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(texts, tmp_path):
+    out = tmp_path / "run"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "fastrnn.cli", "train", "lm", texts / "a.txt", "--out", out,
+         "--steps", "100000", *SMALL], stdout=subprocess.PIPE, text=True, cwd=os.sep,
+    )  # fmt: skip
+    history = out / "history.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (history.exists() and history.stat().st_size):
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    said, _ = child.communicate(timeout=60)
+    assert child.returncode == 130 and "--resume goes on" in said
+    notes = load_arrays(out / "checkpoint.safetensors")[1]
+    assert notes["step"] == history.read_text().count("\n") > 0
+
+
+def test_sample(run):
+    arguments = ["sample", run, "--length", 50, "--prime", "how ", "--seed", 1]
+    said = fastrnn(*arguments)
+    assert said.startswith("how ") and len(said.rstrip("\n")) >= 40
+    assert said == fastrnn(*arguments, "--threads", 1)
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_plot_several_runs(run, tmp_path, suffix):
+    pytest.importorskip("matplotlib", reason="the extra [plot] is not installed")
+    out = tmp_path / f"curves.{suffix}"
+    said = fastrnn("plot", run, run, "--out", out, "--against", "seconds", "--title", "two")
+    assert str(out) in said and out.stat().st_size > 5000
+    assert out.read_bytes()[:4] == {"png": b"\x89PNG", "svg": b"<?xm"}[suffix]
+
+
+def test_demo(tmp_path):
+    pytest.importorskip("matplotlib", reason="the extra [plot] is not installed")
+    out = tmp_path / "demo"
+    for _ in range(2):  # a second demo replaces the first
+        said = fastrnn("demo", "--out", out, "--steps", 8)
+        assert "bits per character" in said and "what it writes" in said
+        assert (out / "curve.png").stat().st_size > 5000 and str(out / "curve.png") in said
+
+
+def test_info():
+    said = fastrnn("info")
+    for word in ("cpu path", "threads", "numba", "numpy", "cache", "float32 lanes"):
+        assert word in said
+
+
+def test_errors_are_one_line(texts, run, tmp_path):
+    missing = tmp_path / "missing.txt"
+    assert fastrnn("train", "lm", missing, code=1) == f"fastrnn: no such file: {missing}\n"
+    said = fastrnn("train", "lm", texts / "a.txt", "--out", tmp_path / "x", "--optimizer", "best",
+                   code=1)  # fmt: skip
+    assert said == "fastrnn: --optimizer must be one of sgd, adam, adamw; got 'best'\n"
+    assert "no such file" in fastrnn("sample", tmp_path, code=1)
+    assert "no such file" in fastrnn("plot", tmp_path, code=1)
+    assert "against must be" in fastrnn("plot", run, "--against", "time", code=1)
+    broken = tmp_path / "history.jsonl"
+    broken.write_text('{"step": 1}\n')
+    assert "history.jsonl, line 1 is damaged" in fastrnn("plot", tmp_path, code=1)
+    assert "--hidden" in fastrnn("train", "lm", texts / "a.txt", "--hidden", 0, code=2)

@@ -1,0 +1,246 @@
+"""The pieces that the layers are put together from: activations, rows, products, threads."""
+
+import multiprocessing
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastrnn
+from fastrnn.cells import activations, lstm
+from fastrnn.kernels import buffers, get_backend, reference
+from fastrnn.kernels.cpu import dense, gemm, simd, threads
+from fastrnn.kernels.cpu.compiler import kernel
+from fastrnn.kernels.rows import Rows
+from helpers import check_close
+
+
+@kernel
+def _activate(x, tanh, sigmoid):
+    x_p, tanh_p, sigmoid_p = simd.pointer(x), simd.pointer(tanh), simd.pointer(sigmoid)
+    for i in range(0, x.shape[0], simd.lane_count(x_p)):
+        v = simd.load_first(x_p, i, x.shape[0] - i)
+        simd.store_first(tanh_p, i, activations.tanh(v), x.shape[0] - i)
+        simd.store_first(sigmoid_p, i, activations.sigmoid(v), x.shape[0] - i)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 3e-7), ("float64", 4e-16)])
+def test_activations_everywhere(dtype, error):
+    x = np.concatenate([
+        np.linspace(-30, 30, 200_001), np.geomspace(1e-30, 1e6, 5000),
+        -np.geomspace(1e-30, 1e6, 5000), [0.0, -0.0, np.inf, -np.inf],
+    ]).astype(dtype)  # fmt: skip
+    wide = x.astype(np.longdouble)
+    tanh, sigmoid = np.full((2, len(x)), 9, dtype)
+    _activate(x, tanh, sigmoid)
+    with np.errstate(over="ignore"):
+        exact = 1 / (1 + np.exp(-wide))
+    assert np.abs(tanh - np.tanh(wide)).max() < error
+    assert np.abs(sigmoid - exact).max() < error
+    small = np.abs(wide) < 1e-3
+    relative = np.abs(tanh[small & (x != 0)] / np.tanh(wide[small & (x != 0)]) - 1)
+    assert relative.max() < 4 * np.finfo(dtype).eps
+    # The same source in plain Python.
+    assert np.abs(activations.tanh(x) - tanh).max() < 2 * error
+    assert np.abs(activations.sigmoid(x) - sigmoid).max() < 2 * error
+
+
+def test_nan_is_not_hidden():
+    x = np.array([0, np.nan, 1], np.float32)
+    tanh, sigmoid = np.zeros((2, 3), np.float32)
+    _activate(x, tanh, sigmoid)
+    assert np.isnan(tanh).tolist() == np.isnan(sigmoid).tolist() == [False, True, False]
+
+
+def test_the_cell_in_plain_python(rng):
+    z, c = rng.standard_normal((4, 5)), rng.standard_normal(5)
+    i, f, g, o, c_new, h_new = lstm.forward(*z, c)
+    check_close(c_new, reference.sigmoid(z[1]) * c + reference.sigmoid(z[0]) * np.tanh(z[2]), "f8")
+    check_close(h_new, reference.sigmoid(z[3]) * np.tanh(c_new), "f8")
+    assert len(lstm.backward(i, f, g, o, c, h_new, c_new)) == 5
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=12), st.integers(0, 3))
+def test_rows_pack_and_unpack(lengths, extra):
+    steps = max(lengths) + extra
+    rows = Rows(steps, len(lengths), np.array(lengths))
+    assert rows.count == sum(lengths) == rows.sizes.sum()
+    assert (np.diff(rows.sizes) <= 0).all()
+    x = np.arange(steps * len(lengths) * 2.0).reshape(steps, len(lengths), 2) + 1
+    packed = rows.pack(x)
+    assert packed.shape == (rows.count, 2)
+    order = np.arange(len(lengths)) if rows.order is None else rows.order
+    for t, n in enumerate(rows.sizes):
+        for r in range(n):
+            assert (packed[rows.offsets[t] + r] == x[t, order[r]]).all()
+    inside = np.arange(steps)[:, None] < np.array(lengths)
+    wanted = np.where(inside[..., None], x, 0)
+    assert np.array_equal(rows.unpack(packed), wanted)
+    assert np.array_equal(rows.pack(x.swapaxes(0, 1), batch_first=True), packed)
+    assert np.array_equal(rows.unpack(packed, batch_first=True), wanted.swapaxes(0, 1))
+    state = np.arange(len(lengths) * 3).reshape(1, len(lengths), 3)
+    assert np.array_equal(rows.unsort(rows.sort(state)), state)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(0, 220), inputs=st.integers(1, 70), outputs=st.integers(1, 140),
+    dtype=st.sampled_from(["float32", "float64"]), bias=st.booleans(),
+)  # fmt: skip
+def test_linear_kernels(n, inputs, outputs, dtype, bias):
+    rng = np.random.default_rng(n)
+    x, w, b, dy = (
+        rng.standard_normal(s).astype(dtype)
+        for s in ((n, inputs), (outputs, inputs), (outputs,), (n, outputs))
+    )
+    weights = dense.Weights(w, b if bias else None)
+    wide = [v.astype(np.float64) for v in (x, w, b, dy)]
+    check_close(dense.forward(weights, x), wide[0] @ wide[1].T + wide[2] * bias, dtype)
+    dx, dw, db = dense.backward(weights, x, dy)
+    check_close(dx, wide[3] @ wide[1], dtype)
+    check_close(dw, wide[3].T @ wide[0], dtype)
+    check_close(db, wide[3].sum(axis=0), dtype)
+
+
+def test_linear_has_the_same_bits_for_any_number_of_threads(rng):
+    n = 3 * gemm.BLOCK + 5
+    x, w, dy = (rng.standard_normal(s).astype("f") for s in ((n, 130), (257, 130), (n, 257)))
+    results = []
+    for count in (1, 2, 3):
+        fastrnn.set_num_threads(count)
+        weights = dense.Weights(w, None)
+        results.append([dense.forward(weights, x), *dense.backward(weights, x, dy)])
+    for other in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_one_hot_input_is_the_product(rng):
+    """A row of a table instead of a product with zeros: the same outputs to the last bit."""
+    layer = fastrnn.LSTM(9, 20, bidirectional=True, seed=0)
+    lengths = np.array([6, 2, 0, 5])
+    rows = Rows(6, 4, lengths)
+    ids = rng.integers(0, 9, rows.count)
+    dy = rng.standard_normal((rows.count, 40)).astype("f")
+    y, _, tape = layer.rows_forward(ids, rows, training=True)
+    dx, _, grads = layer.rows_backward(tape, dy)
+    eye = np.eye(9, dtype="f")[ids]
+    y_dense, _, tape = layer.rows_forward(eye, rows, training=True)
+    _, _, grads_dense = layer.rows_backward(tape, dy)
+    assert dx is None and np.array_equal(y, y_dense)
+    assert np.array_equal(y, layer.rows_forward(ids, rows)[0])
+    for name in grads:
+        check_close(grads[name], grads_dense[name], "float32", name)
+
+
+def test_backends_by_name():
+    assert get_backend("cpu").lstm_forward and get_backend("reference").lstm_forward
+    with pytest.raises(ValueError, match="backend must be one of cpu, reference; got 'cuda'"):
+        get_backend("cuda")
+
+
+# Buffers
+
+
+def test_memory_is_used_again_only_when_nobody_looks_at_it(monkeypatch):
+    monkeypatch.setattr(buffers, "_free", [])
+    a = buffers.empty((1 << 16,), "float32")
+    address = a.ctypes.data
+    assert address % 64 == 0
+    view = a[10:20].reshape(2, 5)
+    view[:] = 7
+    del a
+    other = buffers.empty((1 << 16,), "float32")
+    other[:] = 1
+    assert other.ctypes.data != address and (view == 7).all()
+    del view
+    again = buffers.empty((1 << 15,), "float64")
+    assert again.ctypes.data == address and again.dtype == np.float64
+
+
+def test_memory_does_not_grow_with_the_number_of_shapes(monkeypatch):
+    monkeypatch.setattr(buffers, "_free", [])
+    for size in range(20_000, 120_000, 100):
+        buffers.empty((size,), "float32")
+    assert sum(block.nbytes for block in buffers._free) < 2 * 120_000 * 4
+
+
+# Threads
+
+
+def test_set_num_threads():
+    fastrnn.set_num_threads(3)
+    assert fastrnn.get_num_threads() == 3
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+        fastrnn.set_num_threads(0)
+    with pytest.raises(TypeError, match="n must be an int, got float"):
+        fastrnn.set_num_threads(2.0)
+    assert fastrnn.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("failing", [0, 1, 4])
+def test_an_error_in_a_task_arrives_after_all_have_ended(failing):
+    ended = []
+
+    def task(number):
+        time.sleep(0.01 * (number + 1))
+        if number == failing:
+            raise RuntimeError(f"task {number}")
+        ended.append(number)
+
+    with pytest.raises(RuntimeError, match=f"task {failing}"):
+        threads.run([(task, n) for n in range(5)])
+    assert len(ended) >= 2
+    ended.clear()
+    threads.run([(ended.append, n) for n in range(5)])
+    assert sorted(ended) == [0, 1, 2, 3, 4]
+
+
+def test_callers_from_several_threads(rng):
+    layer = fastrnn.LSTM(16, 64, bidirectional=True, seed=0)
+    x = rng.standard_normal((20, 30, 16))
+    wanted, _ = layer(x)
+    wrong = []
+
+    def call():
+        for _ in range(5):
+            if not np.array_equal(layer(x)[0], wanted):
+                wrong.append(1)
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+def _in_child(connection, layer, x):
+    connection.send(layer(x)[0])
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_computes(rng):
+    layer = fastrnn.LSTM(16, 64, bidirectional=True, seed=0)
+    x = rng.standard_normal((20, 30, 16))
+    wanted, _ = layer(x)  # the pool is running now
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_in_child, args=(theirs, layer, x))
+    child.start()
+    assert ours.poll(60) and np.array_equal(ours.recv(), wanted)
+    child.join()
+
+
+@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 5))
+def test_balanced_slices(weights, shares):
+    slices = threads.balanced(weights, shares)
+    assert len(slices) <= shares
+    assert [i for a, b in slices for i in range(a, b)] == list(range(len(weights)))
+    if weights:
+        heaviest = max(sum(weights[a:b]) for a, b in slices)
+        assert heaviest <= sum(weights) / shares + max(weights)

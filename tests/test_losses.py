@@ -1,0 +1,70 @@
+"""Cross-entropy: PyTorch, finite differences, what does not count, extremes."""
+
+import numpy as np
+import pytest
+
+import fastrnn
+from helpers import check_close, check_gradient, needs_torch
+
+
+@needs_torch
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("ignore_index", [-100, 0, 3])
+def test_agrees_with_torch(rng, dtype, ignore_index):
+    import torch
+
+    logits = rng.standard_normal((4, 6, 5)) * 5
+    targets = rng.integers(0, 5, (4, 6))
+    targets[0, :3] = ignore_index
+    z = torch.tensor(logits.reshape(-1, 5), requires_grad=True)
+    loss = torch.nn.functional.cross_entropy(
+        z, torch.from_numpy(targets.reshape(-1)), ignore_index=ignore_index
+    )
+    loss.backward()
+    got, gradient, count = fastrnn.cross_entropy(
+        logits.astype(dtype), targets, ignore_index=ignore_index
+    )
+    check_close(got, loss.item(), dtype)
+    check_close(gradient, z.grad.numpy().reshape(4, 6, 5), dtype)
+    assert gradient.dtype == dtype and count == (targets != ignore_index).sum()
+
+
+def test_gradient(rng):
+    logits, targets = rng.standard_normal((6, 4)), np.array([0, 1, -100, 3, 3, -100])
+    gradient = fastrnn.cross_entropy(logits, targets)[1]
+    check_gradient(lambda z: fastrnn.cross_entropy(z, targets)[0], [logits], [gradient])
+    assert not gradient[2].any() and not gradient[5].any()
+
+
+def test_what_does_not_count_changes_nothing(rng):
+    logits, targets = rng.standard_normal((5, 3)), np.array([2, -100, 0, -100, 1])
+    loss, gradient, count = fastrnn.cross_entropy(logits, targets)
+    kept = targets >= 0
+    alone = fastrnn.cross_entropy(logits[kept], targets[kept])
+    assert (loss, count) == (pytest.approx(alone[0], rel=1e-15), 3)
+    assert np.array_equal(gradient[kept], alone[1])
+
+
+def test_extremes():
+    loss, gradient, _ = fastrnn.cross_entropy(np.array([[1e4, 0.0, -1e4]], "f"), [1])
+    assert loss == pytest.approx(1e4) and gradient.tolist() == [[1, -1, 0]]
+    loss, gradient, count = fastrnn.cross_entropy(np.zeros((2, 3)), [-100, -100])
+    assert (loss, count) == (0, 0) and not gradient.any()
+    loss, gradient, count = fastrnn.cross_entropy(np.zeros((0, 3)), [])
+    assert (loss, count, gradient.shape) == (0, 0, (0, 3))
+    assert np.isnan(fastrnn.cross_entropy(np.array([[np.nan, 0.0]]), [0])[0])
+
+
+def test_refused():
+    with pytest.raises(IndexError, match=r"class 3 at position 1 is not in \[0, 3\)"):
+        fastrnn.cross_entropy(np.zeros((2, 3)), [0, 3])
+    with pytest.raises(IndexError, match="class -1 at position 0"):
+        fastrnn.cross_entropy(np.zeros((2, 3)), [-1, 0])
+    with pytest.raises(IndexError, match="class -100 at position 0"):
+        fastrnn.cross_entropy(np.zeros((1, 3)), [-100], ignore_index=None)
+    with pytest.raises(ValueError, match=r"targets must have shape \(2,\), got \(3,\)"):
+        fastrnn.cross_entropy(np.zeros((2, 3)), [0, 1, 2])
+    with pytest.raises(TypeError, match="targets must be integers, got dtype float64"):
+        fastrnn.cross_entropy(np.zeros((2, 3)), [0.0, 1.0])
+    with pytest.raises(TypeError, match="logits must be real"):
+        fastrnn.cross_entropy(np.zeros((2, 3), complex), [0, 1])
