@@ -22,7 +22,8 @@ def real_array(name: str, value, dtype, shape: tuple | None = None) -> np.ndarra
         array = np.ascontiguousarray(array, dtype).reshape(array.shape)
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity (in {dtype})")
-    return array
+    # Kernels are compiled for arrays that can be written; a frozen one would cost another set.
+    return array if array.flags.writeable else array.copy()
 
 
 def integer_array(name: str, value) -> np.ndarray:

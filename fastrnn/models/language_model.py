@@ -140,8 +140,9 @@ class LanguageModel:
         text : str or int array
             At least two characters.
         batch : int, default 64
-            The text is read as this many streams, each with the state carried along and
-            zero at its start; fewer for a short text.
+            The text is read as this many streams of equal length, each with the state carried
+            along and zero at its start; fewer for a short text. What is left over at the end,
+            less than a character a stream, is not read.
         bptt : int, default 100
             Characters at a time; the result does not depend on it beyond rounding.
         """

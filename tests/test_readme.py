@@ -1,0 +1,33 @@
+"""What the documentation says can be typed in."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+import fastrnn
+import fastrnn.layers.recurrent
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys, number):
+    monkeypatch.chdir(tmp_path)
+    Path("train.txt").write_text("a rose is a rose is a rose. " * 400)
+    code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[number]
+    for large, small in (("steps=600", "steps=2"), ("hidden_size=512", "hidden_size=16")):
+        code = code.replace(large, small)
+    names: dict = {}
+    exec(code, names)
+    if number == 0:
+        assert names["grads"]["weight_hh_l1_reverse"].shape == (512, 128)
+    else:
+        assert len(capsys.readouterr().out) > 200
+
+
+@pytest.mark.parametrize("module", [fastrnn, fastrnn.layers.recurrent])
+def test_docstring_examples(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0 and result.failed == 0
