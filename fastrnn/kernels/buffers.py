@@ -5,6 +5,7 @@ when the last array that refers to it is gone, so nobody has to return anything.
 """
 
 import math
+import os
 import threading
 
 import numpy as np
@@ -12,7 +13,17 @@ import numpy as np
 _SMALL = 1 << 16  # bytes; below this the C library keeps the memory itself
 _ALIGN = 64  # bytes: a cache line, and the widest vector
 _free: list[np.ndarray] = []
-_lock = threading.RLock()  # a collection may end a lease while we hold it
+_lock = threading.Lock()  # for taking a block; giving one back is a single append
+
+
+def _renew_lock() -> None:
+    """After a fork the thread that held the lock is not there to release it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class _Lease:

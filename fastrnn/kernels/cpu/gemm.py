@@ -6,31 +6,23 @@ Serial kernels over a range of rows or of tiles, on the layouts of pack.py.
 from numba.extending import register_jitable
 
 from .compiler import kernel
-from .simd import lane_count, load, pointer, store, store_first, zeros_like
-from .tile import PANEL, tile, tile_rows
+from .simd import lane_count, pointer, zeros_like
+from .tile import (
+    PANEL,
+    begin_panel,
+    begin_zero,
+    finish_row,
+    load_panel,
+    store_panel,
+    tile,
+    tile_rows,
+)
 
 # Rows that `accumulate` takes at once: block x panel stays in the first-level cache.
 BLOCK = 96
 
 
-def _begin_bias(i, args):
-    bias, at, n = args[0], args[1], args[2]
-    return (
-        load(bias, at),
-        load(bias, at + n),
-        load(bias, at + 2 * n),
-        load(bias, at + 3 * n),
-    )
-
-
-def _finish_rows(i, z, args):
-    _, _, n, out, at, out_row, columns = args
-    for j in range(PANEL):
-        if j * n < columns:
-            store_first(out, at + i * out_row + j * n, z[j], columns - j * n)
-
-
-_product_tile = tile(_begin_bias, _finish_rows)
+_product_tile = tile(begin_panel, finish_row)
 
 
 @kernel
@@ -41,37 +33,35 @@ def product(a, a_at, depth, panels, bias, out, out_at, columns, first, last):
     out [N, >= out_at + columns]: ``columns`` of the Q * 4W are written.
     """
     a_p, b_p, bias_p, out_p = pointer(a), pointer(panels), pointer(bias), pointer(out)
-    n = lane_count(b_p)
-    a_row, out_row = a.shape[1], out.shape[1]
+    panel, a_row, out_row = PANEL * lane_count(b_p), a.shape[1], out.shape[1]
     p0 = first
     while p0 < last:  # these rows stay in cache while the panels pass by
         p1 = min(p0 + BLOCK // 2, last)
         for q in range(panels.shape[0]):
-            column = q * PANEL * n
+            column = q * panel
             p = p0
             while p < p1:
                 rows = tile_rows(p1 - p)
                 x = (a_p, p * a_row + a_at, a_row, 1, depth, b_p, column * depth)
-                args = (bias_p, column, n, out_p, p * out_row + out_at + column, out_row)
-                _product_tile(rows, (x,), args + (columns - column,))
+                to = (out_p, p * out_row + out_at + column, out_row, columns - column)
+                _product_tile(rows, (x,), ((bias_p, column), to))
                 p += rows
         p0 = p1
 
 
-def _begin_zero(i, args):
-    z = zeros_like(args[0])
-    return z, z, z, z
+@register_jitable
+def _add(a, b):
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]
 
 
 @register_jitable
 def _finish_sum(i, z, args):
-    out, at, n, fresh = args
-    for j in range(PANEL):
-        to = at + (i * PANEL + j) * n
-        store(out, to, z[j] if fresh else load(out, to) + z[j])
+    out, at, fresh = args[1]
+    at += i * PANEL * lane_count(out)
+    store_panel(out, at, z if fresh else _add(load_panel(out, at), z))
 
 
-_sum_tile = tile(_begin_zero, _finish_sum)
+_sum_tile = tile(begin_zero, _finish_sum)
 
 
 @kernel
@@ -85,8 +75,7 @@ def accumulate(a, depth, b, b_at, out, sums, scratch, first, last):
     """
     a_p, b_p, out_p, sums_p = pointer(a), pointer(b), pointer(out), pointer(sums)
     block_p = pointer(scratch)
-    n = lane_count(b_p)
-    panel = PANEL * n
+    panel = PANEL * lane_count(b_p)
     n_rows, a_row, b_row = a.shape[0], a.shape[1], b.shape[1]
     p0 = 0
     while p0 < n_rows:
@@ -95,28 +84,20 @@ def accumulate(a, depth, b, b_at, out, sums, scratch, first, last):
         while work < last:
             q = work // depth
             k0, k1 = work - q * depth, min(depth, last - q * depth)
-            s0 = zeros_like(b_p)
-            s1, s2, s3 = s0, s0, s0
+            z = zeros_like(b_p)
+            total = (z, z, z, z)
             for p in range(p0, p1):
-                at, to = p * b_row + b_at + q * panel, (p - p0) * panel
-                v0, v1, v2, v3 = (
-                    load(b_p, at),
-                    load(b_p, at + n),
-                    load(b_p, at + 2 * n),
-                    load(b_p, at + 3 * n),
-                )
-                store(block_p, to, v0)
-                store(block_p, to + n, v1)
-                store(block_p, to + 2 * n, v2)
-                store(block_p, to + 3 * n, v3)
-                s0, s1, s2, s3 = s0 + v0, s1 + v1, s2 + v2, s3 + v3
+                row = load_panel(b_p, p * b_row + b_at + q * panel)
+                store_panel(block_p, (p - p0) * panel, row)
+                total = _add(total, row)
             if k0 == 0 and sums.shape[0] > 0:
-                _finish_sum(0, (s0, s1, s2, s3), (sums_p, q * panel, n, p0 == 0))
+                _finish_sum(0, total, (0, (sums_p, q * panel, p0 == 0)))
             k = k0
             while k < k1:
-                rows = tile_rows(k1 - k)
                 a_t = (a_p, p0 * a_row + k, 1, a_row, p1 - p0, block_p, 0)
-                _sum_tile(rows, (a_t,), (out_p, (q * depth + k) * panel, n, p0 == 0))
+                rows = tile_rows(k1 - k)
+                to = (out_p, (q * depth + k) * panel, p0 == 0)
+                _sum_tile(rows, (a_t,), ((b_p,), to))
                 k += rows
             work += k1 - k0
         p0 = p1
@@ -129,10 +110,9 @@ def scatter(ids, b, b_at, out, first, last):
     ids [N] int64, b [N, >= b_at + Q * 4W], out [Q, V, 4W]. Rows are added in order.
     """
     b_p, out_p = pointer(b), pointer(out)
-    n = lane_count(b_p)
-    panel = PANEL * n
+    panel = PANEL * lane_count(b_p)
     for q in range(first, last):
         for p in range(ids.shape[0]):
-            at, to = p * b.shape[1] + b_at + q * panel, (q * out.shape[1] + ids[p]) * panel
-            for j in range(PANEL):
-                store(out_p, to + j * n, load(out_p, to + j * n) + load(b_p, at + j * n))
+            to = (q * out.shape[1] + ids[p]) * panel
+            row = load_panel(b_p, p * b.shape[1] + b_at + q * panel)
+            store_panel(out_p, to, _add(load_panel(out_p, to), row))

@@ -11,24 +11,25 @@ States h and c are [S + B, Hp]. The state that row r of step t starts from is at
 from fastrnn.cells import lstm
 
 from .compiler import kernel
-from .simd import lane_count, load, load_first, pointer, store, store_first, zeros_like
-from .tile import PANEL, tile, tile_rows
+from .simd import lane_count, load, load_first, pointer, store, store_first
+from .tile import (
+    PANEL,
+    begin_zero,
+    finish_row,
+    load_panel,
+    store_panel,
+    tile,
+    tile_rows,
+)
 
 
 def _begin_step(i, args):
-    start, at, row, ids, has_ids, p, n = args[0]
-    if has_ids:
-        at += ids[p + i] * row
-    return (
-        load(start, at),
-        load(start, at + n),
-        load(start, at + 2 * n),
-        load(start, at + 3 * n),
-    )
+    start, at, row, ids, has_ids, p = args[0]
+    return load_panel(start, at + ids[p + i] * row if has_ids else at)
 
 
-def _finish_lstm(i, z, args):
-    h, c, unit, hp, here, following, ending, going_on, n = args[1]
+def _finish_step(i, z, args):
+    h, c, unit, hp, here, following, ending, going_on = args[1]
     y, y_at, y_row, left, gates, gates_at, gates_row, save = args[2]
     to = ((following if i < going_on else ending) + i) * hp + unit
     gi, gf, gg, go, c_new, h_new = lstm.forward(
@@ -38,14 +39,10 @@ def _finish_lstm(i, z, args):
     store(h, to, h_new)
     store_first(y, y_at + i * y_row, h_new, left)
     if save:
-        at = gates_at + i * gates_row
-        store(gates, at, gi)
-        store(gates, at + n, gf)
-        store(gates, at + 2 * n, gg)
-        store(gates, at + 3 * n, go)
+        store_panel(gates, gates_at + i * gates_row, (gi, gf, gg, go))
 
 
-_lstm_tile = tile(_begin_step, _finish_lstm)
+_step_tile = tile(_begin_step, _finish_step)
 
 
 @kernel
@@ -78,15 +75,15 @@ def lstm_forward(
             while r < active:
                 rows = tile_rows(active - r)
                 p, here = offsets[t] + r, state_at[t] + r
-                _lstm_tile(
+                _step_tile(
                     rows,
                     (
                         (x_p, p * x_row, x_row, 1, x_row, wx_p, q * x_row * panel),
                         (h_p, here * hp, hp, 1, units, wh_p, q * units * panel),
                     ),
                     (
-                        (start_p, start_at + q * start_panel, start_row, ids_p, has_ids, p, n),
-                        (h_p, c_p, q * n, hp, here, following + r, final + r, lasting - r, n),
+                        (start_p, start_at + q * start_panel, start_row, ids_p, has_ids, p),
+                        (h_p, c_p, q * n, hp, here, following + r, final + r, lasting - r),
                         (
                             y_p, p * y_row + y_at + q * n, y_row, units - q * n,
                             g_p, p * g_row + gates_at + q * panel, g_row, save,
@@ -96,18 +93,7 @@ def lstm_forward(
                 r += rows
 
 
-def _begin_zero(i, args):
-    z = zeros_like(args[0])
-    return z, z, z, z
-
-
-def _finish_dh(i, z, args):
-    dh, at, row, n = args
-    for j in range(PANEL):
-        store(dh, at + i * row + j * n, z[j])
-
-
-_dh_tile = tile(_begin_zero, _finish_dh)
+_dh_tile = tile(begin_zero, finish_row)
 
 
 @kernel
@@ -136,20 +122,12 @@ def lstm_backward(
             p = offsets[t] + r
             dy_r, g_r, c_r = p * dy_row + dy_at, p * g_row + gates_at, (state_at[t] + r) * hp
             for unit in range(0, hp, n):
-                g = g_r + unit * PANEL
+                i, f, g, o = load_panel(g_p, g_r + unit * PANEL)
+                dh_t = load(dh_p, r * dh_row + unit) + load_first(dy_p, dy_r + unit, units - unit)
                 dz_i, dz_f, dz_g, dz_o, dc_prev = lstm.backward(
-                    load(g_p, g),
-                    load(g_p, g + n),
-                    load(g_p, g + 2 * n),
-                    load(g_p, g + 3 * n),
-                    load(c_p, c_r + unit),
-                    load(dh_p, r * dh_row + unit) + load_first(dy_p, dy_r + unit, units - unit),
-                    load(dc_p, r * hp + unit),
+                    i, f, g, o, load(c_p, c_r + unit), dh_t, load(dc_p, r * hp + unit)
                 )
-                store(g_p, g, dz_i)
-                store(g_p, g + n, dz_f)
-                store(g_p, g + 2 * n, dz_g)
-                store(g_p, g + 3 * n, dz_o)
+                store_panel(g_p, g_r + unit * PANEL, (dz_i, dz_f, dz_g, dz_o))
                 store(dc_p, r * hp + unit, dc_prev)
         for q in range(w.shape[0]):
             r = first
@@ -157,5 +135,5 @@ def lstm_backward(
                 rows = tile_rows(active - r)
                 p = offsets[t] + r
                 dz = (g_p, p * g_row + gates_at, g_row, 1, depth, w_p, q * depth * panel)
-                _dh_tile(rows, (dz,), (dh_p, r * dh_row + q * panel, dh_row, n))
+                _dh_tile(rows, (dz,), ((w_p,), (dh_p, r * dh_row + q * panel, dh_row, panel)))
                 r += rows

@@ -87,14 +87,14 @@ def run(tasks: Sequence[Task]) -> None:
         return _run_all(tasks)
     done = threading.Semaphore(0)
     failures: list[BaseException] = []
-    for i, inbox in enumerate(_workers(threads - 1), start=1):
-        inbox.put((tasks[i::threads], done, failures))
-    interrupted = None
+    interrupted, waiting = None, 0
     try:
+        for i, inbox in enumerate(_workers(threads - 1), start=1):
+            inbox.put((tasks[i::threads], done, failures))
+            waiting += 1
         _run_all(tasks[::threads])
     finally:
         # Whatever happens here, nobody may still be writing when we return.
-        waiting = threads - 1
         while waiting:
             try:
                 done.acquire()

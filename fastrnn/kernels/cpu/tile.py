@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from .simd import ISA, Lanes
+from .simd import ISA, Lanes, lane_count, load, store, store_first, zeros_like
 
 PANEL = 4  # vectors in a panel: the gates of one vector of hidden units
 
@@ -150,3 +150,43 @@ def tile(begin, finish):
                 one(segments, args)
 
     return numba.njit(run, nogil=True, error_model="numpy")
+
+
+# What tiles begin and finish with, and how a row's four vectors come and go.
+
+
+@register_jitable
+def load_panel(p, at):
+    """The four vectors at ``p[at]``."""
+    n = lane_count(p)
+    return load(p, at), load(p, at + n), load(p, at + 2 * n), load(p, at + 3 * n)
+
+
+@register_jitable
+def store_panel(p, at, z):
+    """Write four vectors at ``p[at]``."""
+    n = lane_count(p)
+    store(p, at, z[0])
+    store(p, at + n, z[1])
+    store(p, at + 2 * n, z[2])
+    store(p, at + 3 * n, z[3])
+
+
+def begin_zero(i, args):
+    """``args[0]`` is ``(pointer,)``: zeros of that type."""
+    zero = zeros_like(args[0][0])
+    return zero, zero, zero, zero
+
+
+def begin_panel(i, args):
+    """``args[0]`` is ``(pointer, at)``: the same four vectors for every row."""
+    return load_panel(args[0][0], args[0][1])
+
+
+def finish_row(i, z, args):
+    """``args[1]`` is ``(pointer, at, row_stride, columns)``: write that many columns of a row."""
+    out, at, row, columns = args[1]
+    n = lane_count(out)
+    for j in range(PANEL):
+        if j * n < columns:
+            store_first(out, at + i * row + j * n, z[j], columns - j * n)
