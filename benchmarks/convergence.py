@@ -24,7 +24,7 @@ STEPS = 300
 
 
 class RestartedAdam(optim.Adam):
-    """A common slip in an Adam written by hand: the moments are made anew for every batch.
+    """A slip in an Adam written by hand: the moments are made anew for every batch.
 
     What is left is a step of the size ``lr`` along the sign of each derivative.
     """
@@ -34,6 +34,20 @@ class RestartedAdam(optim.Adam):
             moment[:] = 0
         self.steps = 1
         super()._update(w, g, scale, lr)
+
+
+class RootlessAdam(optim.Adam):
+    """Another slip: the second moment without its root, ``lr * m / (v + eps)``.
+
+    A derivative of 1e-3 then moves its weight by 1e3 times the learning rate.
+    """
+
+    def _update(self, w, g, scale, lr):
+        m, v = self._state["first_moment"], self._state["second_moment"]
+        beta1, beta2 = self.betas
+        m += (1 - beta1) * (scale * g - m)
+        v += (1 - beta2) * ((scale * g) ** 2 - v)
+        w -= lr * (m / (1 - beta1**self.steps)) / (v / (1 - beta2**self.steps) + self.eps)
 
 
 def adam():
@@ -50,12 +64,13 @@ RUNS = {
     "one-hot": ("one-hot, Adam, clip 1", 0, adam, 1.0),
     "no-clip": ("embedding 64, Adam, no clipping", 64, adam, None),
     "restarted": ("embedding 64, moments restarted, clip 1", 64, lambda: RestartedAdam(2e-3), 1.0),
+    "rootless": ("embedding 64, root forgotten, clip 1", 64, lambda: RootlessAdam(2e-3), 1.0),
     "sgd": ("embedding 64, SGD, clip 1", 64, sgd, 1.0),
     "sgd-no-clip": ("embedding 64, SGD, no clipping", 64, sgd, None),
 }
 PICTURES = {
     "input": ("One-hot against an embedding", ["embedding", "one-hot"]),
-    "adam": ("Adam against moments that are restarted", ["embedding", "restarted"]),
+    "adam": ("Adam and two slips", ["embedding", "restarted", "rootless"]),
     "clipping": ("With and without clipping", ["embedding", "no-clip", "sgd", "sgd-no-clip"]),
 }
 
@@ -79,22 +94,23 @@ def train(name, seed, folder, text, valid, vocabulary):
         trainer.train(steps=STEPS)
     except Diverged as error:
         (folder / "diverged.txt").write_text(f"{error}\n")
+    if trainer.stopped == "interrupted":
+        raise SystemExit(f"interrupted: {folder}")
 
 
 def summary(runs: Path) -> dict:
-    """Bits per character and speed of every finished run, with mean and spread."""
+    """Bits per character of every finished run, with mean and spread."""
     out = {}
     for name, (label, *_) in RUNS.items():
         folders = [runs / f"{name}-{seed}" for seed in SEEDS]
         folders = [f for f in folders if (f / "history.jsonl").exists()]
         if not folders:
             continue
-        bits, rates, ends = [], [], []
+        bits, ends = [], []
         for folder in folders:
             lines = read_history(folder)
             last = [line["valid_bpc"] for line in lines if "valid_bpc" in line]
             bits.append(round(last[-1], 4) if last else math.inf)
-            rates.append(sum(line["items"] for line in lines) / lines[-1]["seconds"])
             ends.append(lines[-1]["step"])
         out[name] = {
             "label": label,
@@ -103,7 +119,6 @@ def summary(runs: Path) -> dict:
             "valid_bpc": bits,
             "mean": round(statistics.mean(bits), 3),
             "spread": round(statistics.stdev(bits), 3) if len(bits) > 1 else None,
-            "characters_per_second": round(statistics.median(rates)),
         }
     return out
 

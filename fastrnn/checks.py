@@ -34,6 +34,16 @@ def integer_array(name: str, value) -> np.ndarray:
     return np.ascontiguousarray(array, np.int64).reshape(array.shape)
 
 
+def below(name: str, what: str, ids: np.ndarray, limit: int, counts=True) -> None:
+    """Refuse integers outside of ``[0, limit)`` where ``counts``."""
+    bad = ((ids < 0) | (ids >= limit)) & counts
+    if bad.any():
+        at = int(np.flatnonzero(bad)[0])
+        raise IndexError(
+            f"{name}: {what} {ids.reshape(-1)[at]} at position {at} is not in [0, {limit})"
+        )
+
+
 def lengths_array(name: str, value, batch: int, steps: int) -> np.ndarray:
     """``value`` as int64 [batch], every entry in ``[0, steps]``."""
     array = integer_array(name, value)

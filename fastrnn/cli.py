@@ -6,6 +6,7 @@ import platform
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -61,10 +62,13 @@ def _open_run(out: Path, resume: bool, options: dict[str, Any]) -> None:
         save_json(path, options)
         return
     before = load_json(path)
-    changed = sorted(k for k in options if k != "steps" and options[k] != before.get(k))
+    # A cosine is drawn over all steps; any other run may be made longer.
+    free = () if options["schedule"] == "cosine" else ("steps",)
+    changed = sorted(k for k in options if k not in free and options[k] != before.get(k))
     if changed:
         named = ", ".join(f"--{k.replace('_', '-')} was {before.get(k)!r}" for k in changed)
         raise ValueError(f"{out} cannot go on with other options: {named}")
+    save_json(path, options)
 
 
 def _train_language_model(
@@ -122,7 +126,7 @@ def _train_language_model(
     )
     trainer.train(steps=o["steps"])
     if trainer.stopped == "interrupted":
-        typer.echo(f"stopped at step {trainer.step}; --resume goes on from {trainer.checkpoint}")
+        typer.echo(f"stopped at step {trainer.step}; saved in {trainer.checkpoint}")
         raise typer.Exit(130)
     best = "" if trainer.best is None else f", best {trainer.best:.3f} bits per character"
     typer.echo(f"{trainer.step} steps, {trainer.rate:,.0f} characters a second{best}")
@@ -168,14 +172,18 @@ def train_lm(
 ) -> None:
     """Train a character language model; Ctrl-C saves, --resume goes on."""
     options = {k: v for k, v in context.params.items() if k not in ("out", "threads", "resume")}
-    options["text"] = [str(path.resolve()) for path in text]
-    options["valid"] = valid and str(valid.resolve())
     with _clear_errors():
         from fastrnn.data.text import read_text
 
         _set_threads(threads)
+        if warmup and schedule != "cosine":
+            raise ValueError("--warmup goes with --schedule cosine")
         whole = "".join(map(read_text, text))
         held_out = None if valid is None else read_text(valid)[:valid_chars]
+        # To be compared when the run goes on: the same names could hold another text.
+        options["text"] = [str(path) for path in text]
+        options["valid"] = valid and str(valid)
+        options["checksum"] = zlib.crc32(f"{whole}\0{held_out}".encode("utf-8", "surrogatepass"))
         _train_language_model(whole, held_out, out, options, resume=resume)
         typer.echo(f"model and history: {out}")
 

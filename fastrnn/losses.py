@@ -44,10 +44,7 @@ def cross_entropy(logits, targets, *, ignore_index: int | None = -100):
     classes = logits.shape[-1]
     flat = targets.reshape(-1)
     counts = np.ones(flat.shape, bool) if ignore_index is None else flat != ignore_index
-    bad = counts & ((flat < 0) | (flat >= classes))
-    if bad.any():
-        at = int(np.flatnonzero(bad)[0])
-        raise IndexError(f"targets: class {flat[at]} at position {at} is not in [0, {classes})")
+    checks.below("targets", "class", flat, classes, counts)
     count = int(counts.sum())
     rows = np.arange(flat.size)
     safe = np.where(counts, flat, 0)

@@ -31,11 +31,12 @@ class Optimizer:
         self.lr = checks.number("lr", lr, 0.0, math.inf)
         self.steps = 0
         self._state: dict[str, np.ndarray] = {}
+        self._parameters: Parameters | None = None
 
     def step(
         self,
         parameters: Parameters,
-        gradient: np.ndarray,
+        gradient: np.ndarray | Mapping[str, np.ndarray],
         *,
         lr: float | None = None,
         max_norm: float | None = None,
@@ -45,21 +46,31 @@ class Optimizer:
         Parameters
         ----------
         parameters : Parameters
-        gradient : array [parameters.flat.size]
-            In the layout of the flat vector.
+            ``layer.parameters`` or ``model.parameters``, the same at each step: the state kept
+            between steps belongs to them.
+        gradient : array [parameters.size] or mapping of str to array
+            In the layout of the flat vector, or by name as `LSTM.backward` gives it.
         lr : float, optional
             For this step; ``self.lr`` when left out.
         max_norm : float, optional
-            A gradient of a larger Euclidean norm is scaled down to it (Pascanu et al. 2013).
+            Above 0. A gradient of a larger Euclidean norm is scaled down to it (Pascanu et al.
+            2013).
 
         Raises
         ------
         FloatingPointError
             The gradient is not finite; nothing was changed.
         ValueError
-            The gradient does not fit the parameters.
+            The gradient or the state does not fit the parameters, they are not those of the
+            steps before, or ``max_norm`` is not above 0.
         """
+        if max_norm is not None and not max_norm > 0:
+            raise ValueError(f"max_norm must be above 0, got {max_norm}")
+        if self._parameters is not None and self._parameters is not parameters:
+            raise ValueError("parameters are not those of the steps before: use one optimizer each")
         flat = parameters.flat
+        if isinstance(gradient, Mapping):
+            gradient = parameters.flatten(gradient, np.empty_like(flat))
         if gradient.shape != flat.shape or gradient.dtype != flat.dtype:
             raise ValueError(
                 f"gradient must be {flat.dtype} {flat.shape}, got {gradient.dtype} {gradient.shape}"
@@ -69,6 +80,12 @@ class Optimizer:
             raise FloatingPointError(f"gradient is not finite: its norm is {norm}")
         if not self._state:
             self._state = {name: np.zeros_like(flat) for name in self.slots}
+        for name, kept in self._state.items():
+            if kept.shape != flat.shape or kept.dtype != flat.dtype:
+                raise ValueError(
+                    f"{name} must be {flat.dtype} {flat.shape}, got {kept.dtype} {kept.shape}"
+                )
+        self._parameters = parameters
         scale = 1.0 if max_norm is None or norm <= max_norm else max_norm / norm
         self.steps += 1
         self._update(parameters.writing(), gradient, scale, self.lr if lr is None else lr)

@@ -10,6 +10,8 @@ from math import prod
 
 import numpy as np
 
+from fastrnn import checks
+
 
 class Parameters(Mapping):
     """Named views of one flat vector.
@@ -46,7 +48,7 @@ class Parameters(Mapping):
     @property
     def size(self) -> int:
         """Numbers in all."""
-        return sum(prod(shape) for _, shape in self._layout.values())
+        return self._flat.size
 
     @property
     def version(self) -> int:
@@ -81,16 +83,39 @@ class Parameters(Mapping):
 
     def sub(self, prefix: str) -> "Parameters":
         """The parameters whose names begin with ``prefix``, under what follows it."""
+        names = [name for name in self if name.startswith(prefix)]
+        start = self._layout[names[0]][0]
+        layout, end = {}, start
+        for name in names:
+            at, shape = self._layout[name]
+            if at != end:
+                raise ValueError(f"the parameters that begin with {prefix!r} do not lie together")
+            layout[name[len(prefix) :]] = (at - start, shape)
+            end = at + prod(shape)
         part = Parameters.__new__(Parameters)
-        layout = {n[len(prefix) :]: at for n, at in self._layout.items() if n.startswith(prefix)}
-        part._bind(self._flat, layout, self._version)
+        part._bind(self._flat[start:end], layout, self._version)
         return part
 
     def flatten(self, named: Mapping[str, np.ndarray], out: np.ndarray) -> np.ndarray:
-        """Write a gradient given by names into the flat vector ``out``."""
+        """Write a gradient given by names into the flat vector ``out``.
+
+        Raises
+        ------
+        ValueError
+            A name is missing or unknown, or a shape differs.
+        """
+        self._check_names("gradient", named)
         for name, (at, shape) in self._layout.items():
+            if np.shape(named[name]) != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {np.shape(named[name])}")
             out[at : at + prod(shape)] = named[name].reshape(-1)
         return out
+
+    def _check_names(self, what: str, named: Mapping) -> None:
+        missing = [name for name in self if name not in named]
+        unknown = [name for name in named if name not in self]
+        if missing or unknown:
+            raise ValueError(f"{what} does not fit: missing {missing}, unknown {unknown}")
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """A copy of every parameter by name."""
@@ -108,22 +133,11 @@ class Parameters(Mapping):
         """
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must map names to arrays, got {type(mapping).__name__}")
-        missing, unknown = (
-            [n for n in self if n not in mapping],
-            [n for n in mapping if n not in self],
-        )
-        if missing or unknown:
-            raise ValueError(f"mapping does not fit: missing {missing}, unknown {unknown}")
-        arrays = {}
-        for name in self:
-            array = np.asarray(mapping[name])
-            if array.dtype.kind not in "fiub":
-                raise TypeError(f"{name} must be real, got dtype {array.dtype}")
-            if array.shape != self[name].shape:
-                raise ValueError(f"{name} must have shape {self[name].shape}, got {array.shape}")
-            if not np.isfinite(array).all():
-                raise ValueError(f"{name} must be finite")
-            arrays[name] = array
+        self._check_names("mapping", mapping)
+        arrays = {
+            name: checks.real_array(name, mapping[name], self.dtype, self[name].shape)
+            for name in self
+        }
         self.writing()
         for name, array in arrays.items():
             self._slot(name)[...] = array

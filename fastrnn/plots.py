@@ -61,7 +61,11 @@ def plot_runs(
     if against not in ("step", "seconds"):
         raise ValueError(f"against must be 'step' or 'seconds', got {against!r}")
     if not isinstance(runs, Mapping):
-        runs = {Path(run).name or str(run): run for run in runs}
+        names = [Path(run).name for run in runs]
+        runs = {
+            str(run) if not name or names.count(name) > 1 else name: run
+            for name, run in zip(names, runs, strict=True)
+        }
     histories = {label: read_history(run) for label, run in runs.items()}
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -9,6 +9,7 @@ A run is a folder:
 
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -22,10 +23,13 @@ from tqdm import tqdm
 
 from fastrnn import checks
 from fastrnn.checkpoint import load_arrays, save_arrays, write_bytes
-from fastrnn.optim import Constant, Optimizer
+from fastrnn.optim import Constant, Optimizer, ReduceOnPlateau
 from fastrnn.parameters import Parameters
 
 SMOOTHING = 0.95  # weight of the past in the smoothed loss: about the last 20 batches
+
+
+_LINE = ("step", "epoch", "seconds", "loss", "smoothed", "grad_norm", "lr", "items", "epoch_loss")
 
 
 class Model(Protocol):
@@ -124,8 +128,14 @@ class Trainer:
         progress: bool | None = None,
         report: Callable[[str], None] | None = None,
     ):
-        if max_norm is not None:
-            checks.number("max_norm", max_norm, 0.0, math.inf)
+        if max_norm is not None and not max_norm > 0:
+            raise ValueError(f"max_norm must be above 0, got {max_norm}")
+        if not len(data):
+            raise ValueError("data has no batches")
+        if metric in _LINE:
+            raise ValueError(f"metric must not be one of {', '.join(_LINE)}; got {metric!r}")
+        if evaluate is None and (patience or isinstance(schedule, ReduceOnPlateau)):
+            raise ValueError("patience and ReduceOnPlateau need evaluate")
         self.model, self.optimizer, self.data = model, optimizer, data
         self.run = Path(run)
         self.max_norm, self.schedule = max_norm, schedule or Constant()
@@ -140,6 +150,7 @@ class Trainer:
         self._seconds, self._smoothed, self._since_best = 0.0, 0.0, 0
         self._epoch_sum, self._epoch_items, self._items = 0.0, 0, 0
         self._saved_step: int | None = None
+        self._last_weights: np.ndarray | None = None
         self._asked_to_stop = False
 
     @property
@@ -162,20 +173,24 @@ class Trainer:
     def train(self, *, steps: int | None = None, epochs: int | None = None) -> None:
         """Train until ``steps`` or ``epochs`` have been made in all, then take the best weights.
 
+        Called again with more, it goes on from the last weights, not the best.
+
         Raises
         ------
         Diverged
             The loss or the gradient is not finite; names the step and the last checkpoint.
         ValueError
-            Neither or both of ``steps`` and ``epochs`` came, or there are no batches.
+            Neither or both of ``steps`` and ``epochs`` came, or the folder holds another run.
         """
         if (steps is None) == (epochs is None):
             raise ValueError("give either steps or epochs")
-        if not len(self.data):
-            raise ValueError("data has no batches")
         if epochs is not None:
             steps = checks.positive_int("epochs", epochs, 0) * len(self.data)
         total = checks.positive_int("steps", steps, 0)
+        if not self.step and self.history.exists() and self.history.stat().st_size:
+            raise ValueError(f"{self.run} holds a run: call resume first, or choose another folder")
+        if self._last_weights is not None:
+            self.model.parameters.writing()[:] = self._last_weights
         self.run.mkdir(parents=True, exist_ok=True)
         self.stopped, self._asked_to_stop = "", False
         with (
@@ -188,8 +203,10 @@ class Trainer:
                 disable=None if self.progress is None else not self.progress,
             ) as bar,
         ):
+            self._check_patience()
             while self.step < total and not self.stopped:
                 epoch, done = divmod(self.step, len(self.data))
+                before = self.step
                 for batch in self.data.batches(epoch, done):
                     line = self._train_batch(batch, epoch)
                     self._after_step(line, bar, last=self.step >= total)
@@ -202,10 +219,14 @@ class Trainer:
                         or self.metric in line
                         or self.step % self.checkpoint_every == 0
                     ):
+                        os.fsync(history.fileno())  # never behind the checkpoint
                         self.save()
                     if self.stopped or self.step >= total:
                         break
+                if self.step == before:
+                    raise ValueError(f"data gave none of its {len(self.data)} batches")
         self.stopped = self.stopped or "done"
+        self._last_weights = self.model.parameters.flat.copy()
         if self.best is None:
             save_arrays(self.weights, self.model.parameters.state_dict())
         else:
@@ -245,9 +266,10 @@ class Trainer:
         if self.step % len(self.data) == 0:
             line["epoch_loss"] = self._epoch_sum / max(self._epoch_items, 1)
             self._epoch_sum, self._epoch_items = 0.0, 0
-        if self.evaluate and (self.step % self.evaluate_every == 0 or last):
+        regular = self.step % self.evaluate_every == 0
+        if self.evaluate and (regular or last):
             value = line[self.metric] = float(self.evaluate())
-            self._compare(value)
+            self._compare(value, regular)
             if self.report:
                 self.report(
                     f"step {self.step:>6}  loss {line['smoothed']:.3f}  {self.metric} {value:.3f}"
@@ -256,17 +278,21 @@ class Trainer:
         bar.set_postfix_str(f"loss {line['smoothed']:.3f}, {self.rate:,.0f} items/s", refresh=False)
         bar.update()
 
-    def _compare(self, value: float) -> None:
-        self.schedule.observe(-value if self.maximize else value)
-        better = self.best is None or (value > self.best if self.maximize else value < self.best)
-        if better:
+    def _compare(self, value: float, regular: bool) -> None:
+        sign = -1.0 if self.maximize else 1.0
+        if math.isfinite(value) and (self.best is None or sign * value < sign * self.best):
             self.best, self._since_best = value, 0
             notes = {"step": self.step, self.metric: value}
             save_arrays(self.weights, self.model.parameters.state_dict(), notes)
-        else:
+        elif regular:
             self._since_best += 1
-            if self.patience and self._since_best >= self.patience:
-                self.stopped = "early"
+        if regular:  # one at the end of a run must not change how a longer run goes on
+            self.schedule.observe(sign * value)
+            self._check_patience()
+
+    def _check_patience(self) -> None:
+        if self.patience and self._since_best >= self.patience:
+            self.stopped = "early"
 
     def _diverged(self, what: str) -> Diverged:
         if self._saved_step is None:
@@ -312,7 +338,9 @@ class Trainer:
     _COUNTERS = ("_seconds", "_smoothed", "_since_best", "_epoch_sum", "_epoch_items", "_items")
 
     def resume(self) -> bool:
-        """Go on from the run's checkpoint if it has one; False if not.
+        """Go on from the run's checkpoint if it has one; False, and from the start, if not.
+
+        What the history holds beyond the checkpoint is dropped: it is done again.
 
         Raises
         ------
@@ -320,6 +348,8 @@ class Trainer:
             The checkpoint is damaged or of another model.
         """
         if not self.checkpoint.exists():
+            if self.history.exists():
+                write_bytes(self.history, b"")
             return False
         arrays, notes = load_arrays(self.checkpoint)
 
@@ -340,7 +370,7 @@ class Trainer:
                 f"{self.checkpoint} is of another model or setting: {error}"
             ) from error
         self._saved_step = self.step
-        # What came after the checkpoint is done again.
+        self._last_weights = None
         lines = self.history.read_bytes().splitlines(keepends=True) if self.history.exists() else []
         write_bytes(self.history, b"".join(lines[: self.step]))
         return True

@@ -3,9 +3,8 @@
 
 import numpy as np
 
-from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+cimport cython
 from cpython.long cimport PyLong_AsLongLong, PyLong_CheckExact
-from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, int64_t
 
 ctypedef fused index_t:
@@ -46,20 +45,19 @@ def _pad(
         _fill(flat, offsets, out, pad_before, cut_before, <index_t>value)
 
 
+@cython.boundscheck(True)  # Python code runs in between and may change a list
 def _flatten_lists(list sequences, int64_t[::1] flat):
-    """Copy lists of Python ints one after the other; the sizes were counted before."""
+    """Copy lists of Python ints one after the other into as many places."""
     cdef Py_ssize_t b, k, at = 0
     cdef list items
-    cdef PyObject* item
-    for b in range(PyList_GET_SIZE(sequences)):
-        items = <list>PyList_GET_ITEM(sequences, b)
-        for k in range(PyList_GET_SIZE(items)):
-            item = PyList_GET_ITEM(items, k)
-            if PyLong_CheckExact(<object>item):
-                flat[at] = PyLong_AsLongLong(<object>item)
-            else:
-                flat[at] = _as_int(<object>item, b, k)
+    for b in range(len(sequences)):
+        items = sequences[b]
+        for k in range(len(items)):
+            item = items[k]
+            flat[at] = PyLong_AsLongLong(item) if PyLong_CheckExact(item) else _as_int(item, b, k)
             at += 1
+    if at != flat.shape[0]:
+        raise ValueError("sequences changed while they were read")
 
 
 cdef int64_t _as_int(item, Py_ssize_t b, Py_ssize_t k) except? -1:
@@ -103,6 +101,8 @@ def _flatten(sequences):
     for b, s in enumerate(sequences):
         if not hasattr(s, "__len__") or isinstance(s, (str, bytes, dict, set)):
             raise TypeError(f"sequences[{b}] must be a list or an array, got {type(s).__name__}")
+    # What is not an array becomes a list now, so that sizes are those of what is copied.
+    sequences = [s if isinstance(s, (list, np.ndarray)) else list(s) for s in sequences]
     offsets = np.zeros(len(sequences) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, sequences), np.int64, len(sequences)), out=offsets[1:])
     if any(isinstance(s, np.ndarray) for s in sequences):
@@ -112,9 +112,12 @@ def _flatten(sequences):
             if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
                 _integers(f"sequences[{b}]", a)
         filled = [a for a in arrays if a.size] or [np.empty(0, np.int64)]
-        return _integers("sequences", np.concatenate(filled)), offsets
+        flat = _integers("sequences", np.concatenate(filled))
+        if len(flat) != offsets[-1]:
+            raise ValueError("sequences changed while they were read")
+        return flat, offsets
     flat = np.empty(offsets[-1], np.int64)
-    _flatten_lists([s if type(s) is list else list(s) for s in sequences], flat)
+    _flatten_lists(sequences, flat)
     return flat, offsets
 
 
@@ -132,7 +135,8 @@ def pad_sequences(
     Parameters
     ----------
     sequences : list of lists of int, list of int arrays, or (flat, offsets)
-        In the last form sequence b is ``flat[offsets[b]:offsets[b + 1]]``.
+        In the last form, a tuple of an array and offsets, sequence b is
+        ``flat[offsets[b]:offsets[b + 1]]``; a tuple of exactly two arrays is always read so.
     max_len : int, optional
         T; the longest sequence when left out. Longer sequences are cut.
     padding : {"post", "pre"}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,7 +88,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(texts, tmp_path):
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
     said, _ = child.communicate(timeout=60)
-    assert child.returncode == 130 and "--resume goes on" in said
+    assert (
+        child.returncode == 130 and "stopped at step" in said and "checkpoint.safetensors" in said
+    )
     notes = load_arrays(out / "checkpoint.safetensors")[1]
     assert notes["step"] == history.read_text().count("\n") > 0
 
@@ -103,9 +106,14 @@ def test_sample(run):
 def test_plot_several_runs(run, tmp_path, suffix):
     pytest.importorskip("matplotlib", reason="the extra [plot] is not installed")
     out = tmp_path / f"curves.{suffix}"
-    said = fastrnn("plot", run, run, "--out", out, "--against", "seconds", "--title", "two")
+    other = tmp_path / run.name  # the same name in another folder is another curve
+    shutil.copytree(run, other)
+    said = fastrnn("plot", run, other, "--out", out, "--against", "seconds", "--title", "two")
     assert str(out) in said and out.stat().st_size > 5000
     assert out.read_bytes()[:4] == {"png": b"\x89PNG", "svg": b"<?xm"}[suffix]
+    if suffix == "svg":
+        drawn = out.read_text()
+        assert f"<!-- {run} -->" in drawn and f"<!-- {other} -->" in drawn
 
 
 def test_demo(tmp_path):
@@ -121,6 +129,15 @@ def test_info():
     said = fastrnn("info")
     for word in ("cpu path", "threads", "numba", "numpy", "cache", "float32 lanes"):
         assert word in said
+
+
+def test_options_that_need_each_other(texts, tmp_path):
+    for options, message in (
+        (["--patience", 3], "patience and ReduceOnPlateau need evaluate"),
+        (["--warmup", 3], "--warmup goes with --schedule cosine"),
+    ):
+        said = fastrnn("train", "lm", texts / "a.txt", "--out", tmp_path / "x", *options, code=1)
+        assert message in said and not (tmp_path / "x").exists()
 
 
 def test_errors_are_one_line(texts, run, tmp_path):

@@ -15,7 +15,7 @@ from fastrnn.kernels import buffers, get_backend, reference
 from fastrnn.kernels.cpu import dense, gemm, simd, threads
 from fastrnn.kernels.cpu.compiler import kernel
 from fastrnn.kernels.rows import Rows
-from helpers import check_close
+from helpers import check_close, check_gradient
 
 
 @kernel
@@ -60,7 +60,14 @@ def test_the_cell_in_plain_python(rng):
     i, f, g, o, c_new, h_new = lstm.forward(*z, c)
     check_close(c_new, reference.sigmoid(z[1]) * c + reference.sigmoid(z[0]) * np.tanh(z[2]), "f8")
     check_close(h_new, reference.sigmoid(z[3]) * np.tanh(c_new), "f8")
-    assert len(lstm.backward(i, f, g, o, c, h_new, c_new)) == 5
+    dh, dc = rng.standard_normal((2, 5))
+    gradients = lstm.backward(i, f, g, o, c, dh, dc)
+
+    def loss(*inputs):
+        c_new, h_new = lstm.forward(*inputs)[4:]
+        return float((dh * h_new + dc * c_new).sum())
+
+    check_gradient(loss, [*z, c], gradients)
 
 
 @settings(deadline=None)
@@ -104,6 +111,33 @@ def test_linear_kernels(n, inputs, outputs, dtype, bias):
     check_close(dx, wide[3] @ wide[1], dtype)
     check_close(dw, wide[3].T @ wide[0], dtype)
     check_close(db, wide[3].sum(axis=0), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("inputs", "outputs"), [(5, 7), (64, 64), (33, 65), (1, 129)])
+def test_kernels_write_only_what_is_theirs(rng, inputs, outputs, dtype):
+    """Outputs in the middle of larger arrays whose other numbers must survive."""
+    n, first, last = 11, 2, 9
+    x, w = rng.standard_normal((n, inputs)), rng.standard_normal((outputs, inputs))
+    weights = dense.Weights(w.astype(dtype), None)
+    out = np.full((n, outputs + 8), 9, dtype)
+    gemm.product(
+        x.astype(dtype), 0, inputs, weights.forward, weights.bias, out, 5, outputs, first, last
+    )
+    check_close(out[first:last, 5 : 5 + outputs], x[first:last] @ w.T, dtype)
+    out[first:last, 5 : 5 + outputs] = 9
+    assert (out == 9).all()
+    q, depth, panel = weights.forward.shape
+    sums, whole = np.full((q, depth, panel), 9, dtype), np.zeros((q, depth, panel), dtype)
+    b = rng.standard_normal((n, q * panel)).astype(dtype)
+    scratch, bias = np.empty((gemm.BLOCK, panel), dtype), np.full((q, panel), 9, dtype)
+    total = q * depth
+    a, z = total // 3, 2 * total // 3
+    gemm.accumulate(x.astype(dtype), depth, b, 0, sums, bias, scratch, a, z)
+    gemm.accumulate(x.astype(dtype), depth, b, 0, whole, bias, scratch, 0, total)
+    got, wanted = sums.reshape(total, panel), whole.reshape(total, panel)
+    assert np.array_equal(got[a:z], wanted[a:z])
+    assert (got[:a] == 9).all() and (got[z:] == 9).all()
 
 
 def test_linear_has_the_same_bits_for_any_number_of_threads(rng):
@@ -200,9 +234,9 @@ def test_an_error_in_a_task_arrives_after_all_have_ended(failing):
 
 
 def test_callers_from_several_threads(rng):
-    layer = fastrnn.LSTM(16, 64, bidirectional=True, seed=0)
+    twin, layer = (fastrnn.LSTM(16, 64, bidirectional=True, seed=0) for _ in range(2))
     x = rng.standard_normal((20, 30, 16))
-    wanted, _ = layer(x)
+    wanted, _ = twin(x)  # the layer itself packs its weights under the callers' feet
     wrong = []
 
     def call():

@@ -9,7 +9,7 @@ import pytest
 from fastrnn import optim
 from fastrnn.data.text import UNKNOWN, Chunk, TextStream, Vocabulary, read_text
 from fastrnn.models import LanguageModel
-from fastrnn.trainer import Trainer
+from fastrnn.trainer import Diverged, Trainer
 from helpers import CORPORA, check_close, check_gradient
 
 TEXT = "abracadabra, says the wizard; and the toad is a prince. " * 60
@@ -130,6 +130,24 @@ def test_bits_per_character():
     assert model.bits_per_character(TEXT) == pytest.approx(math.log2(len(vocabulary)), rel=1e-6)
     with pytest.raises(ValueError, match="text must have at least 2 characters, got 1"):
         model.bits_per_character("a")
+
+
+@pytest.mark.parametrize("embedding_dim", [0, 4])
+def test_ids_of_another_vocabulary_are_refused(embedding_dim):
+    model = LanguageModel(Vocabulary.of("abc"), embedding_dim=embedding_dim, hidden_size=8, seed=0)
+    with pytest.raises(IndexError, match=r"ids: id 4 at position 0 is not in \[0, 4\)"):
+        model.bits_per_character(np.array([4, 1, 2, 3]))
+    with pytest.raises(IndexError, match="ids: id -1 at position 1"):
+        ids = np.array([[1], [-1]])
+        model.loss_and_gradient(Chunk(ids, np.abs(ids), True))
+
+
+def test_a_model_that_blows_up_is_reported_as_such(tmp_path):
+    vocabulary = Vocabulary.of(TEXT)
+    model = LanguageModel(vocabulary, embedding_dim=4, hidden_size=8, seed=0)
+    data = TextStream(vocabulary.encode(TEXT), 4, 20)
+    with pytest.raises(Diverged, match="at step"), np.errstate(all="ignore"):
+        Trainer(model, optim.SGD(1e30), data, tmp_path, progress=False).train(steps=50)
 
 
 @pytest.mark.parametrize("embedding_dim", [0, 16])

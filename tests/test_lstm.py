@@ -236,6 +236,8 @@ def test_unbatched(rng, batch_first):
     assert np.array_equal(y, full["y"].squeeze(axis))
     assert np.array_equal(dx, full["dx"].squeeze(axis))
     assert np.array_equal(grads["weight_hh_l1"], full["weight_hh_l1"])
+    y, _, tape = lstm.forward(np.zeros((0, 5)))
+    assert y.shape == (0, 12) and lstm.backward(tape, y)[0].shape == (0, 5)
 
 
 def test_any_real_array_like(rng):
@@ -312,6 +314,16 @@ def test_a_tape_is_good_for_one_backward(rng):
         lstm.backward(tape, y)
 
 
+def test_a_tape_is_of_its_layer_and_its_weights(rng):
+    lstm, other = LSTM(4, 5, seed=0), LSTM(4, 64, seed=0)
+    y, _, tape = lstm.forward(rng.standard_normal((3, 2, 4)))
+    with pytest.raises(ValueError, match="tape is of another layer"):
+        other.rows_backward(tape, np.zeros((6, 64), "f"))
+    lstm.load_state_dict(lstm.state_dict())
+    with pytest.raises(ValueError, match="the parameters changed since its forward"):
+        lstm.backward(tape, y)
+
+
 def test_tapes_do_not_share_memory(rng):
     """Two passes under way at once, large enough for the buffers that are used again."""
     lstm = LSTM(16, 64, seed=0)
@@ -348,6 +360,7 @@ def test_refused_arguments(arguments, error, message):
     [
         ({"x": np.zeros((5, 2, 4))}, ValueError, r"x must have shape \(T, B, 3\).*\(5, 2, 4\)"),
         ({"x": np.zeros(3)}, ValueError, "x must have shape"),
+        ({"x": np.zeros((5, 4))}, ValueError, r"x must have shape .* got \(5, 4\)"),
         ({"x": np.full((5, 2, 3), np.nan)}, ValueError, "x must be finite"),
         ({"x": np.full((5, 2, 3), 1e39)}, ValueError, "x must be finite"),
         ({"x": np.zeros((5, 2, 3), complex)}, TypeError, "x must be an array of real numbers"),

@@ -115,6 +115,37 @@ def test_a_gradient_that_is_not_finite_changes_nothing(rng, bad):
     assert np.array_equal(parameters.flat, w_0) and optimizer.steps == 0
 
 
+def test_a_gradient_by_names(rng):
+    layer, twin = fastrnn.LSTM(3, 4, seed=0), fastrnn.LSTM(3, 4, seed=0)
+    y, _, tape = layer.forward(rng.standard_normal((5, 2, 3)))
+    _, _, grads = layer.backward(tape, np.ones_like(y))
+    optim.Adam(0.1).step(layer.parameters, grads)
+    flat = np.concatenate([grads[name].reshape(-1) for name in twin.parameters])
+    optim.Adam(0.1).step(twin.parameters, flat)
+    assert np.array_equal(layer.parameters.flat, twin.parameters.flat)
+    with pytest.raises(ValueError, match=r"gradient does not fit: missing \['bias_hh_l0'\]"):
+        del grads["bias_hh_l0"]
+        optim.Adam().step(layer.parameters, grads)
+
+
+def test_one_optimizer_for_one_set_of_parameters():
+    small, large = (Parameters({"w": np.zeros(n)}, "float32") for n in (3, 4))
+    optimizer = optim.Adam()
+    optimizer.step(small, np.ones(3, "f"))
+    with pytest.raises(ValueError, match="parameters are not those of the steps before"):
+        optimizer.step(large, np.ones(4, "f"))
+    other = optim.Adam()
+    other.load_state_dict(optimizer.state_dict())
+    with pytest.raises(
+        ValueError, match=r"first_moment must be float32 \(4,\), got float32 \(3,\)"
+    ):
+        other.step(large, np.ones(4, "f"))
+    for max_norm in (0, -1, np.nan):
+        with pytest.raises(ValueError, match="max_norm must be above 0"):
+            optim.Adam().step(small, np.ones(3, "f"), max_norm=max_norm)
+    assert not large.flat.any() and np.isfinite(small.flat).all()
+
+
 def test_refused():
     parameters = Parameters({"w": np.zeros(3)}, "float32")
     with pytest.raises(ValueError, match=r"gradient must be float32 \(3,\), got float64 \(3,\)"):

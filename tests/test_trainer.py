@@ -139,9 +139,82 @@ def test_refused(tmp_path):
     for arguments in ({}, {"steps": 1, "epochs": 1}):
         with pytest.raises(ValueError, match="give either steps or epochs"):
             trainer.train(**arguments)
-    with pytest.raises(ValueError, match="evaluate_every must be at least 1"):
+    with pytest.raises(ValueError, match="data has no batches"):
         Trainer(Bowl(), optim.SGD(0.1), Numbers([]), tmp_path)
+    with pytest.raises(ValueError, match="evaluate_every must be at least 1"):
+        Trainer(Bowl(), optim.SGD(0.1), Numbers([0]), tmp_path, evaluate_every=-1)
+    with pytest.raises(ValueError, match="max_norm must be above 0, got 0"):
+        Trainer(Bowl(), optim.SGD(0.1), Numbers([0]), tmp_path, max_norm=0)
+    with pytest.raises(ValueError, match=r"metric must not be one of step, .*; got 'loss'"):
+        Trainer(Bowl(), optim.SGD(0.1), Numbers([0]), tmp_path, metric="loss")
+    with pytest.raises(ValueError, match="patience and ReduceOnPlateau need evaluate"):
+        Trainer(Bowl(), optim.SGD(0.1), Numbers([0]), tmp_path, patience=2)
+
+    class Empty(Numbers):
+        def batches(self, epoch, skip):
+            return iter(())
+
+    with pytest.raises(ValueError, match="data gave none of its 2 batches"):
+        Trainer(Bowl(), optim.SGD(0.1), Empty([0, 0]), tmp_path / "empty").train(steps=1)
     assert not Trainer(Bowl(), optim.SGD(0.1), Numbers([0]), tmp_path).resume()
+
+
+def test_training_on_goes_on_from_the_last_weights_not_the_best(tmp_path):
+    def make(folder):
+        values = iter([1.0, 5.0, 4.0, 3.0])  # the first is the best
+        return Trainer(
+            Bowl(), optim.SGD(0.1, momentum=0.9), Numbers([0]), tmp_path / folder,
+            evaluate=lambda: next(values), evaluate_every=2, progress=False,
+        )  # fmt: skip
+
+    whole, parts = make("whole"), make("parts")
+    whole.train(steps=8)
+    parts.train(steps=4)
+    parts.train(steps=8)
+    a, b = (load_arrays(t.checkpoint)[0] for t in (whole, parts))
+    assert np.array_equal(a["parameters.w"], b["parameters.w"])
+    assert whole.best == parts.best == 1
+
+
+def test_an_evaluation_that_is_not_a_number_is_never_the_best(tmp_path):
+    values = iter([float("nan"), 2.0, float("nan")])
+    trainer = Trainer(
+        Bowl(), optim.SGD(0.1), Numbers([0]), tmp_path, evaluate=lambda: next(values),
+        progress=False,
+    )  # fmt: skip
+    trainer.train(steps=3)
+    assert trainer.best == 2.0
+
+
+def test_a_run_is_never_mixed_with_another(tmp_path):
+    Trainer(Bowl(), optim.SGD(0.1), Numbers([0]), tmp_path, progress=False).train(steps=4)
+    other = Trainer(Bowl(), optim.SGD(0.1), Numbers([0]), tmp_path, progress=False)
+    with pytest.raises(ValueError, match="holds a run: call resume first"):
+        other.train(steps=4)
+    other.checkpoint.unlink()  # as if killed before the first checkpoint
+    assert not other.resume()
+    other.train(steps=2)
+    assert [line["step"] for line in lines_of(other)] == [1, 2]
+
+
+def test_an_early_stop_is_not_forgotten(tmp_path):
+    def make(patience):
+        return Trainer(
+            Bowl(), optim.SGD(0.1), Numbers([0]), tmp_path, evaluate=lambda: 1.0,
+            patience=patience, progress=False,
+        )  # fmt: skip
+
+    first = make(3)
+    first.train(steps=100)
+    assert first.stopped == "early" and first.step == 4
+    again = make(3)
+    assert again.resume()
+    again.train(steps=100)
+    assert again.stopped == "early" and again.step == 4
+    patient = make(5)
+    assert patient.resume()
+    patient.train(steps=100)
+    assert patient.stopped == "early" and patient.step == 6
 
 
 def test_ctrl_c_saves(tmp_path):

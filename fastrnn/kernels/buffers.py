@@ -52,13 +52,14 @@ def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
     if size < _SMALL:
         return np.empty(shape, dtype)
     with _lock:
-        fitting = [i for i, block in enumerate(_free) if block.nbytes >= size]
+        # Not on one much too large: a small array that somebody keeps would keep all of it.
+        fitting = [i for i, block in enumerate(_free) if size <= block.nbytes <= 2 * size]
         if fitting:
             block = _free.pop(min(fitting, key=lambda i: _free[i].nbytes))
         else:
-            # All free blocks are smaller. Letting them go bounds what is kept by the
-            # most that was ever in use at once, however many shapes pass by.
-            _free.clear()
+            # Letting smaller ones go bounds what is kept by a small multiple of the most that
+            # was ever in use at once, however many shapes pass by.
+            _free[:] = [block for block in _free if block.nbytes > size]
             block = np.empty(size, np.uint8)
     return np.asarray(_Lease(block, shape, dtype))
 

@@ -9,32 +9,17 @@ from fastrnn.parameters import Parameters
 
 
 class Layer:
-    """A layer with parameters; subclasses say how a backend packs them (`_pack`)."""
+    """A layer with parameters."""
 
     parameters: Parameters
 
-    def __init__(self, parameters: Mapping[str, np.ndarray], dtype, backend: str):
-        self.backend = backend
-        self._kernels = get_backend(backend)
-        self.parameters = Parameters(parameters, dtype)
-        self._packed = None
-        self._packed_of: tuple | None = None
+    def __init__(self, values: Mapping[str, np.ndarray], dtype):
+        self.parameters = Parameters(values, dtype)
 
     @property
     def dtype(self) -> np.dtype:
         """Of the parameters, and of everything the layer computes."""
         return self.parameters.dtype
-
-    def _weights(self):
-        """The backend's copy of the parameters, made again only after they changed."""
-        key = (id(self.parameters), self.parameters.version)
-        if key != self._packed_of:
-            self._packed = None  # its memory serves for the next
-            self._packed, self._packed_of = self._pack(), key
-        return self._packed
-
-    def _pack(self):
-        raise AssertionError("a layer says how it is packed")
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """A copy of the parameters under PyTorch's names and in its shapes."""
@@ -51,3 +36,25 @@ class Layer:
             ``mapping`` is not a mapping, or a value is not real.
         """
         self.parameters.load_state_dict(mapping)
+
+
+class PackedLayer(Layer):
+    """A layer whose parameters a backend packs; subclasses say how (`_pack`)."""
+
+    def __init__(self, values: Mapping[str, np.ndarray], dtype, backend: str):
+        super().__init__(values, dtype)
+        self.backend = backend
+        self._kernels = get_backend(backend)
+        self._packed: tuple = (None, None)
+
+    def _weights(self):
+        """The backend's copy of the parameters, made again only after they changed."""
+        key = (id(self.parameters), self.parameters.version)
+        held, packed = self._packed
+        if held != key:
+            packed = self._pack()
+            self._packed = (key, packed)
+        return packed
+
+    def _pack(self):
+        raise AssertionError("a layer says how it is packed")

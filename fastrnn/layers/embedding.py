@@ -4,10 +4,11 @@ import numpy as np
 
 from fastrnn import checks
 from fastrnn._gather import gather_rows, scatter_add_rows
-from fastrnn.parameters import Parameters
+
+from .base import Layer
 
 
-class Embedding:
+class Embedding(Layer):
     """``y = weight[ids]``, with the names and shapes of ``torch.nn.Embedding``.
 
     Parameters
@@ -30,12 +31,18 @@ class Embedding:
         self.num_embeddings = checks.positive_int("num_embeddings", num_embeddings)
         self.embedding_dim = checks.positive_int("embedding_dim", embedding_dim)
         table = np.random.default_rng(seed).standard_normal((num_embeddings, embedding_dim))
-        self.parameters = Parameters({"weight": table}, checks.float_dtype("dtype", dtype))
+        super().__init__({"weight": table}, checks.float_dtype("dtype", dtype))
 
-    @property
-    def dtype(self) -> np.dtype:
-        """Of the table."""
-        return self.parameters.dtype
+    # Rows in, rows out: for models. Ids are checked, numbers are not.
+
+    def rows_forward(self, ids: np.ndarray) -> np.ndarray:
+        """``y [N, E]`` for ``ids [N]``."""
+        return gather_rows(self.parameters["weight"], ids)
+
+    def rows_backward(self, ids: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
+        """The gradient of the table for ``dy [N, E]``."""
+        out = np.zeros((self.num_embeddings, self.embedding_dim), self.dtype)
+        return {"weight": scatter_add_rows(dy, ids, out=out)}
 
     def __call__(self, ids) -> np.ndarray:
         """``weight[ids]``, [..., E].
@@ -52,9 +59,7 @@ class Embedding:
     def forward(self, ids) -> tuple[np.ndarray, np.ndarray]:
         """``(y, tape)``."""
         ids = checks.integer_array("ids", ids)
-        out = np.empty((ids.size, self.embedding_dim), self.dtype)
-        gather_rows(self.parameters["weight"], ids.reshape(-1), out)
-        return out.reshape(*ids.shape, self.embedding_dim), ids
+        return self.rows_forward(ids.reshape(-1)).reshape(*ids.shape, self.embedding_dim), ids
 
     def backward(self, tape: np.ndarray, dy, *, sparse: bool = False) -> dict:
         """The gradient of the table.
@@ -73,14 +78,4 @@ class Embedding:
         dy, ids = dy.reshape(-1, self.embedding_dim), tape.reshape(-1)
         if sparse:
             return {"weight": scatter_add_rows(dy, ids, num_rows=self.num_embeddings)}
-        out = np.zeros((self.num_embeddings, self.embedding_dim), self.dtype)
-        scatter_add_rows(dy, ids, out=out)
-        return {"weight": out}
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """A copy of the table under PyTorch's name."""
-        return self.parameters.state_dict()
-
-    def load_state_dict(self, mapping) -> None:
-        """Take over a table; see `LSTM.load_state_dict`."""
-        self.parameters.load_state_dict(mapping)
+        return self.rows_backward(ids, dy)

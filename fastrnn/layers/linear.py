@@ -4,11 +4,11 @@ import numpy as np
 
 from fastrnn import checks
 
-from .base import Layer
+from .base import PackedLayer
 from .initial import glorot
 
 
-class Linear(Layer):
+class Linear(PackedLayer):
     """``y = x @ weight.T + bias``, with the names and shapes of ``torch.nn.Linear``.
 
     Parameters
@@ -75,7 +75,12 @@ class Linear(Layer):
         return y.reshape(*x.shape[:-1], self.out_features), x
 
     def backward(self, tape: np.ndarray, dy) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """``(dx, grads)`` for the gradient of y."""
+        """``(dx, grads)`` for the gradient of y.
+
+        ``tape`` is x itself where nothing had to be converted: leave it as it is until then.
+        """
+        if tape.dtype != self.dtype or tape.shape[-1:] != (self.in_features,):
+            raise ValueError("tape is not of this layer")
         dy = checks.real_array("dy", dy, self.dtype, (*tape.shape[:-1], self.out_features))
         dx, grads = self.rows_backward(
             tape.reshape(-1, self.in_features), dy.reshape(-1, self.out_features)

@@ -8,7 +8,7 @@ import numpy as np
 from fastrnn import checks
 from fastrnn.kernels.rows import Rows
 
-from .base import Layer
+from .base import PackedLayer
 from .dropout import drop
 from .initial import glorot, orthogonal
 
@@ -19,12 +19,13 @@ class Tape(NamedTuple):
     """What `LSTM.backward` needs of `LSTM.forward`. Good for one backward."""
 
     rows: Rows
+    weights: list  # what the parameters were packed to at the time
     layers: list  # the backend's tape of each layer
     masks: list[np.ndarray | None]  # dropout's factors on each layer's input
     unbatched: bool
 
 
-class LSTM(Layer):
+class LSTM(PackedLayer):
     """Stacked long short-term memory, in one direction or both.
 
     The equations, parameter names and shapes are those of ``torch.nn.LSTM`` (Hochreiter &
@@ -142,11 +143,15 @@ class LSTM(Layer):
             masks.append(mask)
             h_n.append(h)
             c_n.append(c)
-        tape = Tape(rows, tapes, masks, False) if training else None
+        tape = Tape(rows, self._weights(), tapes, masks, False) if training else None
         return x, (np.concatenate(h_n), np.concatenate(c_n)), tape
 
     def rows_backward(self, tape: Tape, dy, dstate: State | None = None, *, need_dx: bool = True):
         """Gradients of `rows_forward`: ``(dx [N, I] or None, (dh_0, dc_0), grads)``."""
+        if tape.weights is not self._weights():
+            raise ValueError(
+                "tape is of another layer, or the parameters changed since its forward"
+            )
         d = self.directions
         dh_n, dc_n = dstate if dstate is not None else (self._zero_state(tape.rows.batch),) * 2
         grads: dict[str, np.ndarray] = {}
@@ -155,7 +160,7 @@ class LSTM(Layer):
         for layer in reversed(range(self.num_layers)):
             part = slice(layer * d, (layer + 1) * d)
             dy, dh, dc, weight_grads = self._kernels.lstm_backward(
-                self._weights()[layer],
+                tape.weights[layer],
                 tape.layers[layer],
                 dy,
                 dh_n[part],
@@ -206,20 +211,23 @@ class LSTM(Layer):
         return y, state
 
     def forward(self, x, state=None, lengths=None) -> tuple[np.ndarray, State, Tape]:
-        """The same for training, with dropout: ``(y, (h_n, c_n), tape)``."""
+        """The same for training, with dropout: ``(y, (h_n, c_n), tape)``.
+
+        The tape may refer to x itself: leave it as it is until `backward`.
+        """
         return self._run(x, state, lengths, training=True)
 
     def _run(self, x, state, lengths, *, training):
         x = checks.real_array("x", x, self.dtype)
-        unbatched = x.ndim == 2
-        if unbatched:
-            x = x[None] if self.batch_first else x[:, None]
-        if x.ndim != 3 or x.shape[2] != self.input_size:
+        if x.ndim not in (2, 3) or x.shape[-1] != self.input_size:
             wanted = "(B, T, {0})" if self.batch_first else "(T, B, {0})"
             raise ValueError(
                 f"x must have shape {wanted.format(self.input_size)} or "
-                f"(T, {self.input_size}), got {np.shape(x)}"
+                f"(T, {self.input_size}), got {x.shape}"
             )
+        unbatched = x.ndim == 2
+        if unbatched:
+            x = x[None] if self.batch_first else x[:, None]
         batch, steps = x.shape[:2] if self.batch_first else x.shape[1::-1]
         if lengths is not None:
             lengths = checks.lengths_array("lengths", lengths, batch, steps)
@@ -232,7 +240,7 @@ class LSTM(Layer):
         y = rows.unpack(y, batch_first=self.batch_first)
         h_n, c_n = map(rows.unsort, state_n)
         if unbatched:
-            y, h_n, c_n = y.reshape(steps, -1), h_n[:, 0], c_n[:, 0]
+            y, h_n, c_n = y.reshape(steps, y.shape[-1]), h_n[:, 0], c_n[:, 0]
         return y, (h_n, c_n), tape and tape._replace(unbatched=unbatched)
 
     def _state_in(self, name, parts, state, rows, unbatched) -> State:
@@ -256,7 +264,7 @@ class LSTM(Layer):
         Parameters
         ----------
         tape : Tape
-            From `forward`; it is used up.
+            From `forward`, with the parameters as they were then; it is used up.
         dy : array_like
             Gradient of y, in its shape; what lies beyond a length is ignored.
         dstate : (dh_n, dc_n), optional
@@ -273,7 +281,8 @@ class LSTM(Layer):
         Raises
         ------
         ValueError
-            A shape does not fit, a number is not finite, or the tape was used before.
+            A shape does not fit, a number is not finite, or the tape was used before, is of
+            another layer or older than a change of the parameters.
         TypeError
             ``tape`` is not a tape.
         """
@@ -290,7 +299,7 @@ class LSTM(Layer):
         dx = rows.unpack(dx, batch_first=first)
         dh_0, dc_0 = map(rows.unsort, dstate_0)
         if tape.unbatched:
-            dx, dh_0, dc_0 = dx.reshape(rows.steps, -1), dh_0[:, 0], dc_0[:, 0]
+            dx, dh_0, dc_0 = dx.reshape(rows.steps, self.input_size), dh_0[:, 0], dc_0[:, 0]
         return dx, (dh_0, dc_0), grads
 
     def step(self, x_t, state=None) -> tuple[np.ndarray, State]:

@@ -8,8 +8,6 @@ What lies beyond the last unit or column is zero.
     forward  [Q, K, 4W]   ``out[q, k, l] = w[columns[q 4W + l], k]``    for x @ w.T
     backward [R, 4W Q, 4W] ``out[r, m, l] = w[columns[m], r 4W + l]``   for dz @ w
     gates    [N, D, Q, 4W] activated gates, then the gradients of their pre-activations
-
-The element type of packed weights is decided here alone.
 """
 
 import numpy as np

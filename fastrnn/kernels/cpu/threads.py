@@ -22,7 +22,16 @@ def _default_threads() -> int:
         return os.cpu_count() or 1
 
 
-_threads = int(os.environ.get("FASTRNN_NUM_THREADS", 0)) or _default_threads()
+def _from_environment() -> int | None:
+    text = os.environ.get("FASTRNN_NUM_THREADS")
+    if not text:
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"FASTRNN_NUM_THREADS must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+_threads = _from_environment() or _default_threads()
 _inboxes: list[queue.SimpleQueue] = []
 _growing = threading.Lock()
 
@@ -66,6 +75,7 @@ def _work(inbox: queue.SimpleQueue) -> None:
         except BaseException as error:
             failures.append(error)
         finally:
+            del tasks  # or their arrays would live until the next call
             done.release()
 
 
@@ -99,7 +109,7 @@ def run(tasks: Sequence[Task]) -> None:
             try:
                 done.acquire()
                 waiting -= 1
-            except KeyboardInterrupt as error:
+            except BaseException as error:  # Ctrl-C, or what another signal's handler raises
                 interrupted = error
     if interrupted or failures:
         raise interrupted or failures[0]

@@ -39,12 +39,11 @@ def _sgd(w, g, v, scale, lr, momentum, decay, nesterov, first, last):
 
 
 @kernel
-def _adam(w, g, m, v, scale, lr, beta1, beta2, eps, l2, shrink, root2, first, last):
-    one = scale / scale
+def _adam(w, g, m, v, scale, lr, new1, beta2, new2, eps, l2, shrink, root2, first, last):
     for k in range(first, last):
         d = g[k] * scale + l2 * w[k]
-        m[k] += (d - m[k]) * (one - beta1)
-        v[k] = v[k] * beta2 + d * d * (one - beta2)
+        m[k] += (d - m[k]) * new1
+        v[k] = v[k] * beta2 + d * d * new2
         w[k] = w[k] * shrink - lr * m[k] / (np.sqrt(v[k]) / root2 + eps)
 
 
@@ -58,5 +57,5 @@ def adam(w, g, m, v, scale, lr, beta1, beta2, eps, l2, shrink, step) -> None:
     """Adam with the moments ``m`` and ``v``; ``shrink`` multiplies w, ``step`` is from 1."""
     # The corrections for moments that start at zero, in float64 and outside of the loop.
     corrected, root2 = lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
-    numbers = (scale, corrected, beta1, beta2, eps, l2, shrink, root2)
+    numbers = (scale, corrected, 1 - beta1, beta2, 1 - beta2, eps, l2, shrink, root2)
     spread(_adam, (w, g, m, v, *(w.dtype.type(n) for n in numbers)), len(w), CHUNK)
