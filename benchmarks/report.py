@@ -80,6 +80,15 @@ def heading(path: Path, rows: list[dict]) -> str:
     )
 
 
+def put_between(path: Path, marks: tuple[str, str], text: str) -> None:
+    """Replace what stands between two marks in a file."""
+    before = path.read_text()
+    if not all(mark in before for mark in marks):
+        raise SystemExit(f"{path} has no marks {marks[0]} and {marks[1]}")
+    head, rest = before.split(marks[0])
+    path.write_text(f"{head}{marks[0]}\n{text}{marks[1]}{rest.split(marks[1])[1]}")
+
+
 def plot(rows: list[dict], out: Path) -> None:
     """Bars of the ratio to torch."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -119,12 +128,7 @@ def main() -> None:
     plot(rows, arguments.json.with_suffix(".png"))
     print(text)
     if arguments.readme:
-        before = arguments.readme.read_text()
-        if not all(mark in before for mark in MARKS):
-            raise SystemExit(f"{arguments.readme} has no marks {MARKS[0]} and {MARKS[1]}")
-        head, rest = before.split(MARKS[0])
-        tail = rest.split(MARKS[1])[1]
-        arguments.readme.write_text(f"{head}{MARKS[0]}\n{text}{MARKS[1]}{tail}")
+        put_between(arguments.readme, MARKS, text)
 
 
 if __name__ == "__main__":

@@ -99,9 +99,12 @@ def plot_runs(
         finite = smoothed[np.isfinite(smoothed)]
         tops.append(finite[min(len(finite) - 1, 5)])
         lows.append(finite.min())
-    # The first few batches and a run that blows up must not flatten everything else.
+    # Neither the first batch nor a run that blows up must flatten everything else.
     low, top = min(lows), max(tops)
-    axes.set_ylim(low - 0.06 * (top - low) - 1e-3, top + 0.1 * (top - low) + 1e-3)
+    if top > 3 * min(tops):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(low - 0.06 * (top - low) - 1e-3, top + 0.1 * (top - low) + 1e-3)
     axes.set_xlabel("step" if against == "step" else "seconds of training")
     axes.set_ylabel("bits per character" if bits else "loss")
     if title:
