@@ -60,9 +60,10 @@ def sgd():
     return optim.SGD(8.0)
 
 
-# name: (label, embedding size, optimizer, largest gradient norm)
+# name: (label, embedding size, optimizer, largest gradient norm[, streams])
 RUNS = {
     "embedding": ("embedding 64, Adam, clip 1", 64, adam, 1.0),
+    "one-stream": ("the same, one stream instead of 64", 64, adam, 1.0, 1),
     "one-hot": ("one-hot, Adam, clip 1", 0, adam, 1.0),
     "no-clip": ("embedding 64, Adam, no clipping", 64, adam, None),
     "restarted": ("embedding 64, moments restarted, clip 1", 64, lambda: RestartedAdam(2e-3), 1.0),
@@ -71,6 +72,7 @@ RUNS = {
     "sgd-no-clip": ("embedding 64, SGD, no clipping", 64, sgd, None),
 }
 PICTURES = {
+    "curve": ("Each batch, smoothed, evaluations", ["embedding", "one-stream"]),
     "input": ("One-hot against an embedding", ["embedding", "one-hot"]),
     "adam": ("Adam and two slips", ["embedding", "restarted", "rootless"]),
     "clipping": ("With and without clipping", ["embedding", "no-clip", "sgd", "sgd-no-clip"]),
@@ -79,12 +81,12 @@ PICTURES = {
 
 def train(name, seed, folder, text, valid, vocabulary):
     """Make one run, or what is left of it."""
-    _, embedding, optimizer, clip = RUNS[name]
+    _, embedding, optimizer, clip, *streams = RUNS[name]
     model = LanguageModel(vocabulary, embedding_dim=embedding, hidden_size=512, seed=seed)
     trainer = Trainer(
         model,
         optimizer(),
-        TextStream(text, 64, 100),
+        TextStream(text, *(streams or [64]), 100),
         folder,
         max_norm=clip,
         evaluate=lambda: model.bits_per_character(valid),
@@ -169,11 +171,6 @@ def main():
         shown = {RUNS[m][0]: arguments.runs / f"{m}-0" for m in members if m in results}
         if shown:
             plot_runs(shown, DOCS / f"{name}.png", title=title)
-    plot_runs(
-        {RUNS["embedding"][0]: arguments.runs / "embedding-0"},
-        DOCS / "curve.png",
-        title="One run: each batch, smoothed, evaluations",
-    )
 
 
 if __name__ == "__main__":

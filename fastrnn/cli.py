@@ -75,6 +75,8 @@ def _train_language_model(
     text: str, valid: str | None, out: Path, options: dict[str, Any], *, resume: bool = False
 ) -> "LanguageModel":
     """Train by the options into the folder ``out``; the model with the best weights."""
+    from tqdm import tqdm
+
     from fastrnn import optim
     from fastrnn.checkpoint import save_json
     from fastrnn.data.text import TextStream, Vocabulary
@@ -113,7 +115,7 @@ def _train_language_model(
         metric="valid_bpc",
         evaluate_every=o["eval_every"],
         patience=o["patience"] or None,
-        report=typer.echo,
+        report=tqdm.write,  # above the progress bar
     )
     _open_run(out, resume, options)
     if resume:

@@ -91,7 +91,7 @@ class Trainer:
     progress : bool, optional
         Show a progress bar; when left out, on a terminal.
     report : callable, optional
-        Called with a line of text at each evaluation.
+        Called with a line of text every ``evaluate_every`` steps.
 
     Attributes
     ----------
@@ -270,11 +270,13 @@ class Trainer:
         if self.evaluate and (regular or last):
             value = line[self.metric] = float(self.evaluate())
             self._compare(value, regular)
-            if self.report:
-                self.report(
-                    f"step {self.step:>6}  loss {line['smoothed']:.3f}  {self.metric} {value:.3f}"
-                    f"{' *' if not self._since_best else '  '}  {self._seconds:.0f} s"
-                )
+        if self.report and (regular or last):
+            value = line.get(self.metric)
+            star = "*" if value is not None and value == self.best else " "
+            shown = "" if value is None else f"  {self.metric} {value:.3f} {star}"
+            self.report(
+                f"step {self.step:>6}  loss {line['smoothed']:.3f}{shown}  {self._seconds:.0f} s"
+            )
         bar.set_postfix_str(f"loss {line['smoothed']:.3f}, {self.rate:,.0f} items/s", refresh=False)
         bar.update()
 
