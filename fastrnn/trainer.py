@@ -271,9 +271,10 @@ class Trainer:
             value = line[self.metric] = float(self.evaluate())
             self._compare(value, regular)
         if self.report and (regular or last):
-            value = line.get(self.metric)
-            star = "*" if value is not None and value == self.best else " "
-            shown = "" if value is None else f"  {self.metric} {value:.3f} {star}"
+            shown = ""
+            if self.metric in line:
+                best = "*" if line[self.metric] == self.best else " "
+                shown = f"  {self.metric} {line[self.metric]:.3f} {best}"
             self.report(
                 f"step {self.step:>6}  loss {line['smoothed']:.3f}{shown}  {self._seconds:.0f} s"
             )
