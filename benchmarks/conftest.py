@@ -8,13 +8,20 @@ import pytest
 import cases
 
 SECONDS = 2.0  # for each side of a case
-PAUSE = 0.003  # lets the workers of the side before fall asleep
+SETTLE = 0.005  # seconds that a side runs before its turn is timed
 
 
 def _timed(function) -> float:
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
+
+
+def _settle(function) -> None:
+    """Run a side until the other's waiting threads are asleep and its own data is near."""
+    end = time.perf_counter() + SETTLE
+    while time.perf_counter() < end:
+        function()
 
 
 @pytest.fixture(scope="session")
@@ -32,14 +39,16 @@ def compare(benchmark, peak):
         for side in sides.values():
             side()
         once = sum(_timed(side) for side in sides.values()) / len(sides)
-        rounds = max(5, min(2000, int(SECONDS / max(once, 1e-6)))) if benchmark.enabled else 1
+        rounds = max(7, min(200, int(SECONDS / once))) if benchmark.enabled else 1
         times: dict[str, list[float]] = {name: [] for name in case.peers}
 
         def peers():
             for name, peer in case.peers.items():
-                time.sleep(PAUSE)
+                if once < 10 * SETTLE:
+                    _settle(peer)
                 times[name].append(_timed(peer))
-            time.sleep(PAUSE)
+            if once < 10 * SETTLE:
+                _settle(case.ours)
 
         benchmark.pedantic(case.ours, setup=peers, rounds=rounds, warmup_rounds=1)
         benchmark.extra_info.update(

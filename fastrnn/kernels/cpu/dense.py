@@ -11,41 +11,50 @@ from fastrnn.kernels import buffers
 
 from . import gemm, pack
 from .simd import width
-from .threads import spread
+from .threads import MOVE, Job, spread
 from .tile import PANEL
 
-# Multiply-adds below which a piece of work stays in one thread: waking one takes as long.
-LEAST = 1 << 18
+
+def product(a, depth, panels, bias, out, columns) -> Job:
+    """`gemm.product` over all rows of ``a``."""
+    args = (a, 0, depth, panels, bias, out, 0, columns)
+    return Job(gemm.product, args, len(a), len(a) * depth * columns)
 
 
-def least(per_item: int) -> int:
-    """How many items of ``per_item`` multiply-adds are worth a thread."""
-    return -(-LEAST // max(per_item, 1))
-
-
-def accumulate(a, b, b_at, out, sums) -> None:
-    """`gemm.accumulate` on all threads; ``sums`` may be None."""
+def accumulate(a, b, b_at, out, sums=None) -> Job:
+    """`gemm.accumulate` of everything."""
     q, depth, panel = out.shape
     if sums is None:
         sums = np.empty((0, panel), out.dtype)
-    if not len(a):
-        out.fill(0)
-        sums.fill(0)
-        return
 
     def share(first, last):
-        scratch = np.empty((gemm.BLOCK, panel), out.dtype)
-        gemm.accumulate(a, depth, b, b_at, out, sums, scratch, first, last)
+        if len(a):
+            scratch = np.empty((gemm.BLOCK, panel), out.dtype)
+            gemm.accumulate(a, depth, b, b_at, out, sums, scratch, first, last)
+        else:
+            out.reshape(-1, panel)[first:last] = 0
 
-    spread(share, (), q * depth, least(len(a) * panel))
+    if not len(a):
+        sums[:] = 0
+    return Job(share, (), q * depth, len(a) * out.size)
 
 
-def unpack(columns, packed) -> np.ndarray:
-    """The gradient ``[M, K]`` of a weight whose packed form has the given columns."""
-    q, depth, panel = packed.shape
-    out = np.empty((int(columns.max()) + 1, depth), packed.dtype)
-    spread(pack.unpack_gradient, (packed, columns, out), q, least(depth * panel))
-    return out
+def pack_forward(w, columns, out) -> Job:
+    """`pack.pack_forward` of all panels."""
+    return Job(pack.pack_forward, (w, columns, out), len(out), out.size * MOVE)
+
+
+def pack_backward(w, columns, out, at=0) -> Job:
+    """`pack.pack_backward` of all panels."""
+    cost = len(columns) * len(out) * out.shape[2] * MOVE
+    return Job(pack.pack_backward, (w, columns, out, at), len(out), cost)
+
+
+def unpack(columns, packed) -> tuple[np.ndarray, Job]:
+    """The gradient ``[M, K]`` of a weight from its packed form, and the job that fills it."""
+    out = buffers.empty((int(columns.max()) + 1, packed.shape[1]), packed.dtype)
+    cost = packed.size * MOVE
+    return out, Job(pack.unpack_gradient, (packed, columns, out), len(packed), cost)
 
 
 class Weights:
@@ -62,7 +71,7 @@ class Weights:
         columns = pack.plain_columns(self.outputs, self.dtype)
         q = len(columns) // self.panel
         out = buffers.empty((q, self.inputs, self.panel), self.dtype)
-        spread(pack.pack_forward, (self.weight, columns, out), q, least(self.inputs * self.panel))
+        spread(pack_forward(self.weight, columns, out))
         return out
 
     @cached_property
@@ -77,8 +86,7 @@ class Weights:
         columns = np.arange(self.outputs)
         r = -(-self.inputs // self.panel)
         out = buffers.empty((r, self.outputs, self.panel), self.dtype)
-        args = (self.weight, columns, out, 0)
-        spread(pack.pack_backward, args, r, least(self.outputs * self.panel))
+        spread(pack_backward(self.weight, columns, out))
         return out
 
 
@@ -86,27 +94,25 @@ def forward(weights: Weights, x) -> np.ndarray:
     """``x [N, I] @ weight.T + bias``, [N, O]."""
     w = weights
     y = buffers.empty((len(x), w.outputs), w.dtype)
-    args = (x, 0, w.inputs, w.forward, w.bias, y, 0, w.outputs)
-    spread(gemm.product, args, len(x), least(w.inputs * w.outputs))
+    spread(product(x, w.inputs, w.forward, w.bias, y, w.outputs))
     return y
 
 
 def backward(weights: Weights, x, dy, *, need_dx: bool = True):
     """``(dx or None, dweight, dbias)`` for ``dy [N, O]``."""
     w = weights
-    dx = None
+    dx, jobs = None, []
     if need_dx:
         dx = buffers.empty((len(x), w.inputs), w.dtype)
         zero = np.zeros((len(w.backward), w.panel), w.dtype)
-        args = (dy, 0, w.outputs, w.backward, zero, dx, 0, w.inputs)
-        spread(gemm.product, args, len(x), least(w.inputs * w.outputs))
+        jobs.append(product(dy, w.outputs, w.backward, zero, dx, w.inputs))
     r = -(-w.inputs // w.panel)
     if w.inputs % w.panel:
         padded = buffers.zeros((len(x), r * w.panel), w.dtype)
         padded[:, : w.inputs] = x
         x = padded
     packed = buffers.empty((r, w.outputs, w.panel), w.dtype)
-    accumulate(dy, x, 0, packed, None)
+    spread(*jobs, accumulate(dy, x, 0, packed))
     dweight = np.empty((w.outputs, r, w.panel), w.dtype)
     dweight[:] = packed.swapaxes(0, 1)
     dweight = np.ascontiguousarray(dweight.reshape(w.outputs, -1)[:, : w.inputs])

@@ -13,7 +13,7 @@ from fastrnn.kernels.rows import Rows
 
 from . import dense, gemm, pack, recurrent
 from .simd import ISA, width
-from .threads import balanced, get_num_threads, run, spread
+from .threads import MOVE, Job, balanced, run, spread, worth
 from .tile import PANEL
 
 GATES = 4
@@ -38,33 +38,37 @@ class Weights:
         self.panels = -(-self.units // self.lanes)  # of one direction
         self.columns = pack.gate_columns(self.units, GATES, self.dtype)
 
-    def _forward(self, which: int, depth: int) -> np.ndarray:
-        q = self.panels
-        out = buffers.empty((self.directions * q, depth, self.panel), self.dtype)
-        for d, p in enumerate(self.parameters):
-            at = out[d * q : (d + 1) * q]
-            spread(
-                pack.pack_forward, (p[which], self.columns, at), q, dense.least(depth * self.panel)
-            )
-        return out
-
-    def _backward(self, sources, depth: int) -> np.ndarray:
-        size = len(self.columns)
-        r = -(-depth // self.panel)
-        out = buffers.empty((r, len(sources) * size, self.panel), self.dtype)
-        for d, w in enumerate(sources):
-            spread(pack.pack_backward, (w, self.columns, out, d * size), r, dense.least(size * 64))
-        return out
-
     @cached_property
+    def _forward(self) -> tuple[np.ndarray, np.ndarray]:
+        q, jobs, packed = self.panels, [], []
+        for which, depth in enumerate((self.inputs, self.units)):
+            out = buffers.empty((self.directions * q, depth, self.panel), self.dtype)
+            for d, p in enumerate(self.parameters):
+                part = out[d * q : (d + 1) * q]
+                jobs.append(dense.pack_forward(p[which], self.columns, part))
+            packed.append(out)
+        spread(*jobs)
+        return packed[0], packed[1]
+
+    def _backward(self, sources) -> np.ndarray:
+        """Weights [4H, K] of one or both directions one above the other, for dz @ w."""
+        size = len(self.columns)
+        r = -(-sources[0].shape[1] // self.panel)
+        out = buffers.empty((r, len(sources) * size, self.panel), self.dtype)
+        spread(
+            *(dense.pack_backward(w, self.columns, out, d * size) for d, w in enumerate(sources))
+        )
+        return out
+
+    @property
     def w_x(self) -> np.ndarray:
         """[D P, I, 4W], for x @ W_ih.T in all directions at once."""
-        return self._forward(0, self.inputs)
+        return self._forward[0]
 
-    @cached_property
+    @property
     def w_h(self) -> np.ndarray:
         """[D P, H, 4W]."""
-        return self._forward(1, self.units)
+        return self._forward[1]
 
     @cached_property
     def bias(self) -> np.ndarray:
@@ -83,12 +87,12 @@ class Weights:
     @cached_property
     def back_x(self) -> np.ndarray:
         """[R, D 4Hp, 4W], for dz @ W_ih summed over the directions."""
-        return self._backward([p[0] for p in self.parameters], self.inputs)
+        return self._backward([p[0] for p in self.parameters])
 
     @cached_property
     def back_h(self) -> list[np.ndarray]:
         """One [R, 4Hp, 4W] a direction, for dz @ W_hh."""
-        return [self._backward([p[1]], self.units) for p in self.parameters]
+        return [self._backward([p[1]]) for p in self.parameters]
 
 
 @dataclass
@@ -102,10 +106,9 @@ class Tape:
     gates: np.ndarray | None
 
 
-def _slices(rows: Rows, work_per_row: int, directions: int) -> list[tuple[int, int]]:
+def _slices(rows: Rows, cost: float, directions: int) -> list[tuple[int, int]]:
     """Slices of the batch, one a thread and direction where the work is worth it."""
-    threads = min(get_num_threads(), rows.count * work_per_row * directions // dense.LEAST)
-    return balanced(rows.lengths, max(1, -(-threads // directions)))
+    return balanced(rows.lengths, -(-worth(cost) // directions))
 
 
 def _state_places(rows: Rows, save: bool) -> np.ndarray:
@@ -145,7 +148,8 @@ def forward(weights: Weights, x, rows: Rows, h_0, c_0, *, training: bool):
     hp, gates_row = w.panels * w.lanes, w.panels * w.panel
     y = buffers.empty((rows.count, d_count * units), dtype)
     tokens = x.ndim == 1
-    slices = _slices(rows, GATES * units * (units + (0 if tokens else w.inputs)), d_count)
+    depth = units if tokens else units + w.inputs
+    slices = _slices(rows, rows.count * d_count * GATES * units * depth, d_count)
     # With few rows a step's tiles are too low to pay for their weights: take all steps at once.
     hoist = not tokens and rows.count > batch and batch // len(slices or [0]) < ISA.tile_rows
     save = training or hoist
@@ -156,8 +160,7 @@ def forward(weights: Weights, x, rows: Rows, h_0, c_0, *, training: bool):
         ids, x_in, w_x = x, no_x, no_w
         start, start_row, start_panel = w.table, w.panel, w.inputs * w.panel
     elif hoist:
-        args = (x, 0, w.inputs, w.w_x, w.bias, gates, 0, gates.shape[1])
-        spread(gemm.product, args, rows.count, dense.least(w.inputs * gates.shape[1]))
+        spread(dense.product(x, w.inputs, w.w_x, w.bias, gates, gates.shape[1]))
         ids, x_in, w_x = np.arange(rows.count), no_x, no_w
         start, start_row, start_panel = gates, gates.shape[1], w.panel
     else:
@@ -196,7 +199,8 @@ def backward(weights: Weights, tape: Tape, dy, dh_n, dc_n, *, need_dx: bool = Tr
     tape.gates = None
     units, batch, dtype = w.units, rows.batch, w.dtype
     hp, gates_row = w.panels * w.lanes, w.panels * w.panel
-    slices = _slices(rows, GATES * units * units, w.directions)
+    cost = rows.count * w.directions * GATES * units * units
+    slices = _slices(rows, cost, w.directions)
     tasks, d_states = [], []
     for d in range(w.directions):
         back = w.back_h[d]
@@ -212,28 +216,37 @@ def backward(weights: Weights, tape: Tape, dy, dh_n, dc_n, *, need_dx: bool = Tr
             ))  # fmt: skip
     run(tasks)
 
+    # All weight gradients and dx at once: every thread has a share of each.
     q = w.directions * w.panels
     dw_x = buffers.empty((q, w.inputs, w.panel), dtype)
     db = np.zeros((q, w.panel), dtype)
-    dx = None
+    dw_h = [buffers.empty((w.panels, units, w.panel), dtype) for _ in range(w.directions)]
+    dx, jobs = None, []
     if tape.x.ndim == 1:
         dw_x.fill(0)
-        spread(gemm.scatter, (tape.x, gates, 0, dw_x), q, dense.least(rows.count * w.panel))
-        db = dw_x.sum(axis=1)
+        jobs.append(Job(gemm.scatter, (tape.x, gates, 0, dw_x), q, gates.size * MOVE))
     else:
-        dense.accumulate(tape.x, gates, 0, dw_x, db)
+        jobs.append(dense.accumulate(tape.x, gates, 0, dw_x, db))
         if need_dx:
             dx = buffers.empty((rows.count, w.inputs), dtype)
             zero = np.zeros((len(w.back_x), w.panel), dtype)
-            args = (gates, 0, gates.shape[1], w.back_x, zero, dx, 0, w.inputs)
-            spread(gemm.product, args, rows.count, dense.least(w.inputs * gates.shape[1]))
-    grads = []
+            jobs.append(dense.product(gates, gates.shape[1], w.back_x, zero, dx, w.inputs))
     for d in range(w.directions):
-        dw_h = buffers.empty((w.panels, units, w.panel), dtype)
-        dense.accumulate(tape.h[d][: rows.count, :], gates, d * gates_row, dw_h, None)
+        h_prev = tape.h[d][: rows.count]
+        jobs.append(dense.accumulate(h_prev, gates, d * gates_row, dw_h[d]))
+    spread(*jobs)
+    if tape.x.ndim == 1:
+        db = dw_x.sum(axis=1)
+
+    grads, jobs = [], []
+    for d in range(w.directions):
         part = slice(d * w.panels, (d + 1) * w.panels)
+        dw_ih, job_ih = dense.unpack(w.columns, dw_x[part])
+        dw_hh, job_hh = dense.unpack(w.columns, dw_h[d])
+        jobs += [job_ih, job_hh]
         db_d = np.empty(GATES * units, dtype)
         db_d[w.columns[w.columns >= 0]] = db[part].reshape(-1)[w.columns >= 0]
-        grads.append((dense.unpack(w.columns, dw_x[part]), dense.unpack(w.columns, dw_h), db_d))
+        grads.append((dw_ih, dw_hh, db_d))
+    spread(*jobs)
     dh_0, dc_0 = (np.stack([s[k][:, :units] for s in d_states]) for k in range(2))
     return dx, dh_0, dc_0, grads

@@ -9,10 +9,16 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 Task = tuple  # (function, *arguments)
+
+# Multiply-adds that a thread should have to do: about 100 us, twice what waking it costs.
+LEAST = 1 << 22
+# What a number that is only moved costs, in multiply-adds.
+MOVE = 32
 
 
 def _default_threads() -> int:
@@ -62,6 +68,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
+class _Share:
+    """Tasks for one worker, and how it says that they are done."""
+
+    __slots__ = ("done", "failure", "tasks", "turn")
+
+    def __init__(self, tasks: Sequence[Task]):
+        self.tasks, self.done, self.failure = tasks, False, None
+        self.turn = threading.Lock()
+        self.turn.acquire()
+
+
 def _run_all(tasks: Sequence[Task]) -> None:
     for function, *arguments in tasks:
         function(*arguments)
@@ -69,14 +86,14 @@ def _run_all(tasks: Sequence[Task]) -> None:
 
 def _work(inbox: queue.SimpleQueue) -> None:
     while True:
-        tasks, done, failures = inbox.get()
+        share = inbox.get()
         try:
-            _run_all(tasks)
+            _run_all(share.tasks)
         except BaseException as error:
-            failures.append(error)
-        finally:
-            del tasks  # or their arrays would live until the next call
-            done.release()
+            share.failure = error
+        share.tasks, share.done = (), True
+        share.turn.release()
+        del share  # or it would live until the next call
 
 
 def _workers(n: int) -> list[queue.SimpleQueue]:
@@ -90,39 +107,54 @@ def _workers(n: int) -> list[queue.SimpleQueue]:
         return _inboxes[:n]
 
 
-def run(tasks: Sequence[Task]) -> None:
+def run(tasks: Sequence[Task], threads: int | None = None) -> None:
     """Run the tasks, dealt out to the threads in turn, and wait for all of them."""
-    threads = min(_threads, len(tasks))
+    threads = min(threads or _threads, len(tasks))
     if threads <= 1:
         return _run_all(tasks)
-    done = threading.Semaphore(0)
-    failures: list[BaseException] = []
-    interrupted, waiting = None, 0
+    failure: BaseException | None = None
+    shares: list[_Share] = []
     try:
         for i, inbox in enumerate(_workers(threads - 1), start=1):
-            inbox.put((tasks[i::threads], done, failures))
-            waiting += 1
+            share = _Share(tasks[i::threads])
+            inbox.put(share)
+            shares.append(share)
         _run_all(tasks[::threads])
     finally:
         # Whatever happens here, nobody may still be writing when we return.
-        while waiting:
-            try:
-                done.acquire()
-                waiting -= 1
-            except BaseException as error:  # Ctrl-C, or what another signal's handler raises
-                interrupted = error
-    if interrupted or failures:
-        raise interrupted or failures[0]
+        for share in shares:
+            while not share.done:
+                try:
+                    share.turn.acquire()
+                except BaseException as error:  # Ctrl-C, or what a signal's handler raises
+                    failure = error
+            failure = failure or share.failure
+    if failure:
+        raise failure
 
 
-def spread(function: Callable, arguments: tuple, count: int, least: int = 1) -> None:
-    """``function(*arguments, first, last)`` over equal shares of ``range(count)``.
+class Job(NamedTuple):
+    """``function(*arguments, first, last)`` over ``range(items)``, to be cut into shares."""
 
-    ``least``: no share is smaller than this, so that small work stays in one thread.
-    """
-    shares = max(1, min(_threads, count // max(least, 1)))
-    bounds = [count * i // shares for i in range(shares + 1)]
-    run([(function, *arguments, a, b) for a, b in pairwise(bounds)])
+    function: Callable
+    arguments: tuple
+    items: int
+    cost: float  # of all of it, in multiply-adds
+
+
+def worth(cost: float) -> int:
+    """How many threads a piece of work is worth."""
+    return max(1, min(_threads, int(cost) // LEAST))
+
+
+def spread(*jobs: Job) -> None:
+    """Do the jobs at once, every thread an equal share of each."""
+    shares = worth(sum(job.cost for job in jobs))
+    tasks = []
+    for job in jobs:
+        bounds = [job.items * i // shares for i in range(shares + 1)]
+        tasks += [(job.function, *job.arguments, a, b) for a, b in pairwise(bounds)]
+    run(tasks, shares)
 
 
 def balanced(weights: Iterable[int], shares: int) -> list[tuple[int, int]]:

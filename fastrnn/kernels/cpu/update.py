@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from .compiler import kernel
-from .threads import spread
+from .threads import MOVE, Job, spread
 
 # Partial sums have this many terms whatever the number of threads, so the bits stay.
 CHUNK = 1 << 14
@@ -26,7 +26,7 @@ def _squares(x, out, first, last):
 def norm(x: np.ndarray) -> float:
     """Euclidean norm, summed in float64 in a fixed order."""
     sums = np.empty(-(-len(x) // CHUNK))
-    spread(_squares, (x, sums), len(sums), 4)
+    spread(Job(_squares, (x, sums), len(sums), len(x) * MOVE))
     return math.sqrt(math.fsum(sums))
 
 
@@ -50,7 +50,7 @@ def _adam(w, g, m, v, scale, lr, new1, beta2, new2, eps, l2, shrink, root2, firs
 def sgd(w, g, v, scale, lr, momentum, decay, nesterov) -> None:
     """Stochastic gradient descent with the velocity ``v``; ``scale`` multiplies g."""
     numbers = [w.dtype.type(n) for n in (scale, lr, momentum, decay)]
-    spread(_sgd, (w, g, v, *numbers, nesterov), len(w), CHUNK)
+    spread(Job(_sgd, (w, g, v, *numbers, nesterov), len(w), len(w) * MOVE))
 
 
 def adam(w, g, m, v, scale, lr, beta1, beta2, eps, l2, shrink, step) -> None:
@@ -58,4 +58,5 @@ def adam(w, g, m, v, scale, lr, beta1, beta2, eps, l2, shrink, step) -> None:
     # The corrections for moments that start at zero, in float64 and outside of the loop.
     corrected, root2 = lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
     numbers = (scale, corrected, 1 - beta1, beta2, 1 - beta2, eps, l2, shrink, root2)
-    spread(_adam, (w, g, m, v, *(w.dtype.type(n) for n in numbers)), len(w), CHUNK)
+    args = (w, g, m, v, *(w.dtype.type(n) for n in numbers))
+    spread(Job(_adam, args, len(w), len(w) * MOVE))
