@@ -195,7 +195,7 @@ def demo(
     out: Annotated[
         Path, typer.Option(help="The run's folder; an earlier demo there is replaced.")
     ] = Path("fastrnn-demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Steps in all.")] = 800,
+    steps: Annotated[int, typer.Option(min=1, help="Steps in all.")] = 1600,
     threads: Threads = None,
 ) -> None:
     """Train a character LSTM on the text that ships with Python, in about a minute."""
