@@ -8,7 +8,7 @@ import pytest
 import cases
 
 SECONDS = 2.0  # for each side of a case
-SETTLE = 0.005  # seconds that a side runs before its turn is timed
+SETTLE = 0.02  # seconds that a side runs before its turn is timed
 
 
 def _timed(function) -> float:
@@ -39,15 +39,15 @@ def compare(benchmark, peak):
         for side in sides.values():
             side()
         once = sum(_timed(side) for side in sides.values()) / len(sides)
-        rounds = max(7, min(200, int(SECONDS / once))) if benchmark.enabled else 1
+        rounds = max(7, min(100, int(SECONDS / once))) if benchmark.enabled else 1
         times: dict[str, list[float]] = {name: [] for name in case.peers}
 
         def peers():
             for name, peer in case.peers.items():
-                if once < 10 * SETTLE:
+                if once < 5 * SETTLE:
                     _settle(peer)
                 times[name].append(_timed(peer))
-            if once < 10 * SETTLE:
+            if once < 5 * SETTLE:
                 _settle(case.ours)
 
         benchmark.pedantic(case.ours, setup=peers, rounds=rounds, warmup_rounds=1)
