@@ -215,4 +215,4 @@ def test_learns_on_wikipedia(tmp_path):
         evaluate=lambda: model.bits_per_character(valid), metric="valid_bpc",
     )  # fmt: skip
     trainer.train(steps=150)
-    assert trainer.best < 3.5  # 4.5 for the characters' frequencies alone
+    assert trainer.best < 3.5  # 4.66 for the characters' frequencies alone
