@@ -121,11 +121,9 @@ def test_kernels_write_only_what_is_theirs(rng, inputs, outputs, dtype):
     x, w = rng.standard_normal((n, inputs)), rng.standard_normal((outputs, inputs))
     weights = dense.Weights(w.astype(dtype), None)
     out = np.full((n, outputs + 8), 9, dtype)
-    gemm.product(
-        x.astype(dtype), 0, inputs, weights.forward, weights.bias, out, 5, outputs, first, last
-    )
-    check_close(out[first:last, 5 : 5 + outputs], x[first:last] @ w.T, dtype)
-    out[first:last, 5 : 5 + outputs] = 9
+    gemm.product(x.astype(dtype), inputs, weights.forward, weights.bias, out, outputs, first, last)
+    check_close(out[first:last, :outputs], x[first:last] @ w.T, dtype)
+    out[first:last, :outputs] = 9
     assert (out == 9).all()
     q, depth, panel = weights.forward.shape
     sums, whole = np.full((q, depth, panel), 9, dtype), np.zeros((q, depth, panel), dtype)

@@ -17,7 +17,7 @@ from .tile import PANEL
 
 def product(a, depth, panels, bias, out, columns) -> Job:
     """`gemm.product` over all rows of ``a``."""
-    args = (a, 0, depth, panels, bias, out, 0, columns)
+    args = (a, depth, panels, bias, out, columns)
     return Job(gemm.product, args, len(a), len(a) * depth * columns)
 
 

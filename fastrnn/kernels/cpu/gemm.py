@@ -26,11 +26,11 @@ _product_tile = tile(begin_panel, finish_row)
 
 
 @kernel
-def product(a, a_at, depth, panels, bias, out, out_at, columns, first, last):
-    """``out[p, out_at:] = bias + a[p, a_at:] @ panels`` for the rows p in [first, last).
+def product(a, depth, panels, bias, out, columns, first, last):
+    """``out[p] = bias + a[p] @ panels`` for the rows p in [first, last).
 
-    a [N, >= a_at + depth], panels [Q, depth, 4W], bias [Q, 4W],
-    out [N, >= out_at + columns]: ``columns`` of the Q * 4W are written.
+    a [N, >= depth], panels [Q, depth, 4W], bias [Q, 4W], out [N, >= columns]: ``columns`` of
+    the Q * 4W are written.
     """
     a_p, b_p, bias_p, out_p = pointer(a), pointer(panels), pointer(bias), pointer(out)
     panel, a_row, out_row = PANEL * lane_count(b_p), a.shape[1], out.shape[1]
@@ -42,8 +42,8 @@ def product(a, a_at, depth, panels, bias, out, out_at, columns, first, last):
             p = p0
             while p < p1:
                 rows = tile_rows(p1 - p)
-                x = (a_p, p * a_row + a_at, a_row, 1, depth, b_p, column * depth)
-                to = (out_p, p * out_row + out_at + column, out_row, columns - column)
+                x = (a_p, p * a_row, a_row, 1, depth, b_p, column * depth)
+                to = (out_p, p * out_row + column, out_row, columns - column)
                 _product_tile(rows, (x,), ((bias_p, column), to))
                 p += rows
         p0 = p1

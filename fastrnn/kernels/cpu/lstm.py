@@ -212,7 +212,7 @@ def backward(weights: Weights, tape: Tape, dy, dh_n, dc_n, *, need_dx: bool = Tr
             tasks.append((
                 recurrent.lstm_backward,
                 dy, d * units, gates, d * gates_row, tape.c[d], back, dh, dc,
-                units, rows.sizes, rows.offsets, rows.offsets, d == 1, first, last,
+                units, rows.sizes, rows.offsets, d == 1, first, last,
             ))  # fmt: skip
     run(tasks)
 

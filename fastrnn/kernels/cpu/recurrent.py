@@ -99,12 +99,13 @@ _dh_tile = tile(begin_zero, finish_row)
 @kernel
 def lstm_backward(
     dy, dy_at, gates, gates_at, c, w, dh, dc,
-    units, sizes, offsets, state_at, reverse, first, last,
+    units, sizes, offsets, reverse, first, last,
 ):  # fmt: skip
     """The gradient through time of `lstm_forward`, one direction of one layer.
 
-    dy [N, >= dy_at + H]. gates [N, >= gates_at + 4 Hp] come in and leave as the gradients of
-    their pre-activations. w [Q, 4 Hp, 4W] is W_hh packed for the product with them.
+    dy [N, >= dy_at + H]; c [>= N, Hp] holds the state that each row started from.
+    gates [N, >= gates_at + 4 Hp] come in and leave as the gradients of their
+    pre-activations. w [Q, 4 Hp, 4W] is W_hh packed for the product with them.
     dh [B, Q * 4W] and dc [B, Hp] come in as the gradients of the final states and leave as
     those of the initial states; ``reverse`` is the direction of the forward pass.
     """
@@ -120,7 +121,7 @@ def lstm_backward(
         active = min(last, sizes[t])
         for r in range(first, active):
             p = offsets[t] + r
-            dy_r, g_r, c_r = p * dy_row + dy_at, p * g_row + gates_at, (state_at[t] + r) * hp
+            dy_r, g_r, c_r = p * dy_row + dy_at, p * g_row + gates_at, p * hp
             for unit in range(0, hp, n):
                 i, f, g, o = load_panel(g_p, g_r + unit * PANEL)
                 dh_t = load(dh_p, r * dh_row + unit) + load_first(dy_p, dy_r + unit, units - unit)
