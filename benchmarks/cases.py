@@ -16,7 +16,7 @@ from fastrnn.cells.activations import fma
 from fastrnn.data.text import UNKNOWN, Chunk, Vocabulary
 from fastrnn.kernels.cpu.compiler import kernel
 from fastrnn.kernels.cpu.simd import lane_count, load, pointer, store
-from fastrnn.kernels.cpu.threads import run
+from fastrnn.kernels.threads import run
 from fastrnn.models import LanguageModel
 from fastrnn.optim import Adam
 

@@ -14,7 +14,7 @@ from report import put_between
 
 from fastrnn import optim
 from fastrnn.data.text import TextStream, Vocabulary, read_text
-from fastrnn.kernels.cpu.threads import set_num_threads
+from fastrnn.kernels.threads import set_num_threads
 from fastrnn.models import LanguageModel
 from fastrnn.plots import plot_runs, read_history
 from fastrnn.trainer import Diverged, Trainer

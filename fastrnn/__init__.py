@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
+    "GRU",
     "LSTM",
+    "RNN",
     "SGD",
     "Adam",
     "AdamW",
@@ -38,15 +40,17 @@ if TYPE_CHECKING:
     from . import layers, losses, models, optim
     from ._gather import gather_rows, scatter_add_rows
     from ._padding import pad_sequences
-    from .kernels.cpu.threads import get_num_threads, set_num_threads
-    from .layers import LSTM, Dropout, Embedding, Linear
+    from .kernels.threads import get_num_threads, set_num_threads
+    from .layers import GRU, LSTM, RNN, Dropout, Embedding, Linear
     from .losses import cross_entropy
     from .optim import SGD, Adam, AdamW
     from .trainer import Trainer
 
 _MODULES = ("layers", "losses", "models", "optim")
 _HOME = {
+    "GRU": "layers",
     "LSTM": "layers",
+    "RNN": "layers",
     "Dropout": "layers",
     "Embedding": "layers",
     "Linear": "layers",
@@ -58,8 +62,8 @@ _HOME = {
     "gather_rows": "_gather",
     "scatter_add_rows": "_gather",
     "pad_sequences": "_padding",
-    "get_num_threads": "kernels.cpu.threads",
-    "set_num_threads": "kernels.cpu.threads",
+    "get_num_threads": "kernels.threads",
+    "set_num_threads": "kernels.threads",
 }
 
 

@@ -46,7 +46,7 @@ def _clear_errors() -> Iterator[None]:
 
 def _set_threads(threads: int | None) -> None:
     if threads is not None:
-        from fastrnn.kernels.cpu.threads import set_num_threads
+        from fastrnn.kernels.threads import set_num_threads
 
         set_num_threads(threads)
 
@@ -80,7 +80,7 @@ def _train_language_model(
     from fastrnn import optim
     from fastrnn.checkpoint import save_json
     from fastrnn.data.text import TextStream, Vocabulary
-    from fastrnn.kernels.cpu.threads import get_num_threads
+    from fastrnn.kernels.threads import get_num_threads
     from fastrnn.models import LanguageModel
     from fastrnn.trainer import Trainer
 
@@ -280,7 +280,8 @@ def plot(
 def info() -> None:
     """Show the CPU path, the threads, the versions and the cache."""
     with _clear_errors():
-        from fastrnn.kernels.cpu import compiler, simd, threads
+        from fastrnn.kernels import threads
+        from fastrnn.kernels.cpu import compiler, simd
 
         facts = {
             "fastrnn": version("fastrnn"),

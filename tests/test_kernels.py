@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastrnn
-from fastrnn.cells import activations, lstm
-from fastrnn.kernels import buffers, get_backend, reference
-from fastrnn.kernels.cpu import dense, gemm, simd, threads
+from fastrnn.cells import activations, gru, lstm, rnn
+from fastrnn.kernels import buffers, get_backend, threads
+from fastrnn.kernels.cpu import dense, gemm, simd
 from fastrnn.kernels.cpu.compiler import kernel
 from fastrnn.kernels.rows import Rows
 from helpers import check_close, check_gradient
@@ -55,19 +55,28 @@ def test_nan_is_not_hidden():
     assert np.isnan(tanh).tolist() == np.isnan(sigmoid).tolist() == [False, True, False]
 
 
-def test_the_cell_in_plain_python(rng):
-    z, c = rng.standard_normal((4, 5)), rng.standard_normal(5)
-    i, f, g, o, c_new, h_new = lstm.forward(*z, c)
-    check_close(c_new, reference.sigmoid(z[1]) * c + reference.sigmoid(z[0]) * np.tanh(z[2]), "f8")
-    check_close(h_new, reference.sigmoid(z[3]) * np.tanh(c_new), "f8")
-    dh, dc = rng.standard_normal((2, 5))
-    gradients = lstm.backward(i, f, g, o, c, dh, dc)
+def test_the_cells_in_plain_python(rng):
+    """Their gradients; the values are the layers' business."""
+    z, (c, dh, dc) = rng.standard_normal((4, 5)), rng.standard_normal((3, 5))
 
     def loss(*inputs):
         c_new, h_new = lstm.forward(*inputs)[4:]
         return float((dh * h_new + dc * c_new).sum())
 
-    check_gradient(loss, [*z, c], gradients)
+    i, f, g, o, *_ = lstm.forward(*z, c)
+    check_gradient(loss, [*z, c], lstm.backward(i, f, g, o, c, dh, dc))
+    n, r, u, _ = gru.forward(*z, c)
+    check_gradient(
+        lambda *inputs: float((dh * gru.forward(*inputs)[3]).sum()),
+        [*z, c], gru.backward(n, r, u, z[3], c, dh),
+    )  # fmt: skip
+    for forward, backward in (
+        (rnn.tanh_forward, rnn.tanh_backward), (rnn.relu_forward, rnn.relu_backward),
+    ):  # fmt: skip
+        check_gradient(
+            lambda z, forward=forward: float((dh * forward(z)).sum()),
+            [z[0]], [backward(forward(z[0]), dh)],
+        )  # fmt: skip
 
 
 @settings(deadline=None)
@@ -121,18 +130,21 @@ def test_kernels_write_only_what_is_theirs(rng, inputs, outputs, dtype):
     x, w = rng.standard_normal((n, inputs)), rng.standard_normal((outputs, inputs))
     weights = dense.Weights(w.astype(dtype), None)
     out = np.full((n, outputs + 8), 9, dtype)
-    gemm.product(x.astype(dtype), inputs, weights.forward, weights.bias, out, outputs, first, last)
+    q, depth, panel = weights.forward.shape
+    gemm.product(
+        x.astype(dtype), 1, inputs, 0, weights.forward, weights.bias, out, 0, panel, outputs,
+        first, last,
+    )  # fmt: skip
     check_close(out[first:last, :outputs], x[first:last] @ w.T, dtype)
     out[first:last, :outputs] = 9
     assert (out == 9).all()
-    q, depth, panel = weights.forward.shape
     sums, whole = np.full((q, depth, panel), 9, dtype), np.zeros((q, depth, panel), dtype)
     b = rng.standard_normal((n, q * panel)).astype(dtype)
     scratch, bias = np.empty((gemm.BLOCK, panel), dtype), np.full((q, panel), 9, dtype)
     total = q * depth
     a, z = total // 3, 2 * total // 3
-    gemm.accumulate(x.astype(dtype), depth, b, 0, sums, bias, scratch, a, z)
-    gemm.accumulate(x.astype(dtype), depth, b, 0, whole, bias, scratch, 0, total)
+    for into, part in ((sums, (a, z)), (whole, (0, total))):
+        gemm.accumulate(x.astype(dtype), depth, b, 0, panel, q * panel, into, bias, scratch, *part)
     got, wanted = sums.reshape(total, panel), whole.reshape(total, panel)
     assert np.array_equal(got[a:z], wanted[a:z])
     assert (got[:a] == 9).all() and (got[z:] == 9).all()
@@ -169,7 +181,8 @@ def test_one_hot_input_is_the_product(rng):
 
 
 def test_backends_by_name():
-    assert get_backend("cpu").lstm_forward and get_backend("reference").lstm_forward
+    assert get_backend("cpu").recurrent_forward
+    assert get_backend("reference").recurrent_forward
     with pytest.raises(ValueError, match="backend must be one of cpu, reference; got 'cuda'"):
         get_backend("cuda")
 

@@ -1,8 +1,8 @@
 """The activations of every cell, written once over an abstract number.
 
 ``x`` may be a Python or NumPy number, an array, or (compiled, see
-``kernels/cpu/simd.py``) one machine vector. The primitives `fma`, `clamp` and
-`pow2` are what a compiler overloads for its own number type.
+``kernels/cpu/simd.py``) one machine vector. The primitives `fma`, `clamp`, `pow2` and
+`where_positive` are what a compiler overloads for its own number type.
 
 `fma` is explicit so that rounding never depends on what an optimiser fuses:
 a row gives the same bits in a tile of one row as in a tile of six.
@@ -57,6 +57,11 @@ def pow2(n):
     return np.ldexp(1.0, np.asarray(n).astype(int))
 
 
+def where_positive(x, y):
+    """``y`` where x is positive (or NaN), 0 elsewhere."""
+    return np.where(x <= 0, 0, y)
+
+
 def tanh32(x):
     x = clamp(x, _TANH_LIMIT)
     x2 = x * x
@@ -102,3 +107,8 @@ def tanh(x):
 def sigmoid(x):
     """Logistic function, as ``tanh(x / 2) / 2 + 1 / 2``."""
     return fma(tanh(x * 0.5), 0.5, 0.5)
+
+
+def relu(x):
+    """Rectified linear unit, ``max(x, 0)``."""
+    return where_positive(x, x)

@@ -1,5 +1,6 @@
 """The reference as a backend: packed rows to padded arrays and back, nothing else."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -7,8 +8,16 @@ import numpy as np
 from . import reference
 from .rows import Rows
 
+_CELLS = {
+    "lstm": (reference.lstm_forward, reference.lstm_backward),
+    "gru": (reference.gru_forward, reference.gru_backward),
+    "rnn_tanh": (reference.rnn_forward, reference.rnn_backward),
+    "rnn_relu": (partial(reference.rnn_forward, relu=True), reference.rnn_backward),
+}
 
-class LSTMWeights(NamedTuple):
+
+class RecurrentWeights(NamedTuple):
+    cell: str
     parameters: list
 
 
@@ -29,36 +38,41 @@ def _by_rank(rows: Rows) -> Rows:
     return Rows(rows.steps, rows.batch, rows.lengths)
 
 
-def lstm_forward(weights, x, rows, h_0, c_0, *, training):
+def _stack(states) -> tuple[np.ndarray, ...]:
+    """Each direction's states to one array of all directions for each state."""
+    return tuple(np.stack(parts) for parts in zip(*states, strict=True))
+
+
+def recurrent_forward(weights, x, rows, state_0, *, training):
     rows = _by_rank(rows)
     tokens = x.ndim == 1
     if tokens:
-        x = np.eye(weights.parameters[0][0].shape[1], dtype=h_0.dtype)[x]
+        x = np.eye(weights.parameters[0][0].shape[1], dtype=state_0[0].dtype)[x]
     padded = rows.unpack(x)
-    results, caches = [], []
+    ys, states, caches = [], [], []
     for d, (w_ih, w_hh, b_ih, b_hh) in enumerate(weights.parameters):
         zero = np.zeros(len(w_ih), x.dtype)
         b_ih, b_hh = (zero, zero) if b_ih is None else (b_ih, b_hh)
-        y, h_n, c_n, cache = reference.lstm_forward(
-            padded, rows.lengths, w_ih, w_hh, b_ih, b_hh, h_0[d], c_0[d], reverse=d == 1
+        y, state_n, cache = _CELLS[weights.cell][0](
+            padded, rows.lengths, w_ih, w_hh, b_ih, b_hh, [s[d] for s in state_0], reverse=d == 1
         )
-        results.append((rows.pack(y), h_n, c_n))
+        ys.append(rows.pack(y))
+        states.append(state_n)
         caches.append(cache)
-    ys, h_n, c_n = zip(*results, strict=True)
     tape = Tape(padded, tokens, rows, caches) if training else None
-    return np.concatenate(ys, axis=1), np.stack(h_n), np.stack(c_n), tape
+    return np.concatenate(ys, axis=1), _stack(states), tape
 
 
-def lstm_backward(weights, tape, dy, dh_n, dc_n, *, need_dx=True):
+def recurrent_backward(weights, tape, dy, dstate_n, *, need_dx=True):
     parts = np.split(tape.rows.unpack(dy), len(weights.parameters), axis=2)
     out = [
-        reference.lstm_backward(tape.x, cache, w_ih, w_hh, part, dh_n[d], dc_n[d])
+        _CELLS[weights.cell][1](tape.x, cache, w_ih, w_hh, part, [s[d] for s in dstate_n])
         for d, ((w_ih, w_hh, _, _), cache, part) in enumerate(
             zip(weights.parameters, tape.caches, parts, strict=True)
         )
     ]
     dx = None if tape.tokens else tape.rows.pack(sum(o[0] for o in out))
-    return dx, np.stack([o[1] for o in out]), np.stack([o[2] for o in out]), [o[3:] for o in out]
+    return dx, _stack(o[1] for o in out), [o[2:] for o in out]
 
 
 def linear_forward(weights, x):

@@ -3,6 +3,6 @@
 from .dropout import Dropout
 from .embedding import Embedding
 from .linear import Linear
-from .recurrent import LSTM
+from .rnn import GRU, LSTM, RNN
 
-__all__ = ["LSTM", "Dropout", "Embedding", "Linear"]
+__all__ = ["GRU", "LSTM", "RNN", "Dropout", "Embedding", "Linear"]

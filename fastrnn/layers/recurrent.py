@@ -1,4 +1,4 @@
-"""The recurrent layers: parameters, states and lengths around a backend's kernels."""
+"""What the recurrent layers share: parameters, states and lengths around a backend's kernels."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,11 +12,14 @@ from .base import PackedLayer
 from .dropout import drop
 from .initial import glorot, orthogonal
 
-State = tuple[np.ndarray, np.ndarray]
+State = tuple[np.ndarray, ...]
+
+
+_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class Tape(NamedTuple):
-    """What `LSTM.backward` needs of `LSTM.forward`. Good for one backward."""
+    """What `backward` needs of `forward`. Good for one backward."""
 
     rows: Rows
     weights: list  # what the parameters were packed to at the time
@@ -25,47 +28,17 @@ class Tape(NamedTuple):
     unbatched: bool
 
 
-class LSTM(PackedLayer):
-    """Stacked long short-term memory, in one direction or both.
+def _stacked(states) -> State:
+    """The layers' states one above the other."""
+    return tuple(np.concatenate(parts) for parts in zip(*states, strict=True))
 
-    The equations, parameter names and shapes are those of ``torch.nn.LSTM`` (Hochreiter &
-    Schmidhuber 1997, with the forget gate of Gers et al. 2000; gate order i, f, g, o).
 
-    Parameters
-    ----------
-    input_size, hidden_size : int
-        I and H, features of a step and units of a direction.
-    num_layers : int, default 1
-        Layers on top of each other.
-    bias : bool, default True
-        Whether there are ``bias_ih`` and ``bias_hh``.
-    batch_first : bool, default False
-        Sequences are ``[B, T, I]`` instead of ``[T, B, I]``; states are not affected.
-    dropout : float, default 0.0
-        Probability with which an output of each layer but the last is zeroed, in
-        `forward` only.
-    bidirectional : bool, default False
-        A second direction runs from each sequence's own end; D is 2, else 1.
-    dtype : {"float32", "float64"}
-    backend : {"cpu", "reference"}
-    seed : int, optional
-        Of the initial weights and of dropout. Input weights are Glorot uniform per gate,
-        recurrent weights orthogonal per gate, the forget gate's bias is 1, others are 0.
+class Recurrent(PackedLayer):
+    """Stacked recurrent cells; a subclass names its cell, gates and states."""
 
-    Raises
-    ------
-    ValueError, TypeError
-        An argument is out of its range or of the wrong type.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import fastrnn
-    >>> lstm = fastrnn.LSTM(8, 16, bidirectional=True, seed=0)
-    >>> y, (h_n, c_n) = lstm(np.ones((5, 3, 8)), lengths=[5, 0, 2])
-    >>> y.shape, h_n.shape
-    ((5, 3, 32), (2, 3, 16))
-    """
+    _cell: str
+    _gates: int
+    _states: tuple[str, ...]  # "h", and "c" where the cell has it
 
     def __init__(
         self,
@@ -102,93 +75,90 @@ class LSTM(PackedLayer):
     def _initial(self, inputs: int, suffix: str) -> dict[str, np.ndarray]:
         h = self.hidden_size
         out = {
-            f"weight_ih{suffix}": np.vstack([glorot(self.rng, h, inputs) for _ in range(4)]),
-            f"weight_hh{suffix}": np.vstack([orthogonal(self.rng, h) for _ in range(4)]),
+            f"weight_ih{suffix}": np.vstack(
+                [glorot(self.rng, h, inputs) for _ in range(self._gates)]
+            ),
+            f"weight_hh{suffix}": np.vstack([orthogonal(self.rng, h) for _ in range(self._gates)]),
         }
         if self.bias:
-            out[f"bias_ih{suffix}"] = np.repeat([0.0, 1.0, 0.0, 0.0], h)
-            out[f"bias_hh{suffix}"] = np.zeros(4 * h)
+            out[f"bias_ih{suffix}"] = np.zeros(self._gates * h)
+            out[f"bias_hh{suffix}"] = np.zeros(self._gates * h)
         return out
 
     def _pack(self):
         def of(suffix):
-            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            return tuple(self.parameters.get(name + suffix) for name in names)
+            return tuple(self.parameters.get(name + suffix) for name in _PARAMETERS)
 
         return [
-            self._kernels.LSTMWeights([of(suffix) for suffix in self._suffixes(layer)])
+            self._kernels.RecurrentWeights(self._cell, [of(s) for s in self._suffixes(layer)])
             for layer in range(self.num_layers)
         ]
 
-    # Rows in, rows out: for models, which keep their batch packed from end to end.
+    # Rows in, rows out: for models, which keep their batch packed from end to end. A state is a
+    # tuple here, whatever the cell.
 
     def rows_forward(self, x, rows: Rows, state: State | None = None, *, training: bool = False):
-        """All layers on packed rows: ``(y [N, D H], (h_n, c_n), tape or None)``.
+        """All layers on packed rows: ``(y [N, D H], state, tape or None)``.
 
-        x is [N, I], or int64 [N] for a one-hot input given by its index. States are
-        [L D, B, H] in the order of the rows; zero when left out. Nothing is checked.
+        x is [N, I], or int64 [N] for a one-hot input given by its index. ``state`` is (h, c) or
+        (h,), each [L D, B, H] in the order of the rows; zero when left out. Nothing is checked.
         """
-        d = self.directions
-        h_0, c_0 = state if state is not None else (self._zero_state(rows.batch),) * 2
-        tapes, masks, h_n, c_n = [], [], [], []
+        state_0 = self._zero_state(rows.batch) if state is None else state
+        tapes, masks, state_n = [], [], []
         for layer, weights in enumerate(self._weights()):
             mask = None
             if layer and training and self.dropout:
                 x, mask = drop(x, self.dropout, self.rng)
-            part = slice(layer * d, (layer + 1) * d)
-            x, h, c, tape = self._kernels.lstm_forward(
-                weights, x, rows, h_0[part], c_0[part], training=training
+            x, after, tape = self._kernels.recurrent_forward(
+                weights, x, rows, self._of_layer(state_0, layer), training=training
             )
             tapes.append(tape)
             masks.append(mask)
-            h_n.append(h)
-            c_n.append(c)
+            state_n.append(after)
         tape = Tape(rows, self._weights(), tapes, masks, False) if training else None
-        return x, (np.concatenate(h_n), np.concatenate(c_n)), tape
+        return x, _stacked(state_n), tape
 
     def rows_backward(self, tape: Tape, dy, dstate: State | None = None, *, need_dx: bool = True):
-        """Gradients of `rows_forward`: ``(dx [N, I] or None, (dh_0, dc_0), grads)``."""
+        """Gradients of `rows_forward`: ``(dx [N, I] or None, dstate of the start, grads)``."""
         if tape.weights is not self._weights():
             raise ValueError(
                 "tape is of another layer, or the parameters changed since its forward"
             )
-        d = self.directions
-        dh_n, dc_n = dstate if dstate is not None else (self._zero_state(tape.rows.batch),) * 2
+        dstate_n = self._zero_state(tape.rows.batch) if dstate is None else dstate
         grads: dict[str, np.ndarray] = {}
-        dh_0: list[np.ndarray] = []
-        dc_0: list[np.ndarray] = []
+        dstate_0: list[State] = []
         for layer in reversed(range(self.num_layers)):
-            part = slice(layer * d, (layer + 1) * d)
-            dy, dh, dc, weight_grads = self._kernels.lstm_backward(
+            dy, before, weight_grads = self._kernels.recurrent_backward(
                 tape.weights[layer],
                 tape.layers[layer],
                 dy,
-                dh_n[part],
-                dc_n[part],
+                self._of_layer(dstate_n, layer),
                 need_dx=need_dx or layer > 0,
             )
             if tape.masks[layer] is not None:
                 dy *= tape.masks[layer]
-            for suffix, (dw_ih, dw_hh, db) in zip(self._suffixes(layer), weight_grads, strict=True):
-                grads[f"weight_ih{suffix}"], grads[f"weight_hh{suffix}"] = dw_ih, dw_hh
-                if self.bias:
-                    grads[f"bias_ih{suffix}"], grads[f"bias_hh{suffix}"] = db, db.copy()
-            dh_0.insert(0, dh)
-            dc_0.insert(0, dc)
-        return dy, (np.concatenate(dh_0), np.concatenate(dc_0)), grads
+            for suffix, values in zip(self._suffixes(layer), weight_grads, strict=True):
+                names = _PARAMETERS if self.bias else _PARAMETERS[:2]
+                grads.update({n + suffix: v for n, v in zip(names, values, strict=False)})
+            dstate_0.insert(0, before)
+        return dy, _stacked(dstate_0), grads
 
-    def _zero_state(self, batch: int) -> np.ndarray:
-        return np.zeros((self.num_layers * self.directions, batch, self.hidden_size), self.dtype)
+    def _of_layer(self, state: State, layer: int) -> State:
+        return tuple(s[layer * self.directions : (layer + 1) * self.directions] for s in state)
+
+    def _zero_state(self, batch: int) -> State:
+        shape = (self.num_layers * self.directions, batch, self.hidden_size)
+        return (np.zeros(shape, self.dtype),) * len(self._states)
 
     # Padded arrays in, padded arrays out: the public face.
 
-    def __call__(self, x, state=None, lengths=None) -> tuple[np.ndarray, State]:
+    def __call__(self, x, state=None, lengths=None):
         """Run without keeping anything for a gradient; no dropout.
 
         Parameters
         ----------
         x : array_like of real [T, B, I], or [B, T, I] if ``batch_first``, or [T, I]
-        state : (h_0, c_0), optional
+        state : (h_0, c_0), or h_0 where the cell has no c, optional
             Each [L D, B, H] ([L D, H] for an unbatched x); zero when left out.
         lengths : array_like of int [B], optional
             Steps of each sequence, from 0 to T in any order; all T when left out.
@@ -197,8 +167,8 @@ class LSTM(PackedLayer):
         -------
         y : array [T, B, D H] or [B, T, D H] or [T, D H]
             The last layer's outputs, zero beyond a sequence's length.
-        (h_n, c_n) : arrays [L D, B, H]
-            The state after each sequence's own last step.
+        state : (h_n, c_n), or h_n
+            The state after each sequence's own last step, each [L D, B, H].
 
         Raises
         ------
@@ -210,8 +180,8 @@ class LSTM(PackedLayer):
         y, state, _ = self._run(x, state, lengths, training=False)
         return y, state
 
-    def forward(self, x, state=None, lengths=None) -> tuple[np.ndarray, State, Tape]:
-        """The same for training, with dropout: ``(y, (h_n, c_n), tape)``.
+    def forward(self, x, state=None, lengths=None):
+        """The same for training, with dropout: ``(y, state, tape)``.
 
         The tape may refer to x itself: leave it as it is until `backward`.
         """
@@ -233,32 +203,38 @@ class LSTM(PackedLayer):
             lengths = checks.lengths_array("lengths", lengths, batch, steps)
         rows = Rows(steps, batch, lengths)
         if state is not None:
-            state = self._state_in("state", ("h_0", "c_0"), state, rows, unbatched)
+            state = self._state_in("state", "{}_0", state, rows, unbatched)
         y, state_n, tape = self.rows_forward(
             rows.pack(x, batch_first=self.batch_first), rows, state, training=training
         )
         y = rows.unpack(y, batch_first=self.batch_first)
-        h_n, c_n = map(rows.unsort, state_n)
         if unbatched:
-            y, h_n, c_n = y.reshape(steps, y.shape[-1]), h_n[:, 0], c_n[:, 0]
-        return y, (h_n, c_n), tape and tape._replace(unbatched=unbatched)
+            y = y.reshape(steps, y.shape[-1])
+        tape = tape and tape._replace(unbatched=unbatched)
+        return y, self._state_out(state_n, rows, unbatched), tape
 
-    def _state_in(self, name, parts, state, rows, unbatched) -> State:
-        if not isinstance(state, (tuple, list)) or len(state) != 2:
+    def _state_out(self, state: State, rows: Rows, unbatched: bool):
+        """A state as the caller sees it: in his order, an array if the cell has only h."""
+        state = tuple(rows.unsort(s)[:, 0] if unbatched else rows.unsort(s) for s in state)
+        return state if len(state) > 1 else state[0]
+
+    def _state_in(self, name: str, part: str, state, rows: Rows, unbatched: bool) -> State:
+        """The inverse, checked; ``part`` makes a name of "h" or "c"."""
+        parts = [part.format(s) for s in self._states]
+        if len(parts) == 1:
+            state = (state,)
+        elif not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(
                 f"{name} must be a pair ({', '.join(parts)}), got {type(state).__name__}"
             )
         sizes = (self.num_layers * self.directions, rows.batch, self.hidden_size)
         shape = (sizes[0], sizes[2]) if unbatched else sizes
-        h, c = (
+        return tuple(
             rows.sort(checks.real_array(part, value, self.dtype, shape).reshape(sizes))
             for part, value in zip(parts, state, strict=True)
         )
-        return h, c
 
-    def backward(
-        self, tape: Tape, dy, dstate=None
-    ) -> tuple[np.ndarray, State, dict[str, np.ndarray]]:
+    def backward(self, tape: Tape, dy, dstate=None):
         """Gradients of `forward` with respect to everything that went in.
 
         Parameters
@@ -267,14 +243,14 @@ class LSTM(PackedLayer):
             From `forward`, with the parameters as they were then; it is used up.
         dy : array_like
             Gradient of y, in its shape; what lies beyond a length is ignored.
-        dstate : (dh_n, dc_n), optional
+        dstate : (dh_n, dc_n), or dh_n, optional
             Gradients of the final states; zero when left out.
 
         Returns
         -------
         dx : array
             In the shape of x; zero beyond a length.
-        (dh_0, dc_0) : arrays
+        dstate : (dh_0, dc_0), or dh_0
         grads : dict
             Gradient of each parameter by its name.
 
@@ -294,21 +270,20 @@ class LSTM(PackedLayer):
         shape = (rows.steps, width) if tape.unbatched else (*outer, width)
         dy = checks.real_array("dy", dy, self.dtype, shape).reshape(*outer, width)
         if dstate is not None:
-            dstate = self._state_in("dstate", ("dh_n", "dc_n"), dstate, rows, tape.unbatched)
+            dstate = self._state_in("dstate", "d{}_n", dstate, rows, tape.unbatched)
         dx, dstate_0, grads = self.rows_backward(tape, rows.pack(dy, batch_first=first), dstate)
         dx = rows.unpack(dx, batch_first=first)
-        dh_0, dc_0 = map(rows.unsort, dstate_0)
         if tape.unbatched:
-            dx, dh_0, dc_0 = dx.reshape(rows.steps, self.input_size), dh_0[:, 0], dc_0[:, 0]
-        return dx, (dh_0, dc_0), grads
+            dx = dx.reshape(rows.steps, self.input_size)
+        return dx, self._state_out(dstate_0, rows, tape.unbatched), grads
 
-    def step(self, x_t, state=None) -> tuple[np.ndarray, State]:
-        """One step of a stream: ``(y_t [B, H], (h, c))``.
+    def step(self, x_t, state=None):
+        """One step of a stream: ``(y_t [B, H], state)``.
 
         Parameters
         ----------
         x_t : array_like of real [B, I]
-        state : (h, c), optional
+        state : (h, c), or h, optional
             As returned by the step before, each [L, B, H]; zero at the start.
 
         Raises
@@ -321,9 +296,9 @@ class LSTM(PackedLayer):
         x_t = checks.real_array("x_t", x_t, self.dtype, (None, self.input_size))
         rows = Rows(1, len(x_t))
         if state is not None:
-            state = self._state_in("state", ("h", "c"), state, rows, False)
+            state = self._state_in("state", "{}", state, rows, False)
         y, state, _ = self.rows_forward(x_t, rows, state)
-        return y, state
+        return y, self._state_out(state, rows, False)
 
     def __repr__(self):
         shown: Mapping = {
@@ -334,4 +309,4 @@ class LSTM(PackedLayer):
             "backend": self.backend,
         }
         options = "".join(f", {k}={v!r}" for k, v in shown.items())
-        return f"LSTM({self.input_size}, {self.hidden_size}{options})"
+        return f"{type(self).__name__}({self.input_size}, {self.hidden_size}{options})"

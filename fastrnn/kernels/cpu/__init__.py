@@ -3,15 +3,15 @@
 from .dense import Weights as LinearWeights
 from .dense import backward as linear_backward
 from .dense import forward as linear_forward
-from .lstm import Weights as LSTMWeights
-from .lstm import backward as lstm_backward
-from .lstm import forward as lstm_forward
+from .recurrent import Weights as RecurrentWeights
+from .recurrent import backward as recurrent_backward
+from .recurrent import forward as recurrent_forward
 
 __all__ = [
-    "LSTMWeights",
     "LinearWeights",
+    "RecurrentWeights",
     "linear_backward",
     "linear_forward",
-    "lstm_backward",
-    "lstm_forward",
+    "recurrent_backward",
+    "recurrent_forward",
 ]

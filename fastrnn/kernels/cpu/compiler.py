@@ -83,6 +83,11 @@ class _Cache(FunctionCache):
 
     _impl_class = _Implementation
 
+    def _index_key(self, sig, codegen):
+        # The folder stands for the sources and the file's name for the function, so what a
+        # function closes over need not be looked at (nor could it be pickled).
+        return sig, codegen.magic_tuple()
+
     def load_overload(self, sig, target_context):
         try:
             return super().load_overload(sig, target_context)
@@ -96,8 +101,13 @@ class _Cache(FunctionCache):
             super().save_overload(sig, data)
 
 
-def kernel(function):
-    """Compile ``function``: serial, without the GIL, raising nothing, cached on disk."""
+def kernel(function, name: str | None = None):
+    """Compile ``function``: serial, without the GIL, raising nothing, cached on disk.
+
+    A function that is made more than once, for several cells, needs a ``name`` of its own.
+    """
+    if name:
+        function.__qualname__ = name
     compiled = numba.njit(function, nogil=True, error_model="numpy", boundscheck=False)
     compiled._cache = _Cache(function)
     return compiled

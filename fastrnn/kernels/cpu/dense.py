@@ -8,35 +8,35 @@ from functools import cached_property
 import numpy as np
 
 from fastrnn.kernels import buffers
+from fastrnn.kernels.threads import MOVE, Job, spread
 
 from . import gemm, pack
 from .simd import width
-from .threads import MOVE, Job, spread
 from .tile import PANEL
 
 
-def product(a, depth, panels, bias, out, columns) -> Job:
-    """`gemm.product` over all rows of ``a``."""
-    args = (a, depth, panels, bias, out, columns)
-    return Job(gemm.product, args, len(a), len(a) * depth * columns)
+def product(a, runs, panels, bias, out, columns) -> Job:
+    """`gemm.product` over all rows of ``a``; ``runs`` are its blocks, their length and stride."""
+    args = (a, *runs, panels, bias, out, 0, panels.shape[2], columns)
+    return Job(gemm.product, args, len(a), len(a) * panels.size)
 
 
-def accumulate(a, b, b_at, out, sums=None) -> Job:
-    """`gemm.accumulate` of everything."""
-    q, depth, panel = out.shape
-    if sums is None:
-        sums = np.empty((0, panel), out.dtype)
+def accumulate(a, b, b_at, b_panel, columns, packed, sums, unpacked, out) -> Job:
+    """`gemm.accumulate` of everything into ``packed``, and from there to ``out`` as
+    `pack.unpack_gradient` does with ``unpacked``, the columns."""
+    q, depth, panel = packed.shape
 
     def share(first, last):
         if len(a):
-            scratch = np.empty((gemm.BLOCK, panel), out.dtype)
-            gemm.accumulate(a, depth, b, b_at, out, sums, scratch, first, last)
+            scratch = np.empty((gemm.BLOCK, panel), packed.dtype)
+            gemm.accumulate(a, depth, b, b_at, b_panel, columns, packed, sums, scratch, first, last)
         else:
-            out.reshape(-1, panel)[first:last] = 0
+            packed.reshape(-1, panel)[first:last] = 0
+        pack.unpack_gradient(packed, unpacked, out, first, last)
 
     if not len(a):
         sums[:] = 0
-    return Job(share, (), q * depth, len(a) * out.size)
+    return Job(share, (), q * depth, (len(a) + MOVE) * packed.size)
 
 
 def pack_forward(w, columns, out) -> Job:
@@ -50,13 +50,6 @@ def pack_backward(w, columns, out, at=0) -> Job:
     return Job(pack.pack_backward, (w, columns, out, at), len(out), cost)
 
 
-def unpack(columns, packed) -> tuple[np.ndarray, Job]:
-    """The gradient ``[M, K]`` of a weight from its packed form, and the job that fills it."""
-    out = buffers.empty((int(columns.max()) + 1, packed.shape[1]), packed.dtype)
-    cost = packed.size * MOVE
-    return out, Job(pack.unpack_gradient, (packed, columns, out), len(packed), cost)
-
-
 class Weights:
     """``weight [O, I]`` and ``bias [O]`` or None, packed when first needed."""
 
@@ -65,28 +58,27 @@ class Weights:
         self.outputs, self.inputs = weight.shape
         self.dtype = weight.dtype
         self.panel = PANEL * width(self.dtype)
+        self.columns = pack.plain_columns(self.outputs, self.dtype)
 
     @cached_property
     def forward(self) -> np.ndarray:
-        columns = pack.plain_columns(self.outputs, self.dtype)
-        q = len(columns) // self.panel
+        q = len(self.columns) // self.panel
         out = buffers.empty((q, self.inputs, self.panel), self.dtype)
-        spread(pack_forward(self.weight, columns, out))
+        spread(pack_forward(self.weight, self.columns, out))
         return out
 
     @cached_property
     def bias(self) -> np.ndarray:
-        out = np.zeros((-(-self.outputs // self.panel), self.panel), self.dtype)
+        out = np.zeros((len(self.columns) // self.panel, self.panel), self.dtype)
         if self._bias is not None:
             out.reshape(-1)[: self.outputs] = self._bias
         return out
 
     @cached_property
     def backward(self) -> np.ndarray:
-        columns = np.arange(self.outputs)
         r = -(-self.inputs // self.panel)
         out = buffers.empty((r, self.outputs, self.panel), self.dtype)
-        spread(pack_backward(self.weight, columns, out))
+        spread(pack_backward(self.weight, np.arange(self.outputs), out))
         return out
 
 
@@ -94,7 +86,7 @@ def forward(weights: Weights, x) -> np.ndarray:
     """``x [N, I] @ weight.T + bias``, [N, O]."""
     w = weights
     y = buffers.empty((len(x), w.outputs), w.dtype)
-    spread(product(x, w.inputs, w.forward, w.bias, y, w.outputs))
+    spread(product(x, (1, w.inputs, 0), w.forward, w.bias, y, w.outputs))
     return y
 
 
@@ -105,15 +97,10 @@ def backward(weights: Weights, x, dy, *, need_dx: bool = True):
     if need_dx:
         dx = buffers.empty((len(x), w.inputs), w.dtype)
         zero = np.zeros((len(w.backward), w.panel), w.dtype)
-        jobs.append(product(dy, w.outputs, w.backward, zero, dx, w.inputs))
-    r = -(-w.inputs // w.panel)
-    if w.inputs % w.panel:
-        padded = buffers.zeros((len(x), r * w.panel), w.dtype)
-        padded[:, : w.inputs] = x
-        x = padded
-    packed = buffers.empty((r, w.outputs, w.panel), w.dtype)
-    spread(*jobs, accumulate(dy, x, 0, packed))
-    dweight = np.empty((w.outputs, r, w.panel), w.dtype)
-    dweight[:] = packed.swapaxes(0, 1)
-    dweight = np.ascontiguousarray(dweight.reshape(w.outputs, -1)[:, : w.inputs])
-    return dx, dweight, dy.sum(axis=0)
+        jobs.append(product(dy, (1, w.outputs, 0), w.backward, zero, dx, w.inputs))
+    packed = buffers.empty((len(w.columns) // w.panel, w.inputs, w.panel), w.dtype)
+    dbias = np.zeros((len(packed), w.panel), w.dtype)
+    dweight = buffers.empty(w.weight.shape, w.dtype)
+    jobs.append(accumulate(x, dy, 0, w.panel, w.outputs, packed, dbias, w.columns, dweight))
+    spread(*jobs)
+    return dx, dweight, dbias.reshape(-1)[: w.outputs].copy()

@@ -1,13 +1,14 @@
 """Where every number lies: the packed layouts that the kernels read and write.
 
-W is the vector's width (`simd.width`), a *panel* is 4 W columns. For a recurrent layer
-panel q holds the four gates of the W hidden units from q W on: column ``j W + l`` is gate j
-of unit ``q W + l``; for a plain matrix it is simply columns ``4 W q`` to ``4 W (q + 1)``.
-What lies beyond the last unit or column is zero.
+W is the vector's width (`simd.width`), a *panel* is v vectors side by side, 4 at most. For a
+layer with several gates panel q holds the gates of the W hidden units from q W on: column
+``j W + l`` is gate j of unit ``q W + l``; for one gate and for a plain matrix it is simply
+columns ``4 W q`` to ``4 W (q + 1)``. What lies beyond the last unit or column is zero.
 
-    forward  [Q, K, 4W]   ``out[q, k, l] = w[columns[q 4W + l], k]``    for x @ w.T
-    backward [R, 4W Q, 4W] ``out[r, m, l] = w[columns[m], r 4W + l]``   for dz @ w
-    gates    [N, D, Q, 4W] activated gates, then the gradients of their pre-activations
+    forward  [Q, K, v W] ``out[q, k, l] = w[columns[q v W + l], k]``   for x @ w.T
+    backward [R, M, 4 W] ``out[r, m, l] = w[columns[m], r 4 W + l]``   for dz @ w
+    gates    [N, D, Q, 4 W] activated gates, then the gradients of their pre-activations;
+             [N, D, Hp] for one gate
 """
 
 import numpy as np
@@ -20,13 +21,15 @@ from .tile import PANEL
 BLOCK = 16
 
 
-def gate_columns(units: int, gates: int, dtype) -> np.ndarray:
-    """The row of a ``[gates * units, K]`` weight behind each packed column, -1 for none."""
+def gate_columns(units: int, gates: tuple[int, ...], dtype) -> np.ndarray:
+    """The row of a ``[., K]`` weight behind each packed column, -1 for none.
+
+    ``gates`` are those of a panel, by their place in the weight.
+    """
     w = width(dtype)
     q = -(-units // w)
     unit = np.arange(q * w).reshape(q, 1, w)
-    gate = np.arange(PANEL).reshape(1, PANEL, 1)
-    column = np.where((unit < units) & (gate < gates), gate * units + unit, -1)
+    column = np.where(unit < units, np.reshape(gates, (1, -1, 1)) * units + unit, -1)
     return np.ascontiguousarray(column.reshape(-1))
 
 
@@ -39,7 +42,7 @@ def plain_columns(count: int, dtype) -> np.ndarray:
 
 @kernel
 def pack_forward(w, columns, out, first, last):
-    """Panels [first, last) of the forward layout; w [M, K], out [Q, K, 4W]."""
+    """Panels [first, last) of the forward layout; w [M, K], out [Q, K, v W]."""
     w_p, out_p = pointer(w), pointer(out)
     depth, n = out.shape[1], out.shape[2]
     for q in range(first, last):
@@ -58,23 +61,26 @@ def pack_forward(w, columns, out, first, last):
 
 @kernel
 def unpack_gradient(packed, columns, out, first, last):
-    """The inverse: ``out[columns[q 4W + l], k] = packed[q, k, l]``, panels [first, last)."""
+    """The inverse: ``out[columns[q v W + l], k] = packed[q, k, l]`` for the pairs [first, last)
+    out of the list of all (q, k)."""
     packed_p, out_p = pointer(packed), pointer(out)
     depth, n = packed.shape[1], packed.shape[2]
-    for q in range(first, last):
-        for k0 in range(0, depth, BLOCK):
-            k1 = min(k0 + BLOCK, depth)
-            for j in range(n):
-                at = q * depth * n + j
-                m = columns[q * n + j] * depth
-                if m >= 0:
-                    for k in range(k0, k1):
-                        out_p[m + k] = packed_p[at + k * n]
+    at = first
+    while at < last:
+        q = at // depth
+        k = at - q * depth
+        count = min(BLOCK - k % BLOCK, depth - k, last - at)
+        for j in range(n):
+            m = columns[q * n + j]
+            if m >= 0:
+                for i in range(count):
+                    out_p[m * depth + k + i] = packed_p[(at + i) * n + j]
+        at += count
 
 
 @kernel
 def pack_backward(w, columns, out, at, first, last):
-    """Panels [first, last) of the backward layout, from row ``at``; out [R, >= at + 4WQ, 4W]."""
+    """Panels [first, last) of the backward layout, from row ``at`` on; out [R, M, 4W]."""
     w_p, out_p = pointer(w), pointer(out)
     depth, n = w.shape[1], out.shape[2]
     vector = lane_count(w_p)

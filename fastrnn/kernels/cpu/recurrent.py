@@ -1,140 +1,326 @@
-"""The LSTM's time loops: serial over a slice [first, last) of the batch's rows.
+"""A recurrent layer on the CPU: what the time loops and the products are put together to.
 
-Rows are packed (see rows.py): row ``offsets[t] + r`` is step t of the r-th longest
-sequence and ``sizes[t]`` rows are active at step t, so the active rows of a slice are always
-its first ones. Layouts are those of pack.py; Hp is H rounded up to whole vectors.
-
-States h and c are [S + B, Hp]. The state that row r of step t starts from is at
-``state_at[t] + r``; the state that a sequence ends with goes to ``S + r``.
+See kernels/__init__.py for the contract.
 """
 
-from fastrnn.cells import lstm
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
-from .compiler import kernel
-from .simd import lane_count, load, load_first, pointer, store, store_first
-from .tile import (
-    PANEL,
-    begin_zero,
-    finish_row,
-    load_panel,
-    store_panel,
-    tile,
-    tile_rows,
-)
+import numpy as np
+
+from fastrnn.kernels import buffers
+from fastrnn.kernels.rows import Rows
+from fastrnn.kernels.threads import MOVE, Job, balanced, run, spread, worth
+
+from . import dense, gemm, pack
+from .barrier import Barrier
+from .loops import CELLS
+from .simd import ISA, width
+from .tile import PANEL
+
+# Multiply-adds of a step that a thread should have to do, or meeting costs more than it brings.
+LEAST_STEP = 1 << 14
+# Weights of one direction, and their multiply-adds for one row, that fill a core's cache.
+LARGE = 1 << 18
 
 
-def _begin_step(i, args):
-    start, at, row, ids, has_ids, p = args[0]
-    return load_panel(start, at + ids[p + i] * row if has_ids else at)
+class Weights:
+    """The parameters of one layer, packed when first needed and kept until they change.
+
+    Parameters
+    ----------
+    cell : str
+        One of `loops.CELLS`.
+    parameters : sequence over the D directions
+        Of ``(weight_ih [G H, I], weight_hh [G H, H], bias_ih [G H] or None, bias_hh or None)``.
+    """
+
+    def __init__(self, cell: str, parameters):
+        self.cell = CELLS[cell]
+        self.parameters = parameters
+        w_ih, w_hh = parameters[0][:2]
+        self.inputs, self.units, self.directions = w_ih.shape[1], w_hh.shape[1], len(parameters)
+        self.dtype = w_ih.dtype
+        self.lanes = width(self.dtype)
+        self.panel = PANEL * self.lanes
+        self.hp = -(-self.units // self.lanes) * self.lanes
+        if self.cell.gates == 1:
+            self.x_columns = self.h_columns = pack.plain_columns(self.units, self.dtype)
+            self.panels = len(self.x_columns) // self.panel
+            self.gates_row = self.hp  # numbers of a row of gates, of one direction
+            self.runs = self.hp, self.hp  # length and stride of those that belong to a product
+        else:
+            self.x_columns, self.h_columns = (
+                pack.gate_columns(self.units, gates, self.dtype)
+                for gates in (self.cell.of_x, self.cell.of_h)
+            )
+            self.panels = self.hp // self.lanes
+            self.gates_row = self.panels * self.panel
+            self.runs = len(self.cell.of_x) * self.lanes, self.panel
+        # A row of states is not a multiple of 1 KB, or columns of them share few cache sets.
+        self.state_row = self.hp + self.lanes * (self.hp * self.dtype.itemsize % 1024 == 0)
+        self.h_at = self.cell.h_first * self.lanes
+        self._packed: dict[str, np.ndarray] = {}
+
+    def ready(self, *, training: bool, dx: bool) -> None:
+        """Pack what is not yet packed, all at once."""
+        wanted = {"x": self._forward, "h": self._forward}
+        if training:
+            wanted["back_h"] = self._backward
+        if training and dx:
+            wanted["back_x"] = self._backward
+        packed, jobs = dict(self._packed), []
+        for name, make in wanted.items():
+            if name not in packed:
+                packed[name] = make(name.removeprefix("back_"), jobs)
+        if jobs:
+            spread(*jobs)
+            self._packed = packed
+
+    def _forward(self, which, jobs) -> np.ndarray:
+        columns = self.x_columns if which == "x" else self.h_columns
+        depth = self.inputs if which == "x" else self.units
+        shape = (self.directions, self.panels, depth, len(columns) // self.panels)
+        out = buffers.empty(shape, self.dtype)
+        for p, part in zip(self.parameters, out, strict=True):
+            jobs.append(dense.pack_forward(p[which == "h"], columns, part))
+        return out
+
+    def _backward(self, which, jobs) -> np.ndarray:
+        """Of h for each direction, [D, R, ., 4W]; of x one above the other, [R, D ., 4W]."""
+        columns = self.x_columns if which == "x" else self.h_columns
+        columns = columns[: self.hp] if self.cell.gates == 1 else columns
+        depth = self.inputs if which == "x" else self.units
+        r, m, d = -(-depth // self.panel), len(columns), self.directions
+        if which == "x":
+            out = buffers.empty((r, d * m, self.panel), self.dtype)
+            parts = [(out, i * m) for i in range(d)]
+        else:
+            out = buffers.empty((d, r, m, self.panel), self.dtype)
+            parts = [(part, 0) for part in out]
+        for p, (part, at) in zip(self.parameters, parts, strict=True):
+            jobs.append(dense.pack_backward(p[which == "h"], columns, part, at))
+        return out
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """What `ready` packed: ``x [D, P, I, .]``, ``h [D, P, H, .]``, ``back_x``, ``back_h``."""
+        return self._packed[name]
+
+    @property
+    def bias(self) -> np.ndarray:
+        """[D, P, 4W], what every row's sums start from."""
+        if "bias" not in self._packed:
+            out = np.zeros((self.directions, self.panels, self.panel), self.dtype)
+            for part, (_, _, *biases) in zip(out, self.parameters, strict=True):
+                if biases[0] is not None:
+                    for b, columns, at in zip(
+                        biases, (self.x_columns, self.h_columns), (0, self.h_at), strict=True
+                    ):
+                        values = np.where(columns >= 0, b[columns], 0).reshape(self.panels, -1)
+                        part[:, at : at + values.shape[1]] += values
+            self._packed["bias"] = out
+        return self._packed["bias"]
+
+    @property
+    def table(self) -> np.ndarray:
+        """[D, P, I, 4W]: what a one-hot input adds up to, for each of its I values."""
+        if "table" not in self._packed:
+            x = self["x"]
+            out = np.repeat(self.bias[:, :, None], self.inputs, axis=2)
+            out[..., : x.shape[3]] += x
+            self._packed["table"] = out
+        return self._packed["table"]
 
 
-def _finish_step(i, z, args):
-    h, c, unit, hp, here, following, ending, going_on = args[1]
-    y, y_at, y_row, left, gates, gates_at, gates_row, save = args[2]
-    to = ((following if i < going_on else ending) + i) * hp + unit
-    gi, gf, gg, go, c_new, h_new = lstm.forward(
-        z[0], z[1], z[2], z[3], load(c, (here + i) * hp + unit)
-    )
-    store(c, to, c_new)
-    store(h, to, h_new)
-    store_first(y, y_at + i * y_row, h_new, left)
+@dataclass
+class Tape:
+    """What `backward` needs of a `forward`; it is used up there."""
+
+    x: np.ndarray
+    rows: Rows
+    states: list[list[np.ndarray]]  # of each direction: h, and c where the cell has it
+    gates: np.ndarray | None
+
+
+def _slices(rows: Rows, cost: float, directions: int, panels: int):
+    """How one direction's work is shared: slices of the batch or, where those would be too low
+    for the registers, of the units: ``[(first, last, first_panel, last_panel)], parties``."""
+    shares = -(-worth(cost) // directions)
+    units = min(max(1, worth(cost) // directions), panels)
+    step = cost / directions / max(1, len(rows.sizes))
+    # Weights that one core's cache does not hold had better be read by one core each.
+    low = ISA.tile_rows * (2 if step / max(1, rows.batch) > LARGE else 1)
+    if units > 1 and rows.batch // shares < low and step / units > LEAST_STEP:
+        cuts = [panels * i // units for i in range(units + 1)]
+        return [(0, rows.batch, a, b) for a, b in pairwise(cuts)], units
+    return [(a, b, 0, panels) for a, b in balanced(rows.lengths, shares)], 1
+
+
+def _state_places(rows: Rows, save: bool) -> np.ndarray:
+    """Where the state that each step starts from lies: kept, or two that take turns."""
     if save:
-        store_panel(gates, gates_at + i * gates_row, (gi, gf, gg, go))
+        return rows.offsets
+    steps = len(rows.sizes)
+    places = np.arange(steps + 1) % 2 * rows.batch
+    places[steps] = 2 * rows.batch
+    return places
 
 
-_step_tile = tile(_begin_step, _finish_step)
+def _place_initial(state, initial, rows: Rows, save: bool, reverse: bool) -> None:
+    """Write the initial states where each sequence's first step will look for them."""
+    batch, units = initial.shape
+    final = len(state) - batch
+    state[:, units:] = 0
+    state[final:, :units] = initial  # stays there where the length is 0
+    if not save:
+        state[:batch, :units] = state[batch:final, :units] = initial
+    elif not reverse:
+        n = int(rows.sizes[0]) if len(rows.sizes) else 0
+        state[:n, :units] = initial[:n]
+    else:
+        begun = rows.lengths > 0
+        last = rows.lengths[begun] - 1
+        state[rows.offsets[last] + np.flatnonzero(begun), :units] = initial[begun]
 
 
-@kernel
-def lstm_forward(
-    x, w_x, start, start_row, start_panel, start_at, ids,
-    w_h, h, c, y, y_at, gates, gates_at, save,
-    sizes, offsets, state_at, reverse, first, last,
-):  # fmt: skip
-    """One direction of one layer.
+def _project_and_loop(w: Weights, x, gates, d: int, a: int, b: int, loop) -> None:
+    """x @ W_ih.T for the panels [a, b) of one direction and all rows, then its time loop."""
+    bias, at = w.bias[d, a:b], d * w.gates_row + a * w.panel
+    left = w.gates_row - a * w.panel
+    gemm.product(x, 1, w.inputs, 0, w["x"][d, a:b], bias, gates, at, w.panel, left, 0, len(x))
+    own = w["x"].shape[3]
+    if own < w.panel:  # what starts from the bias alone
+        rest = gates[:, at : at + (b - a) * w.panel].reshape(len(x), b - a, w.panel)
+        rest[:, :, own:] = bias[:, own:]
+    loop()
 
-    x [N, I] and w_x [P, I, 4W], or I = 0; every row's sums start from the vectors at
-    ``start_at + ids[p] * start_row + q * start_panel`` of ``start`` (no ids: row 0, a bias).
-    w_h [P, H, 4W]; y [N, >= y_at + H]; gates [N, >= gates_at + 4 Hp] is written if ``save``.
+
+def forward(weights: Weights, x, rows: Rows, state_0, *, training: bool):
+    """All directions of one layer: ``(y [N, D H], states [D, B, H], tape or None)``.
+
+    x is [N, I], or int64 [N] for a one-hot input given by its index.
     """
-    x_p, wx_p, start_p, ids_p = pointer(x), pointer(w_x), pointer(start), pointer(ids)
-    wh_p, h_p, c_p, y_p, g_p = pointer(w_h), pointer(h), pointer(c), pointer(y), pointer(gates)
-    n = lane_count(wh_p)
-    panel = PANEL * n
-    steps, x_row, y_row, g_row = sizes.shape[0], w_x.shape[1], y.shape[1], gates.shape[1]
-    units, hp, has_ids = w_h.shape[1], h.shape[1], ids.shape[0] > 0
-    final = state_at[steps]
-    for step in range(steps):
-        t = steps - 1 - step if reverse else step
-        to = t - 1 if reverse else t + 1
-        active = min(last, sizes[t])
-        lasting = sizes[to] if 0 <= to < steps else 0
-        following = state_at[to] if lasting > 0 else final
-        for q in range(w_h.shape[0]):
-            r = first
-            while r < active:
-                rows = tile_rows(active - r)
-                p, here = offsets[t] + r, state_at[t] + r
-                _step_tile(
-                    rows,
-                    (
-                        (x_p, p * x_row, x_row, 1, x_row, wx_p, q * x_row * panel),
-                        (h_p, here * hp, hp, 1, units, wh_p, q * units * panel),
-                    ),
-                    (
-                        (start_p, start_at + q * start_panel, start_row, ids_p, has_ids, p),
-                        (h_p, c_p, q * n, hp, here, following + r, final + r, lasting - r),
-                        (
-                            y_p, p * y_row + y_at + q * n, y_row, units - q * n,
-                            g_p, p * g_row + gates_at + q * panel, g_row, save,
-                        ),
-                    ),
-                )  # fmt: skip
-                r += rows
+    w, cell = weights, weights.cell
+    d_count, units, batch, dtype = w.directions, w.units, rows.batch, w.dtype
+    tokens = x.ndim == 1
+    w.ready(training=training, dx=not tokens)
+    y = buffers.empty((rows.count, d_count * units), dtype)
+    cost = rows.count * d_count * cell.gates * units * (units if tokens else units + w.inputs)
+    slices, parties = _slices(rows, cost, d_count, w.panels)
+    # With few rows a step's tiles are too low to pay for their weights: take all steps at once.
+    whole = parties > 1 or len(slices) == 1
+    hoist = whole and not tokens and rows.count > batch and batch < ISA.tile_rows
+    save = training or hoist
+    gates = buffers.empty((rows.count if save else 0, d_count * w.gates_row), dtype)
+    ids = np.empty(0, np.int64)
+    x_in, w_x, start, start_row, start_panel = x, w["x"], w.bias, 0, w.panel
+    if tokens or hoist:
+        x_in, w_x = np.empty((0, 0), dtype), w["x"][:, :, :0]
+    if tokens:
+        ids, start, start_row, start_panel = x, w.table, w.panel, w.inputs * w.panel
+    elif hoist:
+        ids, start, start_row = np.arange(rows.count), gates, gates.shape[1]
+
+    state_at = _state_places(rows, training)
+    slots = (rows.count if training else 2 * batch) + batch
+    barrier = Barrier(d_count)
+    states, tasks = [], []
+    for d in range(d_count):
+        own = [buffers.empty((slots, w.state_row), dtype) for _ in range(cell.states)]
+        for state, initial in zip(own, state_0, strict=True):
+            _place_initial(state, initial[d], rows, training, d == 1)
+        states.append(own)
+        c = own[1] if cell.states == 2 else np.empty((0, 0), dtype)
+        start_at = d * (w.gates_row if hoist else w.panels * start_panel)
+        for first, last, a, b in slices:
+            loop = partial(
+                cell.forward,
+                x_in, w_x[d], start.reshape(-1), start_row, start_panel, start_at, ids,
+                w["h"][d], own[0], c, y, d * units, gates, d * w.gates_row, training,
+                rows.sizes, rows.offsets, state_at, d == 1,
+                first, last, a, b, *barrier.place(d), parties,
+            )  # fmt: skip
+            tasks.append((_project_and_loop, w, x, gates, d, a, b, loop) if hoist else (loop,))
+    run(tasks, len(tasks) if parties > 1 else None, barrier.abandon)
+    state_n = tuple(
+        np.stack([s[k][slots - batch :, :units] for s in states]) for k in range(cell.states)
+    )
+    return y, state_n, Tape(x, rows, states, gates) if training else None
 
 
-_dh_tile = tile(begin_zero, finish_row)
+def backward(weights: Weights, tape: Tape, dy, dstate_n, *, need_dx: bool = True):
+    """Gradients of `forward`: ``(dx or None, states' [D, B, H], (dW_ih, dW_hh, db_ih, db_hh)
+    of each direction)``."""
+    w, cell, rows, gates = weights, weights.cell, tape.rows, tape.gates
+    if gates is None:
+        raise ValueError("tape was used by an earlier backward: run forward again for a new one")
+    tape.gates = None
+    units, batch, dtype, tokens = w.units, rows.batch, w.dtype, tape.x.ndim == 1
+    need_dx = need_dx and not tokens
+    w.ready(training=True, dx=need_dx)
+    cost = rows.count * w.directions * cell.gates * units * units
+    slices, parties = _slices(rows, cost, w.directions, w["back_h"].shape[1])
+    barrier = Barrier(w.directions)
+    tasks, dstates = [], []
+    for d in range(w.directions):
+        own = [np.zeros((batch, w.hp), dtype) for _ in range(cell.states)]
+        for state, final in zip(own, dstate_n, strict=True):
+            state[:, :units] = final[d]
+        dstates.append(own)
+        dc = own[1] if cell.states == 2 else np.empty((0, 0), dtype)
+        for first, last, a, b in slices:
+            tasks.append((
+                cell.backward,
+                dy, d * units, gates, d * w.gates_row, tape.states[d][-1],
+                w["back_h"][d], *w.runs, own[0], dc,
+                units, rows.sizes, rows.offsets, d == 1,
+                first, last, a, b, *barrier.place(d), parties,
+            ))  # fmt: skip
+    run(tasks, len(tasks) if parties > 1 else None, barrier.abandon)
+
+    # All weight gradients and dx at once: every thread has a share of each.
+    dx, jobs, parts = None, [], []
+    if need_dx:
+        dx = buffers.empty((rows.count, w.inputs), dtype)
+        blocks = w.directions * w["back_h"].shape[2] // w.runs[0]
+        zero = np.zeros((len(w["back_x"]), w.panel), dtype)
+        jobs.append(dense.product(gates, (blocks, *w.runs), w["back_x"], zero, dx, w.inputs))
+    for d in range(w.directions):
+        at, h_prev = d * w.gates_row, tape.states[d][0][: rows.count]
+        jobs.append(_gradient(w, "x", d, tape.x, gates, at, parts))
+        jobs.append(_gradient(w, "h", d, h_prev, gates, at + w.h_at, parts))
+    spread(*jobs)
+    if tokens:
+        for _, db, packed, _ in parts[::2]:
+            db[:] = packed.sum(axis=1)
+    dw_db = [(dw, _unpack_bias(db, columns)) for dw, db, _, columns in parts]
+    grads = [(x[0], h[0], x[1], h[1]) for x, h in zip(dw_db[::2], dw_db[1::2], strict=True)]
+    dstate_0 = tuple(np.stack([s[k][:, :units] for s in dstates]) for k in range(cell.states))
+    return dx, dstate_0, grads
 
 
-@kernel
-def lstm_backward(
-    dy, dy_at, gates, gates_at, c, w, dh, dc,
-    units, sizes, offsets, reverse, first, last,
-):  # fmt: skip
-    """The gradient through time of `lstm_forward`, one direction of one layer.
+def _gradient(w: Weights, which: str, d: int, a, gates, at: int, parts: list) -> Job:
+    """The job that fills a weight's gradient, and its bias's sums, from the rows it met; both
+    are added to ``parts``."""
+    columns = w.x_columns if which == "x" else w.h_columns
+    out = buffers.empty(w.parameters[d][which == "h"].shape, w.dtype)
+    packed = buffers.empty(w[which].shape[1:], w.dtype)
+    sums = np.zeros(packed.shape[::2], w.dtype)
+    parts.append((out, sums, packed, columns))
+    left = (d + 1) * w.gates_row - at
+    if a.ndim == 2:
+        return dense.accumulate(a, gates, at, w.panel, left, packed, sums, columns, out)
 
-    dy [N, >= dy_at + H]; c [>= N, Hp] holds the state that each row started from.
-    gates [N, >= gates_at + 4 Hp] come in and leave as the gradients of their
-    pre-activations. w [Q, 4 Hp, 4W] is W_hh packed for the product with them.
-    dh [B, Q * 4W] and dc [B, Hp] come in as the gradients of the final states and leave as
-    those of the initial states; ``reverse`` is the direction of the forward pass.
-    """
-    dy_p, g_p, c_p, w_p, dh_p, dc_p = (
-        pointer(dy), pointer(gates), pointer(c), pointer(w), pointer(dh), pointer(dc)
-    )  # fmt: skip
-    n = lane_count(w_p)
-    panel = PANEL * n
-    steps, dy_row, g_row, dh_row = sizes.shape[0], dy.shape[1], gates.shape[1], dh.shape[1]
-    hp, depth = c.shape[1], w.shape[1]
-    for step in range(steps):
-        t = step if reverse else steps - 1 - step
-        active = min(last, sizes[t])
-        for r in range(first, active):
-            p = offsets[t] + r
-            dy_r, g_r, c_r = p * dy_row + dy_at, p * g_row + gates_at, p * hp
-            for unit in range(0, hp, n):
-                i, f, g, o = load_panel(g_p, g_r + unit * PANEL)
-                dh_t = load(dh_p, r * dh_row + unit) + load_first(dy_p, dy_r + unit, units - unit)
-                dz_i, dz_f, dz_g, dz_o, dc_prev = lstm.backward(
-                    i, f, g, o, load(c_p, c_r + unit), dh_t, load(dc_p, r * hp + unit)
-                )
-                store_panel(g_p, g_r + unit * PANEL, (dz_i, dz_f, dz_g, dz_o))
-                store(dc_p, r * hp + unit, dc_prev)
-        for q in range(w.shape[0]):
-            r = first
-            while r < active:
-                rows = tile_rows(active - r)
-                p = offsets[t] + r
-                dz = (g_p, p * g_row + gates_at, g_row, 1, depth, w_p, q * depth * panel)
-                _dh_tile(rows, (dz,), ((w_p,), (dh_p, r * dh_row + q * panel, dh_row, panel)))
-                r += rows
+    def share(first, last):
+        packed[first:last] = 0
+        gemm.scatter(a, gates, at, w.panel, left, packed, first, last)
+        pack.unpack_gradient(packed, columns, out, first * w.inputs, last * w.inputs)
+
+    return Job(share, (), len(packed), (gates.size + out.size) * MOVE)
+
+
+def _unpack_bias(sums, columns) -> np.ndarray:
+    out = np.empty(columns.max() + 1, sums.dtype)
+    out[columns[columns >= 0]] = sums.reshape(-1)[columns >= 0]
+    return out

@@ -26,7 +26,7 @@ from numba.extending import (
     register_model,
 )
 
-from fastrnn.cells import activations, lstm
+from fastrnn.cells import activations, gru, lstm, rnn
 
 
 class Isa(NamedTuple):
@@ -204,6 +204,22 @@ def _overload_pow2(n):
     return None
 
 
+@intrinsic
+def _where_positive(typingctx, x, y):
+    def codegen(context, builder, sig, args):
+        zeros = ir.Constant(x.vector, [0.0] * x.count)
+        return builder.select(builder.fcmp_ordered("<=", args[0], zeros), zeros, args[1])
+
+    return y(x, y), codegen
+
+
+@overload(activations.where_positive)
+def _overload_where_positive(x, y):
+    if isinstance(x, Lanes):
+        return lambda x, y: _where_positive(x, y)
+    return None
+
+
 @overload(activations.tanh)
 def _overload_tanh(x):
     single = (x.dtype if isinstance(x, Lanes) else x) == types.float32
@@ -215,7 +231,10 @@ def _overload_sigmoid(x):
     return activations.sigmoid
 
 
-for _function in (activations.tanh32, activations.tanh64, lstm.forward, lstm.backward):
+for _function in (
+    activations.tanh32, activations.tanh64, activations.relu, lstm.forward, lstm.backward,
+    gru.forward, gru.backward, rnn.tanh_backward, rnn.relu_backward,
+):  # fmt: skip
     register_jitable(_function)
 
 
@@ -253,6 +272,21 @@ def store(typingctx, p, i, v):
         return context.get_dummy_value()
 
     return types.void(p, types.int64, v), codegen
+
+
+@intrinsic
+def prefetch(typingctx, p, i):
+    """Ask for the line at ``p[i]``, which will be written."""
+
+    def codegen(context, builder, sig, args):
+        at = builder.bitcast(builder.gep(args[0], [args[1]]), ir.IntType(8).as_pointer())
+        numbers = [ir.Constant(ir.IntType(32), n) for n in (1, 3, 1)]  # write, keep, data
+        fnty = ir.FunctionType(ir.VoidType(), [at.type, *(n.type for n in numbers)])
+        fn = cgutils.get_or_insert_function(builder.module, fnty, "llvm.prefetch.p0")
+        builder.call(fn, [at, *numbers])
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64), codegen
 
 
 def _first(builder, ty, n):

@@ -7,8 +7,9 @@ import math
 
 import numpy as np
 
+from fastrnn.kernels.threads import MOVE, Job, spread
+
 from .compiler import kernel
-from .threads import MOVE, Job, spread
 
 # Partial sums have this many terms whatever the number of threads, so the bits stay.
 CHUNK = 1 << 14

@@ -1,4 +1,6 @@
-"""The LSTM layer: PyTorch, the reference, bits, streaming, and what it refuses."""
+"""The recurrent layers: PyTorch, the reference, bits, streaming, and what they refuse."""
+
+import functools
 
 import numpy as np
 import pytest
@@ -6,28 +8,53 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastrnn
-from fastrnn.layers import LSTM
+from fastrnn.kernels import threads as threads_module
+from fastrnn.layers import GRU, LSTM, RNN
 from helpers import check_close, check_gradient, needs_torch
 
 DTYPES = ["float32", "float64"]
+CELLS = {
+    "lstm": LSTM,
+    "gru": GRU,
+    "tanh": RNN,
+    "relu": functools.partial(RNN, nonlinearity="relu"),
+}
+each_cell = pytest.mark.parametrize("cell", CELLS)
 
 
-def draw(rng, lstm, steps, batch):
-    """Random input, states and gradients for a layer, in float64."""
-    d, h = lstm.directions, lstm.hidden_size
-    states = (lstm.num_layers * d, batch, h)
-    outer = (batch, steps) if lstm.batch_first else (steps, batch)
-    shapes = ((*outer, lstm.input_size), states, states, (*outer, d * h), states, states)
-    x, h_0, c_0, dy, dh_n, dc_n = (rng.standard_normal(s) for s in shapes)
-    return x, (h_0, c_0), dy, (dh_n, dc_n)
+def pair(state):
+    """A state as a tuple, whatever the cell."""
+    return state if isinstance(state, tuple) else (state,)
 
 
-def everything(lstm, x, state, lengths, dy, dstate):
+def draw(rng, layer, steps, batch):
+    """Random input, state and gradients for a layer, in float64."""
+    d, h = layer.directions, layer.hidden_size
+    outer = (batch, steps) if layer.batch_first else (steps, batch)
+    x, dy = (rng.standard_normal((*outer, n)) for n in (layer.input_size, d * h))
+    states = [
+        tuple(rng.standard_normal((layer.num_layers * d, batch, h)) for _ in layer._states)
+        for _ in range(2)
+    ]
+    state, dstate = (s if len(s) == 2 else s[0] for s in states)
+    return x, state, dy, dstate
+
+
+def everything(layer, x, state, lengths, dy, dstate):
     """All outputs and gradients by name."""
-    y, (h_n, c_n), tape = lstm.forward(x, state, lengths)
-    dx, (dh_0, dc_0), grads = lstm.backward(tape, dy, dstate)
-    out = {"y": y, "h_n": h_n, "c_n": c_n, "dx": dx, "dh_0": dh_0, "dc_0": dc_0}
+    y, state_n, tape = layer.forward(x, state, lengths)
+    dx, dstate_0, grads = layer.backward(tape, dy, dstate)
+    out = {"y": y, "dx": dx} | named("{}_n", state_n) | named("d{}_0", dstate_0)
     return out | grads
+
+
+def named(name, state):
+    return {name.format(part): s for part, s in zip("hc", pair(state), strict=False)}
+
+
+def of_states(function, state):
+    """The function of each part of a state."""
+    return tuple(map(function, state)) if isinstance(state, tuple) else function(state)
 
 
 def same_bits(a, b):
@@ -36,30 +63,33 @@ def same_bits(a, b):
         assert np.array_equal(a[name], b[name]), name
 
 
-def torch_everything(lstm, x, state, lengths, dy, dstate):
+def torch_everything(layer, x, state, lengths, dy, dstate):
     """The same by torch in float64, with this layer's parameters."""
     import torch
 
-    twin = torch.nn.LSTM(
-        lstm.input_size, lstm.hidden_size, lstm.num_layers, bias=lstm.bias,
-        batch_first=lstm.batch_first, bidirectional=lstm.bidirectional,
+    options = {"nonlinearity": layer.nonlinearity} if isinstance(layer, RNN) else {}
+    twin = getattr(torch.nn, type(layer).__name__)(
+        layer.input_size, layer.hidden_size, layer.num_layers, bias=layer.bias,
+        batch_first=layer.batch_first, bidirectional=layer.bidirectional, **options,
     ).double()  # fmt: skip
-    twin.load_state_dict({k: torch.from_numpy(v).double() for k, v in lstm.state_dict().items()})
-    x, h_0, c_0 = (torch.tensor(v, requires_grad=True) for v in (x, *state))
+    twin.load_state_dict({k: torch.from_numpy(v).double() for k, v in layer.state_dict().items()})
+    x = torch.tensor(x, requires_grad=True)
+    state = of_states(lambda s: torch.tensor(s, requires_grad=True), state)
     if lengths is None:
-        y, (h_n, c_n) = twin(x, (h_0, c_0))
+        y, state_n = twin(x, state)
     else:
-        first = lstm.batch_first
+        first = layer.batch_first
         packed = torch.nn.utils.rnn.pack_padded_sequence(
             x, torch.tensor(lengths), enforce_sorted=False, batch_first=first
         )
-        packed, (h_n, c_n) = twin(packed, (h_0, c_0))
+        packed, state_n = twin(packed, state)
         y, _ = torch.nn.utils.rnn.pad_packed_sequence(
             packed, batch_first=first, total_length=x.shape[1 if first else 0]
         )
-    gradients = [torch.from_numpy(g) for g in (dy, *dstate)]
-    torch.autograd.backward([y, h_n, c_n], gradients)
-    out = {"y": y, "h_n": h_n, "c_n": c_n, "dx": x.grad, "dh_0": h_0.grad, "dc_0": c_0.grad}
+    gradients = [torch.from_numpy(g) for g in (dy, *pair(dstate))]
+    torch.autograd.backward([y, *pair(state_n)], gradients)
+    out = {"y": y, "dx": x.grad} | named("{}_n", state_n)
+    out |= named("d{}_0", of_states(lambda s: s.grad, state))
     out |= {name: p.grad for name, p in twin.named_parameters()}
     return {name: v.detach().numpy() for name, v in out.items()}
 
@@ -70,8 +100,9 @@ def torch_everything(lstm, x, state, lengths, dy, dstate):
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_agrees_with_torch(rng, num_layers, bidirectional, batch_first, ragged, dtype):
-    lstm = LSTM(
+@each_cell
+def test_agrees_with_torch(rng, cell, num_layers, bidirectional, batch_first, ragged, dtype):
+    lstm = CELLS[cell](
         11, 21, num_layers, bidirectional=bidirectional, batch_first=batch_first,
         dtype=dtype, seed=1,
     )  # fmt: skip
@@ -85,10 +116,12 @@ def test_agrees_with_torch(rng, num_layers, bidirectional, batch_first, ragged, 
 
 
 @needs_torch
-def test_agrees_with_torch_without_bias_and_at_size(rng):
-    lstm = LSTM(40, 96, 2, bidirectional=True, bias=False, seed=2)
-    x, state, dy, dstate = draw(rng, lstm, 40, 23)
-    lengths = rng.integers(1, 41, 23)
+@pytest.mark.parametrize(("units", "batch"), [(96, 23), (256, 9)])
+@each_cell
+def test_agrees_with_torch_without_bias_and_at_size(rng, cell, units, batch):
+    lstm = CELLS[cell](40, units, 2, bidirectional=True, bias=False, seed=2)
+    x, state, dy, dstate = draw(rng, lstm, 40, batch)
+    lengths = rng.integers(1, 41, batch)
     got = everything(lstm, x, state, lengths, dy, dstate)
     wanted = torch_everything(lstm, x, state, lengths, dy, dstate)
     assert "bias_ih_l0" not in got
@@ -96,7 +129,7 @@ def test_agrees_with_torch_without_bias_and_at_size(rng):
         check_close(got[name], wanted[name], "float32", name)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_agrees_with_the_reference(data):
     """Any shape and lengths: T and B of 1, sizes off the vector width, lengths of 0."""
@@ -115,9 +148,10 @@ def test_agrees_with_the_reference(data):
         "batch_first": data.draw(st.booleans(), "batch_first"),
     }
     dtype = data.draw(st.sampled_from(DTYPES), "dtype")
+    cell = CELLS[data.draw(st.sampled_from(list(CELLS)), "cell")]
     rng = np.random.default_rng(data.draw(st.integers(0, 1000), "seed"))
-    ours = LSTM(inputs, units, dtype=dtype, seed=0, **options)
-    oracle = LSTM(inputs, units, dtype="float64", backend="reference", **options)
+    ours = cell(inputs, units, dtype=dtype, seed=0, **options)
+    oracle = cell(inputs, units, dtype="float64", backend="reference", **options)
     oracle.load_state_dict(ours.state_dict())
     x, state, dy, dstate = draw(rng, ours, steps, batch)
     got = everything(ours, x, state, lengths, dy, dstate)
@@ -125,37 +159,50 @@ def test_agrees_with_the_reference(data):
     for name in got:
         assert got[name].dtype == np.dtype(dtype)
         check_close(got[name], wanted[name], dtype, name)
-    y, (h_n, c_n) = ours(x, state, lengths)
-    for name, value in (("y", y), ("h_n", h_n), ("c_n", c_n)):
+    y, state_n = ours(x, state, lengths)
+    for name, value in {"y": y, **named("{}_n", state_n)}.items():
         assert np.array_equal(value, got[name]), f"inference and training differ in {name}"
 
 
-def test_gradient_check_of_the_whole_stack(rng):
-    lstm = LSTM(3, 5, 2, bidirectional=True, dtype="float64", seed=0)
+@each_cell
+def test_gradient_check_of_the_whole_stack(rng, cell):
+    layer = CELLS[cell](3, 5, 2, bidirectional=True, dtype="float64", seed=0)
     lengths = [4, 0, 3, 1]
-    x, (h_0, c_0), dy, dstate = draw(rng, lstm, 4, 4)
-    names = list(lstm.parameters)
+    x, state, dy, dstate = draw(rng, layer, 4, 4)
+    names, parts = list(layer.parameters), len(layer._states)
 
-    def loss(x, h_0, c_0, *weights):
-        lstm.load_state_dict(dict(zip(names, weights, strict=True)))
-        y, (h_n, c_n) = lstm(x, (h_0, c_0), lengths)
-        return float((y * dy).sum() + (h_n * dstate[0]).sum() + (c_n * dstate[1]).sum())
+    def loss(x, *rest):
+        layer.load_state_dict(dict(zip(names, rest[parts:], strict=True)))
+        y, state_n = layer(x, rest[:parts] if parts == 2 else rest[0], lengths)
+        pairs = zip((y, *pair(state_n)), (dy, *pair(dstate)), strict=True)
+        return float(sum((a * b).sum() for a, b in pairs))
 
-    weights = list(lstm.state_dict().values())
-    got = everything(lstm, x, (h_0, c_0), lengths, dy, dstate)
-    exact = [got["dx"], got["dh_0"], got["dc_0"], *(got[n] for n in names)]
-    check_gradient(loss, [x, h_0, c_0, *weights], exact)
+    weights = list(layer.state_dict().values())
+    got = everything(layer, x, state, lengths, dy, dstate)
+    exact = [got["dx"], *(got[f"d{s}_0"] for s in layer._states), *(got[n] for n in names)]
+    check_gradient(loss, [x, *pair(state), *weights], exact)
 
 
-@pytest.mark.parametrize("shape", [(12, 7, 20, 24), (40, 64, 32, 64), (30, 3, 40, 48)])
+@pytest.mark.parametrize(
+    ("shape", "bidirectional"),
+    [
+        ((40, 64, 32, 64), True),
+        ((30, 3, 40, 48), True),
+        ((20, 1, 40, 256), False),
+        ((15, 9, 40, 256), False),
+        ((6, 12, 300, 300), False),
+    ],
+)
 @pytest.mark.parametrize("ragged", [False, True])
-def test_same_bits_for_any_number_of_threads(rng, shape, ragged):
+@each_cell
+def test_same_bits_for_any_number_of_threads(rng, monkeypatch, cell, shape, bidirectional, ragged):
     steps, batch, inputs, units = shape
-    lstm = LSTM(inputs, units, 2, bidirectional=True, seed=0)
+    monkeypatch.setattr(threads_module, "LEAST", 1)
+    lstm = CELLS[cell](inputs, units, 2, bidirectional=bidirectional, seed=0)
     x, state, dy, dstate = draw(rng, lstm, steps, batch)
     lengths = rng.integers(0, steps + 1, batch) if ragged else None
     results, inference = [], []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 4):
         fastrnn.set_num_threads(threads)
         results.append(everything(lstm, x, state, lengths, dy, dstate))
         inference.append(lstm(x, state, lengths)[0])
@@ -165,8 +212,9 @@ def test_same_bits_for_any_number_of_threads(rng, shape, ragged):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_same_bits_alone_and_in_any_batch(rng, dtype):
-    lstm = LSTM(19, 37, 2, bidirectional=True, dtype=dtype, seed=0)
+@each_cell
+def test_same_bits_alone_and_in_any_batch(rng, cell, dtype):
+    lstm = CELLS[cell](19, 37, 2, bidirectional=True, dtype=dtype, seed=0)
     steps, batch = 12, 17
     x, state, dy, dstate = draw(rng, lstm, steps, batch)
     lengths = rng.integers(0, steps + 1, batch)
@@ -176,21 +224,23 @@ def test_same_bits_alone_and_in_any_batch(rng, dtype):
         n = max(1, lengths[b])  # the padding goes, too
         one = slice(b, b + 1)
         alone = everything(
-            lstm, x[:n, one], tuple(s[:, one] for s in state), lengths[one],
-            dy[:n, one], tuple(s[:, one] for s in dstate),
+            lstm, x[:n, one], of_states(lambda s, b=b: s[:, b : b + 1], state), lengths[one],
+            dy[:n, one], of_states(lambda s, b=b: s[:, b : b + 1], dstate),
         )  # fmt: skip
         for name in ("y", "dx"):
             assert np.array_equal(alone[name], got[name][:n, one]), (name, b)
             assert not got[name][lengths[b] :, b].any()
-        for name in ("h_n", "c_n", "dh_0", "dc_0"):
+        for name in {"h_n", "c_n", "dh_0", "dc_0"} & got.keys():
             assert np.array_equal(alone[name], got[name][:, one]), (name, b)
     order = rng.permutation(batch)
-    y, (h_n, _) = lstm(x[:, order], tuple(s[:, order] for s in state), lengths[order])
-    assert np.array_equal(y, got["y"][:, order]) and np.array_equal(h_n, got["h_n"][:, order])
+    y, state_n = lstm(x[:, order], of_states(lambda s: s[:, order], state), lengths[order])
+    assert np.array_equal(y, got["y"][:, order])
+    assert np.array_equal(pair(state_n)[0], got["h_n"][:, order])
 
 
-def test_padding_is_never_read(rng):
-    lstm = LSTM(5, 8, bidirectional=True, seed=0)
+@each_cell
+def test_padding_is_never_read(rng, cell):
+    lstm = CELLS[cell](5, 8, bidirectional=True, seed=0)
     x, state, dy, dstate = draw(rng, lstm, 6, 3)
     lengths = [6, 2, 0]
     clean = everything(lstm, x, state, lengths, dy, dstate)
@@ -199,29 +249,38 @@ def test_padding_is_never_read(rng):
     same_bits(clean, everything(lstm, x, state, lengths, dy, dstate))
 
 
-def test_all_lengths_zero_and_an_empty_batch(rng):
-    lstm = LSTM(4, 6, 2, bidirectional=True, seed=0)
+@each_cell
+def test_all_lengths_zero_and_an_empty_batch(rng, cell):
+    lstm = CELLS[cell](4, 6, 2, bidirectional=True, seed=0)
     x, state, dy, dstate = draw(rng, lstm, 3, 2)
     got = everything(lstm, x, state, [0, 0], dy, dstate)
     assert not got["y"].any() and not got["dx"].any() and not got["weight_hh_l1"].any()
-    check_close(got["h_n"], state[0], "float32")
-    check_close(got["dc_0"], dstate[1], "float32")
-    y, (h_n, _) = lstm(np.zeros((3, 0, 4)))
-    assert y.shape == (3, 0, 12) and h_n.shape == (4, 0, 6)
-    y, (h_n, _) = lstm(np.zeros((0, 2, 4)), state)
+    check_close(got["h_n"], pair(state)[0], "float32")
+    check_close(got[f"d{lstm._states[-1]}_0"], pair(dstate)[-1], "float32")
+    y, state_n = lstm(np.zeros((3, 0, 4)))
+    assert y.shape == (3, 0, 12) and pair(state_n)[0].shape == (4, 0, 6)
+    y, state_n = lstm(np.zeros((0, 2, 4)), state)
     assert y.shape == (0, 2, 12)
-    check_close(h_n, state[0], "float32")
+    check_close(pair(state_n)[0], pair(state)[0], "float32")
 
 
-def test_step_streams_what_forward_computes(rng):
-    lstm = LSTM(7, 20, 2, seed=0)
-    x = rng.standard_normal((9, 3, 7))
-    y, (h_n, c_n) = lstm(x)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("units", "batch"), [(20, 3), (64, 1)])
+@each_cell
+def test_step_streams_what_forward_computes(rng, cell, units, batch, dtype, backend):
+    lstm = CELLS[cell](7, units, 2, dtype=dtype, backend=backend, seed=0)
+    x = rng.standard_normal((9, batch, 7))
+    y, state_n = lstm(x)
     state = None
     for t in range(9):
-        y_t, state = lstm.step(x[t], state)
-        assert np.array_equal(y_t, y[t])
-    assert np.array_equal(state[0], h_n) and np.array_equal(state[1], c_n)
+        before = of_states(np.copy, state) if t else None
+        y_t, state_t = lstm.step(x[t], state)
+        assert np.array_equal(y_t, y[t]) and y_t.dtype == dtype
+        if t:
+            assert all(map(np.array_equal, pair(before), pair(state))), "the state was changed"
+        state = state_t
+    assert all(map(np.array_equal, pair(state), pair(state_n)))
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -350,9 +409,27 @@ def test_tapes_do_not_share_memory(rng):
         ({"backend": "tpu"}, ValueError, "backend must be one of cpu, reference; got 'tpu'"),
     ],
 )
-def test_refused_arguments(arguments, error, message):
+@pytest.mark.parametrize("cell", [LSTM, GRU, RNN])
+def test_refused_arguments(cell, arguments, error, message):
     with pytest.raises(error, match=message):
-        LSTM(**({"input_size": 3, "hidden_size": 4} | arguments))
+        cell(**({"input_size": 3, "hidden_size": 4} | arguments))
+
+
+def test_the_public_face_of_every_cell(rng):
+    with pytest.raises(ValueError, match="nonlinearity must be 'tanh' or 'relu', got 'gelu'"):
+        RNN(3, 4, nonlinearity="gelu")
+    for cell in (GRU, RNN):
+        layer = cell(3, 4, bidirectional=True, seed=0)
+        x = rng.standard_normal((5, 2, 3))
+        y, h_n = layer(x, np.zeros((2, 2, 4)))
+        assert np.array_equal(h_n[0], y[-1, :, :4]) and np.array_equal(h_n[1], y[0, :, 4:])
+        with pytest.raises(ValueError, match=r"h_0 must have shape \(2, 2, 4\), got \(2, 4\)"):
+            layer(x, np.zeros((2, 4)))
+        with pytest.raises(ValueError, match="dh_n must be finite"):
+            layer.backward(layer.forward(x)[2], y, np.full((2, 2, 4), np.nan))
+        assert repr(layer).startswith(f"{cell.__name__}(3, 4, num_layers=1")
+        gates = len(layer.state_dict()["bias_hh_l0"]) // 4
+        assert gates == {"GRU": 3, "RNN": 1}[cell.__name__]
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,10 @@ if hasattr(os, "register_at_fork"):
 class _Share:
     """Tasks for one worker, and how it says that they are done."""
 
-    __slots__ = ("done", "failure", "tasks", "turn")
+    __slots__ = ("done", "failure", "give_up", "tasks", "turn")
 
-    def __init__(self, tasks: Sequence[Task]):
-        self.tasks, self.done, self.failure = tasks, False, None
+    def __init__(self, tasks: Sequence[Task], give_up: Callable[[], None]):
+        self.tasks, self.give_up, self.done, self.failure = tasks, give_up, False, None
         self.turn = threading.Lock()
         self.turn.acquire()
 
@@ -91,6 +91,7 @@ def _work(inbox: queue.SimpleQueue) -> None:
             _run_all(share.tasks)
         except BaseException as error:
             share.failure = error
+            share.give_up()
         share.tasks, share.done = (), True
         share.turn.release()
         del share  # or it would live until the next call
@@ -107,19 +108,31 @@ def _workers(n: int) -> list[queue.SimpleQueue]:
         return _inboxes[:n]
 
 
-def run(tasks: Sequence[Task], threads: int | None = None) -> None:
-    """Run the tasks, dealt out to the threads in turn, and wait for all of them."""
+def run(
+    tasks: Sequence[Task], threads: int | None = None, give_up: Callable[[], None] = lambda: None
+) -> None:
+    """Run the tasks, dealt out to the threads in turn, and wait for all of them.
+
+    Tasks that wait for each other must follow one another in the list, no more of them than
+    there are threads; ``give_up`` is called if one of them may never run.
+    """
     threads = min(threads or _threads, len(tasks))
     if threads <= 1:
         return _run_all(tasks)
     failure: BaseException | None = None
     shares: list[_Share] = []
     try:
-        for i, inbox in enumerate(_workers(threads - 1), start=1):
-            share = _Share(tasks[i::threads])
-            inbox.put(share)
-            shares.append(share)
+        inboxes = _workers(threads - 1)
+        # One caller at a time, so that two who need the same workers find them in one order.
+        with _growing:
+            for i, inbox in enumerate(inboxes, start=1):
+                share = _Share(tasks[i::threads], give_up)
+                inbox.put(share)
+                shares.append(share)
         _run_all(tasks[::threads])
+    except BaseException:
+        give_up()
+        raise
     finally:
         # Whatever happens here, nobody may still be writing when we return.
         for share in shares:

@@ -1,0 +1,114 @@
+"""The recurrent layers by name. How they are called is in recurrent.py."""
+
+import numpy as np
+
+from .recurrent import Recurrent
+
+
+class LSTM(Recurrent):
+    """Stacked long short-term memory, in one direction or both.
+
+    The equations, parameter names and shapes are those of ``torch.nn.LSTM`` (Hochreiter &
+    Schmidhuber 1997, with the forget gate of Gers et al. 2000; gate order i, f, g, o).
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        I and H, features of a step and units of a direction.
+    num_layers : int, default 1
+        Layers on top of each other.
+    bias : bool, default True
+        Whether there are ``bias_ih`` and ``bias_hh``.
+    batch_first : bool, default False
+        Sequences are ``[B, T, I]`` instead of ``[T, B, I]``; states are not affected.
+    dropout : float, default 0.0
+        Probability with which an output of each layer but the last is zeroed, in
+        `forward` only.
+    bidirectional : bool, default False
+        A second direction runs from each sequence's own end; D is 2, else 1.
+    dtype : {"float32", "float64"}
+    backend : {"cpu", "reference"}
+    seed : int, optional
+        Of the initial weights and of dropout. Input weights are Glorot uniform per gate,
+        recurrent weights orthogonal per gate, the forget gate's bias is 1, others are 0.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is out of its range or of the wrong type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrnn
+    >>> lstm = fastrnn.LSTM(8, 16, bidirectional=True, seed=0)
+    >>> y, (h_n, c_n) = lstm(np.ones((5, 3, 8)), lengths=[5, 0, 2])
+    >>> y.shape, h_n.shape
+    ((5, 3, 32), (2, 3, 16))
+    """
+
+    _cell, _gates, _states = "lstm", 4, ("h", "c")
+
+    def _initial(self, inputs: int, suffix: str) -> dict[str, np.ndarray]:
+        out = super()._initial(inputs, suffix)
+        if self.bias:
+            out[f"bias_ih{suffix}"][self.hidden_size : 2 * self.hidden_size] = 1
+        return out
+
+
+class GRU(Recurrent):
+    """Stacked gated recurrent units, in one direction or both.
+
+    The equations, parameter names and shapes are those of ``torch.nn.GRU`` (Cho et al. 2014,
+    with the reset gate after the product; gate order r, z, n).
+
+    Arguments, defaults and errors are those of `LSTM`; the state is h alone, an array instead
+    of a pair. Input weights are Glorot uniform and recurrent weights orthogonal per gate, biases
+    are 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrnn
+    >>> gru = fastrnn.GRU(8, 16, seed=0)
+    >>> y, h_n = gru(np.ones((5, 3, 8)))
+    >>> y.shape, h_n.shape
+    ((5, 3, 16), (1, 3, 16))
+    """
+
+    _cell, _gates, _states = "gru", 3, ("h",)
+
+
+class RNN(Recurrent):
+    """Stacked Elman networks, in one direction or both.
+
+    The equations, parameter names and shapes are those of ``torch.nn.RNN`` (Elman 1990).
+
+    Arguments, defaults and errors are those of `LSTM`, and one more; the state is h alone, an
+    array instead of a pair. Input weights are Glorot uniform, recurrent weights orthogonal,
+    biases 0.
+
+    Parameters
+    ----------
+    nonlinearity : {"tanh", "relu"}, default "tanh"
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrnn
+    >>> rnn = fastrnn.RNN(8, 16, nonlinearity="relu", seed=0)
+    >>> y, h_n = rnn(np.ones((5, 3, 8)))
+    >>> y.shape, h_n.shape
+    ((5, 3, 16), (1, 3, 16))
+    """
+
+    _gates, _states = 1, ("h",)
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, *, nonlinearity="tanh", **rest
+    ):
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
+        self.nonlinearity = nonlinearity
+        self._cell = f"rnn_{nonlinearity}"
+        super().__init__(input_size, hidden_size, num_layers, **rest)
