@@ -7,6 +7,16 @@ import numpy as np
 DTYPES = ("float32", "float64")
 
 
+def is_plain(value, dtype, shape: tuple) -> bool:
+    """Whether `real_array` would return ``value`` itself, not asking whether it is finite."""
+    return (
+        type(value) is np.ndarray
+        and value.shape == shape
+        and value.dtype == dtype
+        and value.flags.carray
+    )
+
+
 def real_array(name: str, value, dtype, shape: tuple | None = None) -> np.ndarray:
     """``value`` as a finite C-contiguous array of ``dtype``; None in ``shape`` is any size."""
     array = np.asarray(value)

@@ -180,6 +180,26 @@ def test_one_hot_input_is_the_product(rng):
         check_close(grads[name], grads_dense[name], "float32", name)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_dropout_is_a_function_of_key_and_place(dtype):
+    x = np.ones((300, 200), dtype)
+    results = []
+    for backend, key in (("cpu", 7), ("reference", 7), ("cpu", 2**64 - 1)):
+        y = x.copy()
+        get_backend(backend).dropout(y, 0.3, key)
+        results.append(y)
+    assert np.array_equal(results[0], results[1]) and results[0].dtype == dtype
+    assert set(np.unique(results[0])) == {0, np.dtype(dtype).type(1 / 0.7)}
+    kept = [y > 0 for y in results]
+    assert abs(kept[0].mean() - 0.7) < 0.01  # 5 standard deviations
+    for a, b in (
+        (kept[0], kept[2]),
+        (kept[0][1:], kept[0][:-1]),
+        (kept[0][:, 1:], kept[0][:, :-1]),
+    ):
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.02
+
+
 def test_backends_by_name():
     assert get_backend("cpu").recurrent_forward
     assert get_backend("reference").recurrent_forward

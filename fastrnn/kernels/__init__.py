@@ -22,10 +22,17 @@ A backend is a module with
 ``recurrent_backward(weights, tape, dy, dstate_n, *, need_dx=True)``
     ``(dx [N, I] or None, dstate_0, [(dW_ih, dW_hh, db_ih, db_hh)] over D)``. The tape is used up;
     dx is None for an integer input.
+``recurrent_step(layers, x, state)``
+    ``(y [B, H], state, finite)``: one step of x [B, I] through the one direction of all layers,
+    a list of `RecurrentWeights`; a state's parts are [L, B, H]. ``finite`` is False if a number
+    that came in is not finite: the one check that kernels make, as a pass of its own would take
+    longer than the step.
 ``LinearWeights(weight [O, I], bias [O] or None)``, ``linear_forward(weights, x [N, I])``,
 ``linear_backward(weights, x, dy [N, O], *, need_dx=True) -> (dx or None, dweight, dbias)``
+``dropout(x, p, key)``
+    Multiply x in place by 0 or ``1 / (1 - p)``, the same for the same key and place in x.
 
-Inputs are neither checked nor changed (layers check); results are new arrays.
+Inputs are neither checked nor changed but where it says so (layers check); results are new arrays.
 """
 
 from types import ModuleType

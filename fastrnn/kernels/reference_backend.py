@@ -1,5 +1,6 @@
 """The reference as a backend: packed rows to padded arrays and back, nothing else."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 from . import reference
 from .rows import Rows
 
-_CELLS = {
+_CELLS: dict[str, tuple[Callable, Callable]] = {
     "lstm": (reference.lstm_forward, reference.lstm_backward),
     "gru": (reference.gru_forward, reference.gru_backward),
     "rnn_tanh": (reference.rnn_forward, reference.rnn_backward),
@@ -75,6 +76,16 @@ def recurrent_backward(weights, tape, dy, dstate_n, *, need_dx=True):
     return dx, _stack(o[1] for o in out), [o[2:] for o in out]
 
 
+def recurrent_step(layers, x, state):
+    rows, states = Rows(1, len(x)), []
+    finite = all(np.isfinite(v).all() for v in (x, *state))
+    for number, weights in enumerate(layers):
+        own = tuple(s[number : number + 1] for s in state)
+        x, after, _ = recurrent_forward(weights, x, rows, own, training=False)
+        states.append([s[0] for s in after])
+    return x, _stack(states), finite
+
+
 def linear_forward(weights, x):
     y = x @ weights.weight.T
     return y if weights.bias is None else y + weights.bias
@@ -82,3 +93,11 @@ def linear_forward(weights, x):
 
 def linear_backward(weights, x, dy, *, need_dx=True):
     return (dy @ weights.weight if need_dx else None), dy.T @ x, dy.sum(axis=0)
+
+
+def dropout(x, p, key):
+    z = np.arange(x.size, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = (z ^ (z >> np.uint64(31))) >> np.uint64(11)
+    x *= np.where(z >= np.uint64(p * 2**53), x.dtype.type(1 / (1 - p)), 0).reshape(x.shape)

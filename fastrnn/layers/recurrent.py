@@ -9,7 +9,7 @@ from fastrnn import checks
 from fastrnn.kernels.rows import Rows
 
 from .base import PackedLayer
-from .dropout import drop
+from .dropout import new_key
 from .initial import glorot, orthogonal
 
 State = tuple[np.ndarray, ...]
@@ -24,7 +24,7 @@ class Tape(NamedTuple):
     rows: Rows
     weights: list  # what the parameters were packed to at the time
     layers: list  # the backend's tape of each layer
-    masks: list[np.ndarray | None]  # dropout's factors on each layer's input
+    keys: list[int | None]  # of the dropout of each layer's input
     unbatched: bool
 
 
@@ -104,18 +104,19 @@ class Recurrent(PackedLayer):
         (h,), each [L D, B, H] in the order of the rows; zero when left out. Nothing is checked.
         """
         state_0 = self._zero_state(rows.batch) if state is None else state
-        tapes, masks, state_n = [], [], []
+        tapes, keys, state_n = [], [], []
         for layer, weights in enumerate(self._weights()):
-            mask = None
+            key = None
             if layer and training and self.dropout:
-                x, mask = drop(x, self.dropout, self.rng)
+                key = new_key(self.rng)
+                self._kernels.dropout(x, self.dropout, key)
             x, after, tape = self._kernels.recurrent_forward(
                 weights, x, rows, self._of_layer(state_0, layer), training=training
             )
             tapes.append(tape)
-            masks.append(mask)
+            keys.append(key)
             state_n.append(after)
-        tape = Tape(rows, self._weights(), tapes, masks, False) if training else None
+        tape = Tape(rows, self._weights(), tapes, keys, False) if training else None
         return x, _stacked(state_n), tape
 
     def rows_backward(self, tape: Tape, dy, dstate: State | None = None, *, need_dx: bool = True):
@@ -135,8 +136,9 @@ class Recurrent(PackedLayer):
                 self._of_layer(dstate_n, layer),
                 need_dx=need_dx or layer > 0,
             )
-            if tape.masks[layer] is not None:
-                dy *= tape.masks[layer]
+            key = tape.keys[layer]
+            if key is not None:
+                self._kernels.dropout(dy, self.dropout, key)
             for suffix, values in zip(self._suffixes(layer), weight_grads, strict=True):
                 names = _PARAMETERS if self.bias else _PARAMETERS[:2]
                 grads.update({n + suffix: v for n, v in zip(names, values, strict=False)})
@@ -293,12 +295,24 @@ class Recurrent(PackedLayer):
         """
         if self.bidirectional:
             raise ValueError("step needs a layer of one direction; this one is bidirectional")
-        x_t = checks.real_array("x_t", x_t, self.dtype, (None, self.input_size))
-        rows = Rows(1, len(x_t))
-        if state is not None:
-            state = self._state_in("state", "{}", state, rows, False)
-        y, state, _ = self.rows_forward(x_t, rows, state)
-        return y, self._state_out(state, rows, False)
+        # A step may take less time than looking at its input with NumPy, so what is already as
+        # it should be is left to the kernel, which reports numbers that are not finite.
+        dtype = self.dtype
+        if not checks.is_plain(x_t, dtype, (*np.shape(x_t)[:1], self.input_size)):
+            x_t = checks.real_array("x_t", x_t, dtype, (None, self.input_size))
+        shape = (self.num_layers, x_t.shape[0], self.hidden_size)
+        if state is None:
+            parts = (np.zeros(shape, dtype),) * len(self._states)
+        else:
+            parts = state if type(state) is tuple else (state,)
+            plain = [checks.is_plain(part, dtype, shape) for part in parts]
+            if len(parts) != len(self._states) or not all(plain):
+                parts = self._state_in("state", "{}", state, Rows(1, len(x_t)), False)
+        y, parts_t, finite = self._kernels.recurrent_step(self._weights(), x_t, parts)
+        if not finite:
+            checks.real_array("x_t", x_t, self.dtype)
+            self._state_in("state", "{}", state, Rows(1, len(x_t)), False)
+        return y, parts_t if len(parts_t) > 1 else parts_t[0]
 
     def __repr__(self):
         shown: Mapping = {

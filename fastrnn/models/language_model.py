@@ -9,9 +9,10 @@ from scipy.special import softmax
 from fastrnn import checks, parameters
 from fastrnn.checkpoint import load_arrays, load_json, save_arrays, save_json
 from fastrnn.data.text import Chunk, TextStream, Vocabulary
+from fastrnn.kernels import get_backend
 from fastrnn.kernels.rows import Rows
 from fastrnn.layers import LSTM, Embedding, Linear
-from fastrnn.layers.dropout import drop
+from fastrnn.layers.dropout import new_key
 from fastrnn.losses import cross_entropy
 
 # Standard deviation of the first layer's input weights when the input is one-hot. One of V
@@ -64,6 +65,7 @@ class LanguageModel:
         size = len(vocabulary)
         seeds = [int(s) for s in self.rng.integers(2**31, size=3)]
         options = {"dtype": dtype, "backend": backend}
+        self._kernels = get_backend(backend)
         self.embedding = None
         if embedding_dim:
             self.embedding = Embedding(size, embedding_dim, dtype=dtype, seed=seeds[0])
@@ -109,15 +111,15 @@ class LanguageModel:
         h, self._state, tape = self.lstm.rows_forward(
             self._input(ids), rows, self._state, training=True
         )
-        mask = None
-        if self.dropout:
-            h, mask = drop(h, self.dropout, self.rng)
+        key = new_key(self.rng) if self.dropout else None
+        if key is not None:
+            self._kernels.dropout(h, self.dropout, key)
         loss, dlogits, count = cross_entropy(
             self.linear.rows_forward(h), chunk.targets.reshape(-1), ignore_index=None
         )
         dh, linear = self.linear.rows_backward(h, dlogits)
-        if mask is not None:
-            dh *= mask
+        if key is not None:
+            self._kernels.dropout(dh, self.dropout, key)
         dx, _, lstm = self.lstm.rows_backward(tape, dh, need_dx=self.embedding is not None)
         grads = {f"lstm.{k}": v for k, v in lstm.items()}
         grads |= {f"linear.{k}": v for k, v in linear.items()}

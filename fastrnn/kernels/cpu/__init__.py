@@ -3,15 +3,19 @@
 from .dense import Weights as LinearWeights
 from .dense import backward as linear_backward
 from .dense import forward as linear_forward
+from .dropout import dropout
 from .recurrent import Weights as RecurrentWeights
 from .recurrent import backward as recurrent_backward
 from .recurrent import forward as recurrent_forward
+from .recurrent import step as recurrent_step
 
 __all__ = [
     "LinearWeights",
     "RecurrentWeights",
+    "dropout",
     "linear_backward",
     "linear_forward",
     "recurrent_backward",
     "recurrent_forward",
+    "recurrent_step",
 ]

@@ -15,6 +15,7 @@ panels of the units each, and meet once a step (`meet`).
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 from numba.extending import register_jitable
 
 from fastrnn.cells import gru, lstm, rnn
@@ -48,6 +49,7 @@ class Loops(NamedTuple):
     h_first: int
     forward: Callable
     backward: Callable
+    step: Callable
 
 
 def _begin_step(i, args):
@@ -269,9 +271,43 @@ def _loops(name, gate_count, states, of_x, of_h, finish, step_back) -> Loops:
                     _dh_tile(rows, left // n, (dz,), ((dh_p, at, hp), (dh_p, at, hp, left)))
                     r += rows
 
+    forward = kernel(forward, f"{name}_forward")
+
+    def step(x, w_x, w_h, bias, h, c, layer, out, scratch, where):
+        """One step of one layer for a stream, False if a number that came in is not finite.
+
+        x [B, I]; h and c [L, B, H] before the step, c is h where the cell has none; out
+        [L S + 1, B, H] takes the S states of all layers after it, and y; scratch [S, 2B, >= Hp];
+        ``where`` is ``[B, 0, B]``.
+        """
+        batch, units = out.shape[1:]
+        finite = True
+        for r in range(batch):
+            for k in range(x.shape[1]):
+                finite &= np.isfinite(x[r, k])
+            for s in range(states):
+                before = c if s == 1 else h
+                for k in range(units):
+                    v = before[layer, r, k]
+                    finite &= np.isfinite(v)
+                    scratch[s, r, k] = v
+                for k in range(units, scratch.shape[2]):
+                    scratch[s, r, k] = 0
+        y, ids, panel = out[-1], where[:0], PANEL * lane_count(pointer(w_h))
+        forward(
+            x, w_x, bias, 0, panel, 0, ids, w_h, scratch[0], scratch[-1], y, 0, y, 0, False,
+            where[:1], where[1:], where[1:], False,
+            0, batch, 0, w_h.shape[0], where, 0, 1,
+        )  # fmt: skip
+        for s in range(states):
+            for r in range(batch):
+                for k in range(units):
+                    out[s * h.shape[0] + layer, r, k] = scratch[s, batch + r, k]
+        return finite
+
     return Loops(
         gate_count, states, of_x, of_h, h_first,
-        kernel(forward, f"{name}_forward"), kernel(backward, f"{name}_backward"),
+        forward, kernel(backward, f"{name}_backward"), kernel(step, f"{name}_step"),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ See kernels/__init__.py for the contract.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 
 import numpy as np
@@ -62,6 +62,7 @@ class Weights:
         self.state_row = self.hp + self.lanes * (self.hp * self.dtype.itemsize % 1024 == 0)
         self.h_at = self.cell.h_first * self.lanes
         self._packed: dict[str, np.ndarray] = {}
+        self.scratch: dict[int, list] = {}  # of `step`, by the size of the batch
 
     def ready(self, *, training: bool, dx: bool) -> None:
         """Pack what is not yet packed, all at once."""
@@ -70,7 +71,7 @@ class Weights:
             wanted["back_h"] = self._backward
         if training and dx:
             wanted["back_x"] = self._backward
-        packed, jobs = dict(self._packed), []
+        packed, jobs = dict(self._packed), list[Job]()
         for name, make in wanted.items():
             if name not in packed:
                 packed[name] = make(name.removeprefix("back_"), jobs)
@@ -121,6 +122,12 @@ class Weights:
                         part[:, at : at + values.shape[1]] += values
             self._packed["bias"] = out
         return self._packed["bias"]
+
+    @cached_property
+    def for_step(self) -> tuple[np.ndarray, ...]:
+        """What `step` reads: the weights of the one direction and the bias."""
+        self.ready(training=False, dx=False)
+        return self["x"][0], self["h"][0], self.bias.reshape(-1)
 
     @property
     def table(self) -> np.ndarray:
@@ -249,6 +256,23 @@ def forward(weights: Weights, x, rows: Rows, state_0, *, training: bool):
     return y, state_n, Tape(x, rows, states, gates) if training else None
 
 
+def step(layers: list[Weights], x, state) -> tuple[np.ndarray, tuple[np.ndarray, ...], bool]:
+    """One step through all layers on this thread: ``(y [B, H], state, finite)``."""
+    w, batch, count, states = layers[0], len(x), len(layers), len(state)
+    out = np.empty((count * states + 1, batch, w.units), w.dtype)
+    held = w.scratch.setdefault(batch, [])
+    try:  # not shared: callers on several threads take one each
+        own = held.pop()
+    except IndexError:
+        own = np.empty((states, 2 * batch, w.hp), w.dtype), np.array((batch, 0, batch))
+    finite = True
+    for number, w in enumerate(layers):
+        finite &= w.cell.step(x, *w.for_step, state[0], state[-1], number, out, *own)
+        x = out[number]
+    held.append(own)
+    return out[-1], tuple([out[s * count : (s + 1) * count] for s in range(states)]), finite
+
+
 def backward(weights: Weights, tape: Tape, dy, dstate_n, *, need_dx: bool = True):
     """Gradients of `forward`: ``(dx or None, states' [D, B, H], (dW_ih, dW_hh, db_ih, db_hh)
     of each direction)``."""
@@ -280,7 +304,7 @@ def backward(weights: Weights, tape: Tape, dy, dstate_n, *, need_dx: bool = True
     run(tasks, len(tasks) if parties > 1 else None, barrier.abandon)
 
     # All weight gradients and dx at once: every thread has a share of each.
-    dx, jobs, parts = None, [], []
+    dx, jobs, parts = None, list[Job](), list[tuple]()
     if need_dx:
         dx = buffers.empty((rows.count, w.inputs), dtype)
         blocks = w.directions * w["back_h"].shape[2] // w.runs[0]
