@@ -2,13 +2,30 @@
 """Rows of a table by index, and sums back into them.
 
 Every index is checked before the first number is written. C functions without the GIL do
-the work on contiguous memory; the Python functions around them convert and name errors.
+the work on contiguous memory, on ranges that threads share out; the Python functions around
+them convert and name errors.
 """
 
 import numpy as np
 
+from fastrnn.kernels.threads import MOVE, Job, spread
+
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
+
+cdef extern from *:
+    """
+    #if defined(__GNUC__) || defined(__clang__)
+    #define FASTRNN_PREFETCH(p) __builtin_prefetch(p)
+    #else
+    #define FASTRNN_PREFETCH(p) ((void)0)
+    #endif
+    """
+    void FASTRNN_PREFETCH(const void* p) nogil
+
+# Rows that are asked for before they are needed: far apart in memory, they take long to come.
+cdef enum:
+    AHEAD = 8
 
 ctypedef fused index_t:
     int32_t
@@ -40,13 +57,22 @@ def _check(const index_t[::1] ids, int64_t limit):
         raise IndexError(f"ids: id {ids[at]} at position {at} is not in [0, {limit})")
 
 
-def _gather(const floating[:, ::1] table, const index_t[::1] ids, floating[:, ::1] out):
+cdef inline void _ask(const char* row, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t k
+    for k in range(0, size, 64):
+        FASTRNN_PREFETCH(row + k)
+
+
+def _gather(
+    const floating[:, ::1] table, const index_t[::1] ids, floating[:, ::1] out,
+    Py_ssize_t first, Py_ssize_t last,
+):
     cdef Py_ssize_t i
     cdef Py_ssize_t size = table.shape[1] * sizeof(floating)
-    if size == 0:
-        return
     with nogil:
-        for i in range(ids.shape[0]):
+        for i in range(first, last):
+            if i + AHEAD < last:
+                _ask(<const char*>&table[ids[i + AHEAD], 0], size)
             memcpy(&out[i, 0], &table[ids[i], 0], size)
 
 
@@ -65,19 +91,36 @@ def _scatter_sorted(
     const int64_t[::1] order,
     const int64_t[::1] starts,
     floating[:, ::1] out,
+    Py_ssize_t first, Py_ssize_t last,
 ):
-    """``out[r]`` = the sum of ``grads[order[starts[r] : starts[r + 1]]]``, in that order."""
+    """``out[r]`` = the sum of ``grads[order[starts[r] : starts[r + 1]]]``, in that order, for
+    the rows r in [first, last)."""
     cdef Py_ssize_t r, s, k
+    cdef Py_ssize_t size = grads.shape[1] * sizeof(floating)
     cdef const floating* source
     with nogil:
-        for r in range(out.shape[0]):
-            source = &grads[order[starts[r]], 0]
-            for k in range(grads.shape[1]):
-                out[r, k] = source[k]
-            for s in range(starts[r] + 1, starts[r + 1]):
+        for r in range(first, last):
+            for s in range(starts[r], starts[r + 1]):
+                if s + AHEAD < order.shape[0]:
+                    _ask(<const char*>&grads[order[s + AHEAD], 0], size)
                 source = &grads[order[s], 0]
-                for k in range(grads.shape[1]):
-                    out[r, k] += source[k]
+                if s == starts[r]:
+                    memcpy(&out[r, 0], source, size)
+                else:
+                    for k in range(grads.shape[1]):
+                        out[r, k] += source[k]
+
+
+def _sorted(ids, Py_ssize_t limit):
+    """``(order, ids[order])`` with equal ids in the order they came."""
+    places = max(len(ids), 1)
+    if limit * places < 2**63:
+        # Keys that are all different, so any sort is stable, and NumPy's fastest is not.
+        keys = ids * np.int64(places) + np.arange(len(ids))
+        keys.sort()
+        return np.divmod(keys, places)[::-1]
+    order = np.argsort(ids, kind="stable")
+    return order, ids[order]
 
 
 def _as_ids(ids):
@@ -143,7 +186,8 @@ def gather_rows(table, ids, out=None):
         out = np.empty(shape, table.dtype)
     _as_out("out", out, shape, table.dtype)
     _check(ids, len(table))
-    _gather(table, ids, out)
+    if out.size:
+        spread(Job(_gather, (table, ids, out), len(ids), out.size * MOVE))
     return out
 
 
@@ -190,11 +234,11 @@ def scatter_add_rows(grads, ids, *, out=None, num_rows=None):
             _scatter(grads, ids, out)
         return out
     _check(ids, num_rows)
-    order = np.argsort(ids, kind="stable")
-    ordered = ids[order]
+    order, ordered = _sorted(ids.astype(np.int64, copy=False), num_rows)
     starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-    rows = ordered[starts].astype(np.int64)
+    rows = ordered[starts]
     sums = np.empty((len(rows), grads.shape[1]), grads.dtype)
     if sums.size:
-        _scatter_sorted(grads, order, np.append(starts, len(ids)), sums)
+        args = (grads, order, np.append(starts, len(ids)), sums)
+        spread(Job(_scatter_sorted, args, len(rows), grads.size * MOVE))
     return rows, sums
