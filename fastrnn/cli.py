@@ -1,4 +1,4 @@
-"""The command line: ``fastrnn demo | train | sample | plot | info``."""
+"""The command line: ``fastrnn demo | train | sample | plot | bench | info``."""
 
 import contextlib
 import os
@@ -274,6 +274,34 @@ def plot(
         from fastrnn.plots import plot_runs
 
         typer.echo(plot_runs(runs, out or runs[0] / "curve.png", against=against, title=title))
+
+
+@app.command()
+def bench(
+    all_: Annotated[bool, typer.Option("--all", help="Every case, about half an hour.")] = False,
+    only: Annotated[str, typer.Option(help="Cases whose group and name contain this.")] = "",
+    seconds: Annotated[float, typer.Option(min=0.0, help="For each side of a case.")] = 0.5,
+    threads: Threads = None,
+) -> None:
+    """Time the kernels beside the frameworks that are installed, in about two minutes."""
+    _set_threads(threads)
+    with _clear_errors():
+        from fastrnn.bench import cases, report, timing
+
+        chosen = [
+            entry
+            for entry in cases.CASES
+            if only in f"{entry.group} {entry.name}" and (all_ or only or entry.quick)
+        ]
+        if not chosen:
+            raise ValueError(f"--only {only!r} matches no case")
+        peak, rows = timing.fma_peak(), []
+        for entry in chosen:
+            typer.echo(f"{entry.group}: {entry.name}", err=True)
+            facts = timing.measure(entry.make(), seconds, peak)
+            rows.append({"group": entry.group, "name": entry.name} | facts)
+        today = time.strftime("%Y-%m-%d")
+        typer.echo(f"{report.heading(rows, platform.processor(), today)}\n\n{report.table(rows)}")
 
 
 @app.command()

@@ -26,29 +26,28 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-class _Lease:
+class _Lease(np.ndarray):
     """What arrays on a block refer to; the block is free again when it goes."""
 
-    __slots__ = ("__array_interface__", "block")
-
-    def __init__(self, block: np.ndarray, shape: tuple[int, ...], dtype: np.dtype):
-        self.block = block
-        address = -(-block.ctypes.data // _ALIGN) * _ALIGN
-        self.__array_interface__ = {
-            "data": (address, False),
-            "shape": shape,
-            "typestr": dtype.str,
-            "version": 3,
-        }
-
     def __del__(self):
-        _free.append(self.block)
+        _free.append(self.base)
+
+
+def _new(size: int) -> np.ndarray:
+    """A block whose address is a multiple of `_ALIGN`."""
+    raw = np.empty(size + _ALIGN, np.uint8)
+    at = -raw.ctypes.data % _ALIGN
+    return raw[at : at + size].view(_Block)
+
+
+class _Block(np.ndarray):
+    """So that a lease refers to the block and not to what the block is part of."""
 
 
 def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
     """An uninitialised C-contiguous array, on the smallest free block that holds it."""
     dtype = np.dtype(dtype)
-    size = math.prod(shape) * dtype.itemsize + _ALIGN
+    size = math.prod(shape) * dtype.itemsize
     if size < _SMALL:
         return np.empty(shape, dtype)
     with _lock:
@@ -60,12 +59,5 @@ def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
             # Letting smaller ones go bounds what is kept by a small multiple of the most that
             # was ever in use at once, however many shapes pass by.
             _free[:] = [block for block in _free if block.nbytes > size]
-            block = np.empty(size, np.uint8)
-    return np.asarray(_Lease(block, shape, dtype))
-
-
-def zeros(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """`empty`, filled with zeros."""
-    out = empty(shape, dtype)
-    out.fill(0)
-    return out
+            block = _new(size)
+    return np.ndarray(shape, dtype, block.view(_Lease))

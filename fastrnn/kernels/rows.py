@@ -52,20 +52,19 @@ class Rows:
         self.count = int(self.offsets[-1])
 
     @cached_property
-    def places(self) -> np.ndarray:
-        """Where each row lies in a padded ``[T, B]`` array, as a flat index ``t * B + b``."""
+    def _places(self) -> dict[bool, np.ndarray]:
+        """Where each row lies in a padded ``[T, B]`` array, as a flat index; True: ``[B, T]``."""
         order = np.arange(self.batch) if self.order is None else self.order
         t = np.repeat(np.arange(len(self.sizes)), self.sizes)
-        return t * self.batch + order[np.arange(self.count) - self.offsets[t]]
+        b = order[np.arange(self.count) - self.offsets[t]]
+        return {False: t * self.batch + b, True: b * self.steps + t}
 
     def pack(self, x: np.ndarray, *, batch_first: bool = False) -> np.ndarray:
-        """Rows ``[N, ...]`` of a padded ``[T, B, ...]`` (or ``[B, T, ...]``) array."""
-        if batch_first:
-            x = x.swapaxes(0, 1)
+        """Rows ``[N, ...]`` of a padded C-contiguous ``[T, B, ...]`` (or ``[B, T, ...]``) array."""
         if self.order is None:
+            x = x.swapaxes(0, 1) if batch_first else x
             return np.ascontiguousarray(x).reshape(self.count, *x.shape[2:])
-        t, b = np.divmod(self.places, self.batch)
-        return x[t, b]
+        return x.reshape(-1, *x.shape[2:]).take(self._places[batch_first], axis=0)
 
     def unpack(self, rows: np.ndarray, *, batch_first: bool = False) -> np.ndarray:
         """The padded array of ``rows``; what lies beyond a length is zero."""
@@ -74,10 +73,9 @@ class Rows:
             out = rows.reshape(self.steps, self.batch, *tail)
             return np.ascontiguousarray(out.swapaxes(0, 1)) if batch_first else out
         shape = (self.batch, self.steps) if batch_first else (self.steps, self.batch)
-        out = np.zeros(shape + tail, rows.dtype)
-        t, b = np.divmod(self.places, self.batch)
-        out[(b, t) if batch_first else (t, b)] = rows
-        return out
+        out = np.zeros((self.batch * self.steps, *tail), rows.dtype)
+        out[self._places[batch_first]] = rows
+        return out.reshape(*shape, *tail)
 
     def sort(self, state: np.ndarray) -> np.ndarray:
         """A ``[..., B, H]`` array in the order of the rows."""

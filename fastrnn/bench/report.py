@@ -1,0 +1,171 @@
+"""Markdown tables and plots out of measurements, each a dict of what `timing` found out."""
+
+import platform
+import re
+from collections.abc import Iterable
+from itertools import groupby
+from math import exp, log
+from pathlib import Path
+
+COLOURS = {"torch": "C1", "onnxruntime": "C2", "jax": "C3", "keras": "C4"}
+
+
+def duration(seconds: float) -> str:
+    """Three digits and a unit."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= scale or unit == "us":
+            return f"{seconds / scale:.3g} {unit}" if seconds / scale < 1000 else f"{seconds:.0f} s"
+    raise AssertionError
+
+
+def peak_share(row: dict) -> float | None:
+    """Part of the multiply-add peak of the run, None where nothing is multiplied."""
+    return row["flops"] / row["ours"] / row["peak_flops"] if row["flops"] else None
+
+
+def ratio(row: dict, peer: str | None = None) -> float | None:
+    """A peer's time over ours; without a name, the best peer's."""
+    times = row["peers"]
+    seconds = times.get(peer) if peer else min(times.values(), default=None)
+    return seconds / row["ours"] if seconds else None
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    logs = [log(v) for v in values]
+    return exp(sum(logs) / len(logs))
+
+
+def groups(rows: list[dict]):
+    for name, members in groupby(rows, key=lambda row: row["group"]):
+        yield name, list(members)
+
+
+def _is_layers(name: str) -> bool:
+    """Groups whose cases are alike enough for a mean."""
+    return name != "data" and "grows" not in name and "language model" not in name
+
+
+def table(rows: list[dict]) -> str:
+    """One table a group: medians, each peer's time and its ratio to ours, share of the peak."""
+    out = []
+    for name, members in groups(rows):
+        peers = list(dict.fromkeys(p for row in members for p in row["peers"]))
+        calls = " a step" if members[0]["calls"] > 1 else ""
+        head = ["fastrnn" + calls, *(title for p in peers for title in (p, "ratio"))]
+        if members[0]["flops"]:
+            head.append("of the FMA peak")
+        lines = ["| | " + " | ".join(head) + " |", "|---|" + "--:|" * len(head)]
+        for row in members:
+            cells = [duration(row["ours"] / row["calls"])]
+            for peer in peers:
+                seconds = row["peers"].get(peer)
+                cells += (
+                    [duration(seconds / row["calls"]), f"{seconds / row['ours']:.2f}"]
+                    if (seconds)
+                    else ["", ""]
+                )
+            share = peak_share(row)
+            if members[0]["flops"]:
+                cells.append(f"{share:.0%}" if share else "")
+            lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+        if _is_layers(name) and len(members) > 2:
+            lines += _means(members, peers, len(head))
+        out += [f"**{name}**", "", *lines, ""]
+    return "\n".join(out).rstrip()
+
+
+def _means(members, peers, columns) -> list[str]:
+    # The means that are claimed are over whole sequences: a single step is not one of them.
+    counted = [row for row in members if not row["name"].startswith("(1, ")]
+    cells = [""]
+    for peer in peers:
+        found = [r for row in counted if (r := ratio(row, peer))]
+        cells += ["", f"*{geometric_mean(found):.2f}*" if len(found) == len(counted) else ""]
+    cells += [""] * (columns - len(cells))
+    lines = ["| *geometric mean, T > 1* | " + " | ".join(cells) + " |"]
+    if len(peers) > 1:
+        best = geometric_mean([r for row in counted if (r := ratio(row))])
+        cells = [f"*{best:.2f}*"] + [""] * (columns - 1)
+        lines.append("| *against the best peer of each* | " + " | ".join(cells) + " |")
+    return lines
+
+
+def heading(rows: list[dict], cpu: str, date: str) -> str:
+    """What was run on what."""
+    threads = max(row["threads"] for row in rows)
+    peak = next(row["peak_flops"] for row in rows if row["threads"] == threads)
+    return (
+        f"{cpu or platform.processor()}, {threads} threads, {peak / 1e9:.0f} GF/s float32 "
+        f"multiply-add peak measured in the same run, {date}. Medians of rounds in which all sides "
+        "took turns; a ratio is the peer's time over ours. A training case has new weights at "
+        "every call and computes the gradient of the input."
+    )
+
+
+def _axes(width: float, height: float, columns: int = 1):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, columns)
+
+
+def _label(row: dict) -> str:
+    return f"{row['group'].split(',')[0]} {row['name']}"
+
+
+def plot_ratios(rows: list[dict], out: Path) -> None:
+    """Each peer's time over ours, a row a case; right of the line we are faster."""
+    rows = [row for row in rows if "grows" not in row["group"] and row["peers"]]
+    figure, axes = _axes(9, 0.2 * len(rows) + 1.2)
+    shown: set[str] = set()
+    for y, row in enumerate(rows):
+        for peer, seconds in row["peers"].items():
+            kind = next((name for name in COLOURS if peer.startswith(name)), "other")
+            label = kind if kind not in shown else None
+            shown.add(kind)
+            axes.plot(seconds / row["ours"], y, "o", color=COLOURS.get(kind, "C7"), label=label)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=7)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xscale("log")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("the peer's time over ours")
+    axes.legend()
+    figure.savefig(out, dpi=110)
+
+
+def plot_peak(rows: list[dict], out: Path) -> None:
+    """Share of the multiply-add peak."""
+    rows = [row for row in rows if row["flops"] and "grows" not in row["group"]]
+    figure, axes = _axes(8, 0.2 * len(rows) + 1.2)
+    axes.barh([_label(row) for row in rows], [100 * (peak_share(row) or 0) for row in rows])
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("% of the float32 multiply-add peak of the run")
+    figure.savefig(out, dpi=110)
+
+
+def plot_growth(rows: list[dict], out: Path) -> None:
+    """Time as T, B and H grow, ours and torch's."""
+    grown = [(name, members) for name, members in groups(rows) if "grows" in name]
+    if not grown:
+        return
+    figure, axes = _axes(12, 3.6, len(grown))
+    for ax, (name, members) in zip(axes, grown, strict=True):
+        letter = re.search(r"as (\w) grows", name)
+        assert letter
+        place = {"T": 0, "B": 1, "H": 3}[letter.group(1)]
+        x = [int(row["name"].strip("()").split(",")[place]) for row in members]
+        ax.plot(x, [row["ours"] * 1e3 for row in members], "o-", label="fastrnn")
+        for peer in dict.fromkeys(p for row in members for p in row["peers"]):
+            ax.plot(x, [row["peers"][peer] * 1e3 for row in members], "o-", label=peer)
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log")
+        ax.set_xlabel(letter.group(1))
+        ax.set_ylabel("ms, training")
+        ax.grid(alpha=0.3)
+        ax.legend()
+    figure.savefig(out, dpi=110)

@@ -1,0 +1,129 @@
+"""Ours and its peers in turn: A B A B ..., every case checked before it is timed."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fastrnn.cells.activations import fma
+from fastrnn.kernels.cpu.compiler import kernel
+from fastrnn.kernels.cpu.simd import lane_count, load, pointer, store, width
+from fastrnn.kernels.threads import get_num_threads, run, set_num_threads
+
+SETTLE = 0.02  # seconds that a side runs before its turn is timed
+
+
+@dataclass
+class Case:
+    """``ours`` and ``peers`` take no arguments and do the same work; ``check`` raises
+    AssertionError if ours is wrong. What making a case takes is not timed."""
+
+    ours: Callable[[], object]
+    check: Callable[[], None]
+    peers: dict[str, Callable[[], object]] = field(default_factory=dict)
+    flops: float = 0.0  # of one call, 2 for a multiply-add
+    moved: float = 0.0  # bytes read and written by one call
+    items: float = 0.0  # characters, rows or sentences of one call
+    calls: int = 1  # repetitions in one call, for what takes microseconds
+    threads: int | None = None  # if not those that are set
+
+
+def _timed(function) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def _settle(function) -> None:
+    """Run a side until the other's waiting threads are asleep and its own data is near."""
+    end = time.perf_counter() + SETTLE
+    while time.perf_counter() < end:
+        function()
+
+
+def _set_threads(n: int) -> None:
+    set_num_threads(n)
+    try:
+        import torch
+    except ImportError:
+        return
+    torch.set_num_threads(n)
+
+
+class Turns:
+    """The rounds of one case: `before_ours`, then ours is timed by whoever runs the rounds."""
+
+    def __init__(self, case: Case, seconds: float):
+        self.case, self.peers = case, {name: list[float]() for name in case.peers}
+        self.threads = get_num_threads()
+        _set_threads(case.threads or self.threads)
+        case.check()
+        sides = [case.ours, *case.peers.values()]
+        for side in sides:
+            side()
+        self.once = sum(map(_timed, sides)) / len(sides)
+        self.rounds = max(5, min(100, int(seconds / max(self.once, SETTLE))))
+
+    def before_ours(self) -> None:
+        short = self.once < 5 * SETTLE
+        for name, peer in self.case.peers.items():
+            if short:
+                _settle(peer)
+            self.peers[name].append(_timed(peer))
+        if short:
+            _settle(self.case.ours)
+
+    def done(self, peak: float) -> dict:
+        """What the report wants to know beside our own times."""
+        case = self.case
+        facts = {
+            "threads": get_num_threads(),
+            "calls": case.calls,
+            "peak_flops": peak * get_num_threads() / self.threads,
+            "flops": case.flops,
+            "moved": case.moved,
+            "items": case.items,
+            "peers": {name: statistics.median(t) for name, t in self.peers.items()},
+        }
+        _set_threads(self.threads)
+        return facts
+
+
+def measure(case: Case, seconds: float, peak: float) -> dict:
+    """The facts about a case and ``ours``, our median in seconds."""
+    turns, times = Turns(case, seconds), []
+    for _ in range(turns.rounds):
+        turns.before_ours()
+        times.append(_timed(case.ours))
+    return turns.done(peak) | {"ours": statistics.median(times)}
+
+
+@kernel
+def _multiply_adds(out, at, count):
+    """Twelve independent chains of multiply-adds, nothing else."""
+    p = pointer(out)
+    n = lane_count(p)
+    m, x = load(p, at), load(p, at + n)
+    a, b, c, d, e, f, g, h, i, j, k, o = (x, x, x, x, x, x, x, x, x, x, x, x)
+    for _ in range(count):
+        a, b, c, d = fma(a, m, x), fma(b, m, x), fma(c, m, x), fma(d, m, x)
+        e, f, g, h = fma(e, m, x), fma(f, m, x), fma(g, m, x), fma(h, m, x)
+        i, j, k, o = fma(i, m, x), fma(j, m, x), fma(k, m, x), fma(o, m, x)
+    store(p, at + n, a + b + c + d + e + f + g + h + i + j + k + o)
+
+
+def fma_peak(seconds: float = 0.5) -> float:
+    """Multiply-adds that all threads do now, in floating operations a second."""
+    threads = get_num_threads()
+    out = np.full((threads, 64), 0.5, np.float32).reshape(-1)
+    count, best = 1_000_000, 0.0
+    tasks = [(_multiply_adds, out, 64 * t, count) for t in range(threads)]
+    run(tasks)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        out[:] = 0.5
+        done = threads * count * 12 * width("float32") * 2
+        best = max(best, done / _timed(lambda: run(tasks)))
+    return best
