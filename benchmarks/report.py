@@ -28,7 +28,7 @@ def read(path: Path) -> tuple[list[dict], str]:
         names = {"group": bench["group"], "name": bench["extra_info"]["name"]}
         rows.append(names | bench["extra_info"] | {"ours": bench["stats"]["median"]})
     path.write_text(json.dumps(data, indent=1) + "\n")
-    cpu = data["machine_info"]["cpu"].get("brand_raw", "")
+    cpu = data["machine_info"]["cpu"].get("brand_raw") or report.cpu_name()
     return rows, report.heading(rows, cpu, data["datetime"][:10])
 
 

@@ -300,8 +300,8 @@ def bench(
             typer.echo(f"{entry.group}: {entry.name}", err=True)
             facts = timing.measure(entry.make(), seconds, peak)
             rows.append({"group": entry.group, "name": entry.name} | facts)
-        today = time.strftime("%Y-%m-%d")
-        typer.echo(f"{report.heading(rows, platform.processor(), today)}\n\n{report.table(rows)}")
+        heading = report.heading(rows, report.cpu_name(), time.strftime("%Y-%m-%d"))
+        typer.echo(f"{heading}\n\n{report.table(rows)}")
 
 
 @app.command()

@@ -7,6 +7,8 @@ from itertools import groupby
 from math import exp, log
 from pathlib import Path
 
+import llvmlite.binding as llvm
+
 COLOURS = {"torch": "C1", "onnxruntime": "C2", "jax": "C3", "keras": "C4"}
 
 
@@ -90,12 +92,17 @@ def _means(members, peers, columns) -> list[str]:
     return lines
 
 
+def cpu_name() -> str:
+    """What the compiler calls this CPU, where the system has no better name."""
+    return platform.processor() or llvm.get_host_cpu_name()
+
+
 def heading(rows: list[dict], cpu: str, date: str) -> str:
     """What was run on what."""
     threads = max(row["threads"] for row in rows)
     peak = next(row["peak_flops"] for row in rows if row["threads"] == threads)
     return (
-        f"{cpu or platform.processor()}, {threads} threads, {peak / 1e9:.0f} GF/s float32 "
+        f"{cpu}, {threads} threads, {peak / 1e9:.0f} GF/s float32 "
         f"multiply-add peak measured in the same run, {date}. Medians of rounds in which all sides "
         "took turns; a ratio is the peer's time over ours. A training case has new weights at "
         "every call and computes the gradient of the input."

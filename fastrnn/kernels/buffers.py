@@ -30,7 +30,8 @@ class _Lease(np.ndarray):
     """What arrays on a block refer to; the block is free again when it goes."""
 
     def __del__(self):
-        _free.append(self.base)
+        if _free is not None:  # as when Python ends
+            _free.append(self.base)
 
 
 def _new(size: int) -> np.ndarray:

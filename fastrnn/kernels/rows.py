@@ -11,6 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
+from . import buffers
+
 
 class Rows:
     """Geometry of a batch of B sequences over T steps.
@@ -64,7 +66,10 @@ class Rows:
         if self.order is None:
             x = x.swapaxes(0, 1) if batch_first else x
             return np.ascontiguousarray(x).reshape(self.count, *x.shape[2:])
-        return x.reshape(-1, *x.shape[2:]).take(self._places[batch_first], axis=0)
+        out = buffers.empty((self.count, *x.shape[2:]), x.dtype)
+        flat = x.reshape(-1, *x.shape[2:])
+        # "clip" lets NumPy write to ``out`` at once; no place is out of bounds.
+        return flat.take(self._places[batch_first], axis=0, out=out, mode="clip")
 
     def unpack(self, rows: np.ndarray, *, batch_first: bool = False) -> np.ndarray:
         """The padded array of ``rows``; what lies beyond a length is zero."""
@@ -73,7 +78,8 @@ class Rows:
             out = rows.reshape(self.steps, self.batch, *tail)
             return np.ascontiguousarray(out.swapaxes(0, 1)) if batch_first else out
         shape = (self.batch, self.steps) if batch_first else (self.steps, self.batch)
-        out = np.zeros((self.batch * self.steps, *tail), rows.dtype)
+        out = buffers.empty((self.batch * self.steps, *tail), rows.dtype)
+        out.fill(0)
         out[self._places[batch_first]] = rows
         return out.reshape(*shape, *tail)
 

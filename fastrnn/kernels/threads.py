@@ -7,7 +7,7 @@ a lock, so nothing spins: a busy neighbour on the other core costs its share and
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -170,9 +170,11 @@ def spread(*jobs: Job) -> None:
     run(tasks, shares)
 
 
-def balanced(weights: Iterable[int], shares: int) -> list[tuple[int, int]]:
+def balanced(weights: Sequence[int] | np.ndarray, shares: int) -> list[tuple[int, int]]:
     """Cut ``range(len(weights))`` into at most ``shares`` runs of about equal weight."""
-    total = np.cumsum(np.fromiter(weights, dtype=np.int64))
+    if shares == 1 and len(weights):
+        return [(0, len(weights))]
+    total = np.cumsum(weights, dtype=np.int64)
     if len(total) == 0:
         return []
     goals = total[-1] * np.arange(1, shares) / shares

@@ -298,7 +298,8 @@ class Recurrent(PackedLayer):
         # A step may take less time than looking at its input with NumPy, so what is already as
         # it should be is left to the kernel, which reports numbers that are not finite.
         dtype = self.dtype
-        if not checks.is_plain(x_t, dtype, (*np.shape(x_t)[:1], self.input_size)):
+        batch = x_t.shape[0] if isinstance(x_t, np.ndarray) and x_t.ndim else None
+        if not checks.is_plain(x_t, dtype, (batch, self.input_size)):
             x_t = checks.real_array("x_t", x_t, dtype, (None, self.input_size))
         shape = (self.num_layers, x_t.shape[0], self.hidden_size)
         if state is None:

@@ -14,6 +14,9 @@ from . import gemm, pack
 from .simd import width
 from .tile import PANEL
 
+# What a number costs that is packed whole vectors at a time, in multiply-adds.
+_PACK = MOVE // 4
+
 
 def product(a, runs, panels, bias, out, columns) -> Job:
     """`gemm.product` over all rows of ``a``; ``runs`` are its blocks, their length and stride."""
@@ -36,17 +39,17 @@ def accumulate(a, b, b_at, b_panel, columns, packed, sums, unpacked, out) -> Job
 
     if not len(a):
         sums[:] = 0
-    return Job(share, (), q * depth, (len(a) + MOVE) * packed.size)
+    return Job(share, (), q * depth, (len(a) + _PACK) * packed.size)
 
 
 def pack_forward(w, columns, out) -> Job:
     """`pack.pack_forward` of all panels."""
-    return Job(pack.pack_forward, (w, columns, out), len(out), out.size * MOVE)
+    return Job(pack.pack_forward, (w, columns, out), len(out), out.size * _PACK)
 
 
 def pack_backward(w, columns, out, at=0) -> Job:
     """`pack.pack_backward` of all panels."""
-    cost = len(columns) * len(out) * out.shape[2] * MOVE
+    cost = len(columns) * len(out) * out.shape[2] * _PACK
     return Job(pack.pack_backward, (w, columns, out, at), len(out), cost)
 
 

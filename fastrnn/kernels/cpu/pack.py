@@ -14,11 +14,8 @@ columns ``4 W q`` to ``4 W (q + 1)``. What lies beyond the last unit or column i
 import numpy as np
 
 from .compiler import kernel
-from .simd import lane_count, load_first, pointer, store, width
+from .simd import lane_count, load_first, pointer, store, transpose, width
 from .tile import PANEL
-
-# A transposition takes this many columns at once: one cache line of each row.
-BLOCK = 16
 
 
 def gate_columns(units: int, gates: tuple[int, ...], dtype) -> np.ndarray:
@@ -44,19 +41,20 @@ def plain_columns(count: int, dtype) -> np.ndarray:
 def pack_forward(w, columns, out, first, last):
     """Panels [first, last) of the forward layout; w [M, K], out [Q, K, v W]."""
     w_p, out_p = pointer(w), pointer(out)
-    depth, n = out.shape[1], out.shape[2]
+    depth, panel, n = out.shape[1], out.shape[2], lane_count(w_p)
     for q in range(first, last):
-        for k0 in range(0, depth, BLOCK):
-            k1 = min(k0 + BLOCK, depth)
-            for j in range(n):
-                to = q * depth * n + j
-                m = columns[q * n + j] * depth
-                if m >= 0:
-                    for k in range(k0, k1):
-                        out_p[to + k * n] = w_p[m + k]
-                else:
-                    for k in range(k0, k1):
-                        out_p[to + k * n] = 0
+        for j in range(0, panel, n):
+            to = q * depth * panel + j
+            m = columns[q * panel + j] * depth
+            k = 0
+            if columns[q * panel + j + n - 1] >= 0:  # then all of the vector, and side by side
+                while k + n <= depth:
+                    transpose(w_p, m + k, depth, out_p, to + k * panel, panel)
+                    k += n
+            for i in range(n):
+                m = columns[q * panel + j + i] * depth
+                for rest in range(k, depth):
+                    out_p[to + rest * panel + i] = w_p[m + rest] if m >= 0 else 0
 
 
 @kernel
@@ -64,18 +62,26 @@ def unpack_gradient(packed, columns, out, first, last):
     """The inverse: ``out[columns[q v W + l], k] = packed[q, k, l]`` for the pairs [first, last)
     out of the list of all (q, k)."""
     packed_p, out_p = pointer(packed), pointer(out)
-    depth, n = packed.shape[1], packed.shape[2]
+    depth, panel, n = packed.shape[1], packed.shape[2], lane_count(packed_p)
     at = first
     while at < last:
         q = at // depth
-        k = at - q * depth
-        count = min(BLOCK - k % BLOCK, depth - k, last - at)
-        for j in range(n):
-            m = columns[q * n + j]
-            if m >= 0:
-                for i in range(count):
-                    out_p[m * depth + k + i] = packed_p[(at + i) * n + j]
-        at += count
+        start = at - q * depth
+        end = min(depth, start + last - at)
+        for j in range(0, panel, n):
+            here = q * depth * panel + j
+            m = columns[q * panel + j] * depth
+            k = start
+            if columns[q * panel + j + n - 1] >= 0:
+                while k + n <= end:
+                    transpose(packed_p, here + k * panel, panel, out_p, m + k, depth)
+                    k += n
+            for i in range(n):
+                m = columns[q * panel + j + i] * depth
+                if m >= 0:
+                    for rest in range(k, end):
+                        out_p[m + rest] = packed_p[here + rest * panel + i]
+        at += end - start
 
 
 @kernel

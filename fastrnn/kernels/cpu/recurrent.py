@@ -21,8 +21,6 @@ from .tile import PANEL
 
 # Multiply-adds of a step that a thread should have to do, or meeting costs more than it brings.
 LEAST_STEP = 1 << 14
-# Weights of one direction, and their multiply-adds for one row, that fill a core's cache.
-LARGE = 1 << 18
 
 
 class Weights:
@@ -156,9 +154,7 @@ def _slices(rows: Rows, cost: float, directions: int, panels: int):
     shares = -(-worth(cost) // directions)
     units = min(max(1, worth(cost) // directions), panels)
     step = cost / directions / max(1, len(rows.sizes))
-    # Weights that one core's cache does not hold had better be read by one core each.
-    low = ISA.tile_rows * (2 if step / max(1, rows.batch) > LARGE else 1)
-    if units > 1 and rows.batch // shares < low and step / units > LEAST_STEP:
+    if units > 1 and rows.batch // shares < ISA.tile_rows and step / units > LEAST_STEP:
         cuts = [panels * i // units for i in range(units + 1)]
         return [(0, rows.batch, a, b) for a, b in pairwise(cuts)], units
     return [(a, b, 0, panels) for a, b in balanced(rows.lengths, shares)], 1
@@ -260,16 +256,16 @@ def step(layers: list[Weights], x, state) -> tuple[np.ndarray, tuple[np.ndarray,
     """One step through all layers on this thread: ``(y [B, H], state, finite)``."""
     w, batch, count, states = layers[0], len(x), len(layers), len(state)
     out = np.empty((count * states + 1, batch, w.units), w.dtype)
-    held = w.scratch.setdefault(batch, [])
     try:  # not shared: callers on several threads take one each
-        own = held.pop()
-    except IndexError:
+        own = w.scratch[batch].pop()
+    except (KeyError, IndexError):
+        w.scratch.setdefault(batch, [])
         own = np.empty((states, 2 * batch, w.hp), w.dtype), np.array((batch, 0, batch))
     finite = True
     for number, w in enumerate(layers):
         finite &= w.cell.step(x, *w.for_step, state[0], state[-1], number, out, *own)
         x = out[number]
-    held.append(own)
+    layers[0].scratch[batch].append(own)
     return out[-1], tuple([out[s * count : (s + 1) * count] for s in range(states)]), finite
 
 

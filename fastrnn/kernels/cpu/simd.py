@@ -310,11 +310,22 @@ def load_first(typingctx, p, i, n):
     ty = Lanes(p.dtype)
 
     def codegen(context, builder, sig, args):
-        at = builder.bitcast(builder.gep(args[0], [args[1]]), ty.vector.as_pointer())
-        align = ir.Constant(ir.IntType(32), ty.dtype.bitwidth // 8)
-        zeros = ir.Constant(ty.vector, [0.0] * ty.count)
-        mask = _first(builder, ty, args[2])
-        return _masked(builder, ty, "load", ty.vector, [at, align, mask, zeros])
+        p = builder.gep(args[0], [args[1]])
+        full = builder.icmp_signed(">=", args[2], ir.Constant(ir.IntType(64), ty.count))
+        with builder.if_else(full, likely=True) as (whole, part):
+            with whole:
+                all_of_it, from_whole = ty.load(builder, p), builder.block
+            with part:
+                at = builder.bitcast(p, ty.vector.as_pointer())
+                align = ir.Constant(ir.IntType(32), ty.dtype.bitwidth // 8)
+                zeros = ir.Constant(ty.vector, [0.0] * ty.count)
+                mask = _first(builder, ty, args[2])
+                some = _masked(builder, ty, "load", ty.vector, [at, align, mask, zeros])
+                from_part = builder.block
+        out = builder.phi(ty.vector)
+        out.add_incoming(all_of_it, from_whole)
+        out.add_incoming(some, from_part)
+        return out
 
     return ty(p, types.int64, types.int64), codegen
 
@@ -338,6 +349,43 @@ def store_first(typingctx, p, i, v, n):
         return context.get_dummy_value()
 
     return types.void(p, types.int64, v, types.int64), codegen
+
+
+def _shuffle(builder, a, b, picks):
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(picks)), picks)
+    return builder.shuffle_vector(a, b, mask)
+
+
+@intrinsic
+def transpose(typingctx, a, a_at, a_stride, b, b_at, b_stride):
+    """``b[b_at + j b_stride + i] = a[a_at + i a_stride + j]``, a square of a vector's width."""
+    ty = Lanes(a.dtype)
+
+    def codegen(context, builder, sig, args):
+        a, a_at, a_stride, b, b_at, b_stride = args
+        n = ty.count
+
+        def row(p, at, stride, i):
+            number = ir.Constant(ir.IntType(64), i)
+            return builder.gep(p, [builder.add(at, builder.mul(number, stride))])
+
+        v = [ty.load(builder, row(a, a_at, a_stride, i)) for i in range(n)]
+        # Swap the off-diagonal halves of pairs of rows, of squares of half the size each time.
+        half = n // 2
+        while half:
+            keep = [j if not j & half else n + j - half for j in range(n)]
+            other = [j + half if not j & half else n + j for j in range(n)]
+            for i in range(n):
+                if not i & half:
+                    low, high = v[i], v[i + half]
+                    v[i] = _shuffle(builder, low, high, keep)
+                    v[i + half] = _shuffle(builder, low, high, other)
+            half //= 2
+        for j in range(n):
+            ty.store(builder, v[j], row(b, b_at, b_stride, j))
+        return context.get_dummy_value()
+
+    return types.void(a, types.int64, types.int64, b, types.int64, types.int64), codegen
 
 
 @intrinsic
