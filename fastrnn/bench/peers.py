@@ -6,6 +6,7 @@ returns ``{name: function}``; what a forward function returns is checked against
 
 import importlib.util
 import os
+from typing import Any
 
 import numpy as np
 
@@ -115,14 +116,15 @@ def _torch_steps(layer, x) -> dict:
 
     @torch.no_grad()
     def whole():
-        y, state = None, None
+        y: Any = None
+        state: Any = None
         for t in range(len(x)):
             y, state = twin(x_t[t : t + 1], state)
         return y.numpy()
 
     @torch.no_grad()
     def cells():
-        state = None
+        state: Any = None
         for t in range(len(x)):
             state = cell(x_t[t], state)
         return (state[0] if isinstance(state, tuple) else state).numpy()[None]

@@ -29,6 +29,8 @@ if hasattr(os, "register_at_fork"):
 class _Lease(np.ndarray):
     """What arrays on a block refer to; the block is free again when it goes."""
 
+    base: np.ndarray
+
     def __del__(self):
         if _free is not None:  # as when Python ends
             _free.append(self.base)

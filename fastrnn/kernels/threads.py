@@ -7,7 +7,7 @@ a lock, so nothing spins: a busy neighbour on the other core costs its share and
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -69,17 +69,17 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Share:
-    """Tasks for one worker, and how it says that they are done."""
+    """What a worker takes its tasks from, and how it says that there are no more."""
 
     __slots__ = ("done", "failure", "give_up", "tasks", "turn")
 
-    def __init__(self, tasks: Sequence[Task], give_up: Callable[[], None]):
+    def __init__(self, tasks: Iterator[Task], give_up: Callable[[], None]):
         self.tasks, self.give_up, self.done, self.failure = tasks, give_up, False, None
         self.turn = threading.Lock()
         self.turn.acquire()
 
 
-def _run_all(tasks: Sequence[Task]) -> None:
+def _run_all(tasks: Iterable[Task]) -> None:
     for function, *arguments in tasks:
         function(*arguments)
 
@@ -92,7 +92,7 @@ def _work(inbox: queue.SimpleQueue) -> None:
         except BaseException as error:
             share.failure = error
             share.give_up()
-        share.tasks, share.done = (), True
+        share.tasks, share.done = iter(()), True
         share.turn.release()
         del share  # or it would live until the next call
 
@@ -111,7 +111,7 @@ def _workers(n: int) -> list[queue.SimpleQueue]:
 def run(
     tasks: Sequence[Task], threads: int | None = None, give_up: Callable[[], None] = lambda: None
 ) -> None:
-    """Run the tasks, dealt out to the threads in turn, and wait for all of them.
+    """Run the tasks and wait for all of them; each thread takes the next one when it is free.
 
     Tasks that wait for each other must follow one another in the list, no more of them than
     there are threads; ``give_up`` is called if one of them may never run.
@@ -121,15 +121,16 @@ def run(
         return _run_all(tasks)
     failure: BaseException | None = None
     shares: list[_Share] = []
+    left = iter(tasks)  # of a list: taking the next is one operation, so safe between threads
     try:
         inboxes = _workers(threads - 1)
         # One caller at a time, so that two who need the same workers find them in one order.
         with _growing:
-            for i, inbox in enumerate(inboxes, start=1):
-                share = _Share(tasks[i::threads], give_up)
+            for inbox in inboxes:
+                share = _Share(left, give_up)
                 inbox.put(share)
                 shares.append(share)
-        _run_all(tasks[::threads])
+        _run_all(left)
     except BaseException:
         give_up()
         raise
@@ -161,19 +162,22 @@ def worth(cost: float) -> int:
 
 
 def spread(*jobs: Job) -> None:
-    """Do the jobs at once, every thread an equal share of each."""
+    """Do the jobs at once, in pieces: a thread that starts late or runs slowly does fewer."""
     shares = worth(sum(job.cost for job in jobs))
     tasks = []
     for job in jobs:
-        bounds = [job.items * i // shares for i in range(shares + 1)]
-        tasks += [(job.function, *job.arguments, a, b) for a, b in pairwise(bounds)]
+        pieces = 1 if shares == 1 else max(shares, min(4 * shares, int(job.cost) // LEAST))
+        tasks += [(job.function, *job.arguments, a, b) for a, b in even(job.items, pieces)]
     run(tasks, shares)
+
+
+def even(items: int, shares: int) -> list[tuple[int, int]]:
+    """Cut ``range(items)`` into ``shares`` runs of about equal length."""
+    return list(pairwise(items * i // shares for i in range(shares + 1)))
 
 
 def balanced(weights: Sequence[int] | np.ndarray, shares: int) -> list[tuple[int, int]]:
     """Cut ``range(len(weights))`` into at most ``shares`` runs of about equal weight."""
-    if shares == 1 and len(weights):
-        return [(0, len(weights))]
     total = np.cumsum(weights, dtype=np.int64)
     if len(total) == 0:
         return []

@@ -11,6 +11,8 @@ columns ``4 W q`` to ``4 W (q + 1)``. What lies beyond the last unit or column i
              [N, D, Hp] for one gate
 """
 
+from functools import cache
+
 import numpy as np
 
 from .compiler import kernel
@@ -18,6 +20,7 @@ from .simd import lane_count, load_first, pointer, store, transpose, width
 from .tile import PANEL
 
 
+@cache
 def gate_columns(units: int, gates: tuple[int, ...], dtype) -> np.ndarray:
     """The row of a ``[., K]`` weight behind each packed column, -1 for none.
 
@@ -30,11 +33,21 @@ def gate_columns(units: int, gates: tuple[int, ...], dtype) -> np.ndarray:
     return np.ascontiguousarray(column.reshape(-1))
 
 
+@cache
 def plain_columns(count: int, dtype) -> np.ndarray:
     """The same for a plain ``[count, K]`` weight."""
     w = PANEL * width(dtype)
     column = np.arange(-(-count // w) * w)
     return np.where(column < count, column, -1)
+
+
+@cache
+def gate_places(units: int, gates: tuple[int, ...], dtype) -> np.ndarray:
+    """The packed column of each row of the weight: the inverse of `gate_columns`."""
+    columns = gate_columns(units, gates, dtype)
+    out = np.empty(columns.max() + 1, np.int64)
+    out[columns[columns >= 0]] = np.flatnonzero(columns >= 0)
+    return out
 
 
 @kernel

@@ -5,13 +5,12 @@ See kernels/__init__.py for the contract.
 
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import pairwise
 
 import numpy as np
 
 from fastrnn.kernels import buffers
 from fastrnn.kernels.rows import Rows
-from fastrnn.kernels.threads import MOVE, Job, balanced, run, spread, worth
+from fastrnn.kernels.threads import MOVE, Job, balanced, even, run, spread, worth
 
 from . import dense, gemm, pack
 from .barrier import Barrier
@@ -43,16 +42,16 @@ class Weights:
         self.lanes = width(self.dtype)
         self.panel = PANEL * self.lanes
         self.hp = -(-self.units // self.lanes) * self.lanes
+        # PyTorch's rows behind the packed columns, and back; in whole panels where it is one gate.
+        of = [(self.units, gates, self.dtype) for gates in (self.cell.of_x, self.cell.of_h)]
+        self.x_places, self.h_places = (pack.gate_places(*a) for a in of)
         if self.cell.gates == 1:
             self.x_columns = self.h_columns = pack.plain_columns(self.units, self.dtype)
             self.panels = len(self.x_columns) // self.panel
             self.gates_row = self.hp  # numbers of a row of gates, of one direction
             self.runs = self.hp, self.hp  # length and stride of those that belong to a product
         else:
-            self.x_columns, self.h_columns = (
-                pack.gate_columns(self.units, gates, self.dtype)
-                for gates in (self.cell.of_x, self.cell.of_h)
-            )
+            self.x_columns, self.h_columns = (pack.gate_columns(*a) for a in of)
             self.panels = self.hp // self.lanes
             self.gates_row = self.panels * self.panel
             self.runs = len(self.cell.of_x) * self.lanes, self.panel
@@ -111,12 +110,13 @@ class Weights:
         """[D, P, 4W], what every row's sums start from."""
         if "bias" not in self._packed:
             out = np.zeros((self.directions, self.panels, self.panel), self.dtype)
+            sides = (self.x_columns, self.x_places, 0), (self.h_columns, self.h_places, self.h_at)
             for part, (_, _, *biases) in zip(out, self.parameters, strict=True):
                 if biases[0] is not None:
-                    for b, columns, at in zip(
-                        biases, (self.x_columns, self.h_columns), (0, self.h_at), strict=True
-                    ):
-                        values = np.where(columns >= 0, b[columns], 0).reshape(self.panels, -1)
+                    for b, (columns, places, at) in zip(biases, sides, strict=True):
+                        values = np.zeros(len(columns), self.dtype)
+                        values[places] = b
+                        values = values.reshape(self.panels, -1)
                         part[:, at : at + values.shape[1]] += values
             self._packed["bias"] = out
         return self._packed["bias"]
@@ -155,9 +155,14 @@ def _slices(rows: Rows, cost: float, directions: int, panels: int):
     units = min(max(1, worth(cost) // directions), panels)
     step = cost / directions / max(1, len(rows.sizes))
     if units > 1 and rows.batch // shares < ISA.tile_rows and step / units > LEAST_STEP:
-        cuts = [panels * i // units for i in range(units + 1)]
-        return [(0, rows.batch, a, b) for a, b in pairwise(cuts)], units
-    return [(a, b, 0, panels) for a, b in balanced(rows.lengths, shares)], 1
+        return [(0, rows.batch, a, b) for a, b in even(panels, units)], units
+    # More slices than threads where they stay high: a slow thread then does fewer of them.
+    pieces = max(1, min(4, rows.batch // (4 * ISA.tile_rows * shares))) if shares > 1 else 1
+    if rows.order is None:
+        cuts = even(rows.batch, min(rows.batch, shares * pieces) or 1)
+    else:
+        cuts = balanced(rows.lengths, shares * pieces)
+    return [(a, b, 0, panels) for a, b in cuts], 1
 
 
 def _state_places(rows: Rows, save: bool) -> np.ndarray:
@@ -314,7 +319,7 @@ def backward(weights: Weights, tape: Tape, dy, dstate_n, *, need_dx: bool = True
     if tokens:
         for _, db, packed, _ in parts[::2]:
             db[:] = packed.sum(axis=1)
-    dw_db = [(dw, _unpack_bias(db, columns)) for dw, db, _, columns in parts]
+    dw_db = [(dw, db.reshape(-1)[places]) for dw, db, _, places in parts]
     grads = [(x[0], h[0], x[1], h[1]) for x, h in zip(dw_db[::2], dw_db[1::2], strict=True)]
     dstate_0 = tuple(np.stack([s[k][:, :units] for s in dstates]) for k in range(cell.states))
     return dx, dstate_0, grads
@@ -323,11 +328,11 @@ def backward(weights: Weights, tape: Tape, dy, dstate_n, *, need_dx: bool = True
 def _gradient(w: Weights, which: str, d: int, a, gates, at: int, parts: list) -> Job:
     """The job that fills a weight's gradient, and its bias's sums, from the rows it met; both
     are added to ``parts``."""
-    columns = w.x_columns if which == "x" else w.h_columns
+    columns, places = (w.x_columns, w.x_places) if which == "x" else (w.h_columns, w.h_places)
     out = buffers.empty(w.parameters[d][which == "h"].shape, w.dtype)
     packed = buffers.empty(w[which].shape[1:], w.dtype)
     sums = np.zeros(packed.shape[::2], w.dtype)
-    parts.append((out, sums, packed, columns))
+    parts.append((out, sums, packed, places))
     left = (d + 1) * w.gates_row - at
     if a.ndim == 2:
         return dense.accumulate(a, gates, at, w.panel, left, packed, sums, columns, out)
@@ -338,9 +343,3 @@ def _gradient(w: Weights, which: str, d: int, a, gates, at: int, parts: list) ->
         pack.unpack_gradient(packed, columns, out, first * w.inputs, last * w.inputs)
 
     return Job(share, (), len(packed), (gates.size + out.size) * MOVE)
-
-
-def _unpack_bias(sums, columns) -> np.ndarray:
-    out = np.empty(columns.max() + 1, sums.dtype)
-    out[columns[columns >= 0]] = sums.reshape(-1)[columns >= 0]
-    return out
