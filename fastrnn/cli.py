@@ -298,7 +298,10 @@ def bench(
         peak, rows = timing.fma_peak(), []
         for entry in chosen:
             typer.echo(f"{entry.group}: {entry.name}", err=True)
-            facts = timing.measure(entry.make(), seconds, peak)
+            try:
+                facts = timing.measure(entry.make(), seconds, peak)
+            except AssertionError as error:
+                raise ValueError(f"{entry.group}: {entry.name} is wrong here: {error}") from error
             rows.append({"group": entry.group, "name": entry.name} | facts)
         heading = report.heading(rows, report.cpu_name(), time.strftime("%Y-%m-%d"))
         typer.echo(f"{heading}\n\n{report.table(rows)}")

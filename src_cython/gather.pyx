@@ -233,6 +233,10 @@ def scatter_add_rows(grads, ids, *, out=None, num_rows=None):
         if grads.size:
             _scatter(grads, ids, out)
         return out
+    if isinstance(num_rows, bool) or not hasattr(num_rows, "__index__"):
+        raise TypeError(f"num_rows must be an int, got {type(num_rows).__name__}")
+    if num_rows < 0:
+        raise ValueError(f"num_rows must be at least 0, got {num_rows}")
     _check(ids, num_rows)
     order, ordered = _sorted(ids.astype(np.int64, copy=False), num_rows)
     starts = np.flatnonzero(np.diff(ordered, prepend=-1))

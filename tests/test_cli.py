@@ -125,6 +125,15 @@ def test_demo(tmp_path):
         assert (out / "curve.png").stat().st_size > 5000 and str(out / "curve.png") in said
 
 
+def test_bench():
+    said = fastrnn("bench", "--only", "padding", "--seconds", 0)
+    assert "multiply-add peak measured in the same run" in said
+    assert "| padding lists | " in said and "| padding arrays | " in said
+    said = fastrnn("bench", "--only", "one step", "--seconds", 0, "--threads", 1)
+    assert "| | fastrnn a step |" in said and "1 threads" in said
+    assert fastrnn("bench", "--only", "LSMT", code=1) == "fastrnn: --only 'LSMT' matches no case\n"
+
+
 def test_info():
     said = fastrnn("info")
     for word in ("cpu path", "threads", "numba", "numpy", "cache", "float32 lanes"):

@@ -84,3 +84,6 @@ def test_refused():
         scatter_add_rows(grads, [0, 1, 2])
     with pytest.raises(ValueError, match="give either out"):
         scatter_add_rows(grads, [0, 1, 2], out=table, num_rows=4)
+    for bad, error in ((2.5, TypeError), (True, TypeError), ("3", TypeError), (-1, ValueError)):
+        with pytest.raises(error, match="num_rows must be"):
+            scatter_add_rows(grads[:0], np.empty(0, int), num_rows=bad)

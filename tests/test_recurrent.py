@@ -283,6 +283,31 @@ def test_step_streams_what_forward_computes(rng, cell, units, batch, dtype, back
     assert all(map(np.array_equal, pair(state), pair(state_n)))
 
 
+def test_step_refuses_what_is_not_finite(rng):
+    lstm = LSTM(3, 4, 2, seed=0)
+    x = rng.standard_normal((2, 3)).astype("f")
+    state = lstm.step(x)[1]
+    for bad in (np.nan, np.inf):
+        worse = x.copy()
+        worse[1, 2] = bad
+        with pytest.raises(ValueError, match="x_t must be finite"):
+            lstm.step(worse)
+        for part, name in enumerate("hc"):
+            spoilt = [s.copy() for s in state]
+            spoilt[part][1, 1, 3] = bad
+            with pytest.raises(ValueError, match=f"{name} must be finite"):
+                lstm.step(x, tuple(spoilt))
+    with pytest.raises(ValueError, match=r"c must have shape \(2, 2, 4\), got \(1, 2, 4\)"):
+        lstm.step(x, (state[0], state[1][:1]))
+    y, h = GRU(3, 4, seed=0).step(x.astype(float).tolist(), np.zeros((1, 2, 4)))
+    assert y.dtype == np.float32 and np.array_equal(y, h[0])
+    assert lstm.step(np.zeros((0, 3), "f"))[0].shape == (0, 4)
+    # What overflows between the layers is not the caller's fault.
+    rnn = RNN(3, 4, 2, nonlinearity="relu", seed=0)
+    rnn.parameters.writing()[:] = 1e30
+    assert not np.isfinite(rnn.step(np.full((1, 3), 1e10, "f"))[0]).all()
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_unbatched(rng, batch_first):
     lstm = LSTM(5, 6, 2, bidirectional=True, batch_first=batch_first, seed=0)
@@ -427,6 +452,7 @@ def test_the_public_face_of_every_cell(rng):
         with pytest.raises(ValueError, match="dh_n must be finite"):
             layer.backward(layer.forward(x)[2], y, np.full((2, 2, 4), np.nan))
         assert repr(layer).startswith(f"{cell.__name__}(3, 4, num_layers=1")
+        assert ("nonlinearity='tanh'" in repr(layer)) == (cell is RNN)
         gates = len(layer.state_dict()["bias_hh_l0"]) // 4
         assert gates == {"GRU": 3, "RNN": 1}[cell.__name__]
 

@@ -141,8 +141,10 @@ def stream(cell, shape) -> Case:
     x, _ = _batch(layer, STEPS, 1)
     threads = fastrnn.get_num_threads()
     fastrnn.set_num_threads(1)
-    others = peers.steps(layer, x)
-    fastrnn.set_num_threads(threads)
+    try:
+        others = peers.steps(layer, x)
+    finally:
+        fastrnn.set_num_threads(threads)
 
     def ours():
         state = None

@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from fastrnn.kernels.threads import get_num_threads
+from fastrnn.kernels.threads import default_threads, get_num_threads
 from fastrnn.layers import GRU, LSTM
 
 
 def _has(*modules: str) -> bool:
     return all(importlib.util.find_spec(m) is not None for m in modules)
+
+
+def _all_cpus() -> bool:
+    """Whether we use them all, as JAX always does: else it would have more threads than we."""
+    return get_num_threads() == default_threads()
 
 
 def torch_twin(layer):
@@ -34,12 +39,14 @@ def torch_twin(layer):
 
 def forward(layer, x) -> dict:
     """Inference of a whole batch."""
-    return _torch(layer, x) | _onnx(layer, x) | _jax(layer, x) | _keras(layer, x)
+    found = _torch(layer, x) | _onnx(layer, x)
+    return found | _jax(layer, x) | _keras(layer, x) if _all_cpus() else found
 
 
 def training(layer, x, dy) -> dict:
     """Forward and backward, with the gradient of the input."""
-    return _torch_training(layer, x, dy) | _jax_training(layer, x, dy)
+    found = _torch_training(layer, x, dy)
+    return found | _jax_training(layer, x, dy) if _all_cpus() else found
 
 
 def steps(layer, x) -> dict:

@@ -4,7 +4,7 @@ import platform
 import re
 from collections.abc import Iterable
 from itertools import groupby
-from math import exp, log
+from math import exp, log, nan
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -44,7 +44,7 @@ def groups(rows: list[dict]):
 
 def _is_layers(name: str) -> bool:
     """Groups whose cases are alike enough for a mean."""
-    return name != "data" and "grows" not in name and "language model" not in name
+    return any(word in name for word in ("inference", "training, (T", "ragged"))
 
 
 def table(rows: list[dict]) -> str:
@@ -115,7 +115,7 @@ def _axes(width: float, height: float, columns: int = 1):
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots(1, columns, squeeze=False)
 
 
 def _label(row: dict) -> str:
@@ -125,7 +125,7 @@ def _label(row: dict) -> str:
 def plot_ratios(rows: list[dict], out: Path) -> None:
     """Each peer's time over ours, a row a case; right of the line we are faster."""
     rows = [row for row in rows if "grows" not in row["group"] and row["peers"]]
-    figure, axes = _axes(9, 0.2 * len(rows) + 1.2)
+    figure, ((axes,),) = _axes(9, 0.2 * len(rows) + 1.2)
     shown: set[str] = set()
     for y, row in enumerate(rows):
         for peer, seconds in row["peers"].items():
@@ -146,7 +146,7 @@ def plot_ratios(rows: list[dict], out: Path) -> None:
 def plot_peak(rows: list[dict], out: Path) -> None:
     """Share of the multiply-add peak."""
     rows = [row for row in rows if row["flops"] and "grows" not in row["group"]]
-    figure, axes = _axes(8, 0.2 * len(rows) + 1.2)
+    figure, ((axes,),) = _axes(8, 0.2 * len(rows) + 1.2)
     axes.barh([_label(row) for row in rows], [100 * (peak_share(row) or 0) for row in rows])
     axes.tick_params(axis="y", labelsize=7)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -160,15 +160,16 @@ def plot_growth(rows: list[dict], out: Path) -> None:
     grown = [(name, members) for name, members in groups(rows) if "grows" in name]
     if not grown:
         return
-    figure, axes = _axes(12, 3.6, len(grown))
-    for ax, (name, members) in zip(axes, grown, strict=True):
+    figure, axes = _axes(4 * len(grown), 3.6, len(grown))
+    for ax, (name, members) in zip(axes[0], grown, strict=True):
         letter = re.search(r"as (\w) grows", name)
         assert letter
         place = {"T": 0, "B": 1, "H": 3}[letter.group(1)]
         x = [int(row["name"].strip("()").split(",")[place]) for row in members]
         ax.plot(x, [row["ours"] * 1e3 for row in members], "o-", label="fastrnn")
         for peer in dict.fromkeys(p for row in members for p in row["peers"]):
-            ax.plot(x, [row["peers"][peer] * 1e3 for row in members], "o-", label=peer)
+            times = [row["peers"].get(peer, nan) * 1e3 for row in members]
+            ax.plot(x, times, "o-", label=peer)
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
         ax.set_xlabel(letter.group(1))

@@ -59,10 +59,14 @@ class Turns:
         self.case, self.peers = case, {name: list[float]() for name in case.peers}
         self.threads = get_num_threads()
         _set_threads(case.threads or self.threads)
-        case.check()
         sides = [case.ours, *case.peers.values()]
-        for side in sides:
-            side()
+        try:
+            case.check()
+            for side in sides:
+                side()
+        except BaseException:
+            _set_threads(self.threads)
+            raise
         self.once = sum(map(_timed, sides)) / len(sides)
         self.rounds = max(5, min(100, int(seconds / max(self.once, SETTLE))))
 

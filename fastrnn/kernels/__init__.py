@@ -24,9 +24,9 @@ A backend is a module with
     dx is None for an integer input.
 ``recurrent_step(layers, x, state)``
     ``(y [B, H], state, finite)``: one step of x [B, I] through the one direction of all layers,
-    a list of `RecurrentWeights`; a state's parts are [L, B, H]. ``finite`` is False if a number
-    that came in is not finite: the one check that kernels make, as a pass of its own would take
-    longer than the step.
+    a list of `RecurrentWeights`; a state's parts are [L, B, H]. If ``finite`` is False a number
+    on the way was not finite, and the caller had better look at what went in: the one check that
+    kernels make, as a pass of its own would take longer than the step.
 ``LinearWeights(weight [O, I], bias [O] or None)``, ``linear_forward(weights, x [N, I])``,
 ``linear_backward(weights, x, dy [N, O], *, need_dx=True) -> (dx or None, dweight, dbias)``
 ``dropout(x, p, key)``

@@ -1,7 +1,9 @@
 """One small thread pool, and the sharing out of work. Nothing else starts a thread.
 
-Kernels are serial and run without the GIL. A call hands each worker one piece and waits on
-a lock, so nothing spins: a busy neighbour on the other core costs its share and no more.
+Kernels are serial and run without the GIL. Each thread takes the next piece of a call's work
+when it is free, and the caller sleeps on a lock until all is done, so nothing spins (but for
+threads that share one time loop, see cpu/barrier.py): a busy neighbour on the other core costs
+its share and no more.
 """
 
 import os
@@ -21,7 +23,8 @@ LEAST = 1 << 22
 MOVE = 32
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
+    """The CPUs that this process may run on."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
@@ -37,7 +40,7 @@ def _from_environment() -> int | None:
     return int(text)
 
 
-_threads = _from_environment() or _default_threads()
+_threads = _from_environment() or default_threads()
 _inboxes: list[queue.SimpleQueue] = []
 _growing = threading.Lock()
 
@@ -121,27 +124,28 @@ def run(
         return _run_all(tasks)
     failure: BaseException | None = None
     shares: list[_Share] = []
+    posted: list[None] = []
     left = iter(tasks)  # of a list: taking the next is one operation, so safe between threads
     try:
         inboxes = _workers(threads - 1)
+        shares = [_Share(left, give_up) for _ in inboxes]
         # One caller at a time, so that two who need the same workers find them in one order.
         with _growing:
-            for inbox in inboxes:
-                share = _Share(left, give_up)
-                inbox.put(share)
-                shares.append(share)
+            # In one operation, so that whatever interrupts us we know who was asked.
+            posted.extend(map(queue.SimpleQueue.put, inboxes, shares))
         _run_all(left)
     except BaseException:
         give_up()
         raise
     finally:
         # Whatever happens here, nobody may still be writing when we return.
-        for share in shares:
+        for share in shares[: len(posted)]:
             while not share.done:
                 try:
                     share.turn.acquire()
                 except BaseException as error:  # Ctrl-C, or what a signal's handler raises
                     failure = error
+                    give_up()
             failure = failure or share.failure
     if failure:
         raise failure

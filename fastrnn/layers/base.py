@@ -45,15 +45,16 @@ class PackedLayer(Layer):
         super().__init__(values, dtype)
         self.backend = backend
         self._kernels = get_backend(backend)
-        self._packed: tuple = (None, None)
+        self._packed: dict = {}
 
     def _weights(self):
         """The backend's copy of the parameters, made again only after they changed."""
         key = (id(self.parameters), self.parameters.version)
-        held, packed = self._packed
-        if held != key:
-            packed = self._pack()
-            self._packed = (key, packed)
+        packed = self._packed.get(key)
+        if packed is None:
+            packed = self._packed.setdefault(key, self._pack())  # one for all threads
+            for old in [k for k in self._packed if k != key]:
+                self._packed.pop(old, None)
         return packed
 
     def _pack(self):

@@ -104,8 +104,9 @@ class Recurrent(PackedLayer):
         (h,), each [L D, B, H] in the order of the rows; zero when left out. Nothing is checked.
         """
         state_0 = self._zero_state(rows.batch) if state is None else state
+        packed = self._weights()
         tapes, keys, state_n = [], [], []
-        for layer, weights in enumerate(self._weights()):
+        for layer, weights in enumerate(packed):
             key = None
             if layer and training and self.dropout:
                 key = new_key(self.rng)
@@ -116,7 +117,7 @@ class Recurrent(PackedLayer):
             tapes.append(tape)
             keys.append(key)
             state_n.append(after)
-        tape = Tape(rows, self._weights(), tapes, keys, False) if training else None
+        tape = Tape(rows, packed, tapes, keys, False) if training else None
         return x, _stacked(state_n), tape
 
     def rows_backward(self, tape: Tape, dy, dstate: State | None = None, *, need_dx: bool = True):
@@ -305,19 +306,25 @@ class Recurrent(PackedLayer):
         if state is None:
             parts = (np.zeros(shape, dtype),) * len(self._states)
         else:
-            parts = state if type(state) is tuple else (state,)
+            parts = state if type(state) is tuple and len(self._states) > 1 else (state,)
             plain = [checks.is_plain(part, dtype, shape) for part in parts]
             if len(parts) != len(self._states) or not all(plain):
                 parts = self._state_in("state", "{}", state, Rows(1, len(x_t)), False)
         y, parts_t, finite = self._kernels.recurrent_step(self._weights(), x_t, parts)
         if not finite:
-            checks.real_array("x_t", x_t, self.dtype)
-            self._state_in("state", "{}", state, Rows(1, len(x_t)), False)
+            checks.real_array("x_t", x_t, dtype)
+            if state is not None:
+                self._state_in("state", "{}", state, Rows(1, len(x_t)), False)
         return y, parts_t if len(parts_t) > 1 else parts_t[0]
+
+    def _shown(self) -> dict:
+        """What a subclass adds to its repr."""
+        return {}
 
     def __repr__(self):
         shown: Mapping = {
             "num_layers": self.num_layers,
+            **self._shown(),
             "bidirectional": self.bidirectional,
             "dropout": self.dropout,
             "dtype": self.dtype.name,

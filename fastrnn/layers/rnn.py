@@ -112,3 +112,6 @@ class RNN(Recurrent):
         self.nonlinearity = nonlinearity
         self._cell = f"rnn_{nonlinearity}"
         super().__init__(input_size, hidden_size, num_layers, **rest)
+
+    def _shown(self) -> dict:
+        return {"nonlinearity": self.nonlinearity}

@@ -18,7 +18,8 @@ _I64 = ir.IntType(64)
 _LINE = 8  # int64 in a cache line: each meeting place has one of its own
 _LOOKS = 2000  # about 50 us; then the core is given away in between
 _X86 = "x86_64" in llvm.get_process_triple()
-_POSIX = os.name == "posix"
+# Without a way to give the core away, threads do not share a time loop.
+CAN_MEET = os.name == "posix"
 
 
 class Barrier:
@@ -73,7 +74,7 @@ def _nothing():
 
 
 _pause = _call("llvm.x86.sse2.pause") if _X86 else register_jitable(_nothing)
-_give_way = _call("sched_yield") if _POSIX else register_jitable(_nothing)
+_give_way = _call("sched_yield") if CAN_MEET else register_jitable(_nothing)
 
 
 @register_jitable

@@ -23,7 +23,7 @@ _ROOT = Path(__file__).parents[2]
 
 def _fingerprint() -> str:
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {ISA}".encode())
-    for folder in ("cells", "kernels"):
+    for folder in ("cells", "kernels", "bench"):
         for path in sorted((_ROOT / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -22,7 +22,17 @@ from fastrnn.cells import gru, lstm, rnn
 
 from .barrier import meet
 from .compiler import kernel
-from .simd import lane_count, load, load_first, pointer, prefetch, store, store_first, zeros_like
+from .simd import (
+    lane_count,
+    line,
+    load,
+    load_first,
+    pointer,
+    prefetch,
+    store,
+    store_first,
+    zeros_like,
+)
 from .tile import (
     PANEL,
     begin_row,
@@ -35,11 +45,11 @@ from .tile import (
 
 
 class Loops(NamedTuple):
-    """The two compiled time loops of a cell, and how its panels are made up.
+    """The compiled time loops of a cell and its single step, and how its panels are made up.
 
-    ``of_x`` and ``of_h`` are the gates (by their place in PyTorch's order) that W_ih adds to the
-    first vectors of a panel, and W_hh to those from ``h_first`` on. In a cell with one gate a
-    panel's vectors are four vectors of units instead.
+    ``gates`` and ``states`` are how many a cell has. ``of_x`` and ``of_h`` are the gates (by their
+    place in PyTorch's order) that W_ih adds to the first vectors of a panel, and W_hh to those
+    from ``h_first`` on. In a cell with one gate a panel's vectors are four vectors of units instead.
     """
 
     gates: int
@@ -52,13 +62,13 @@ class Loops(NamedTuple):
     step: Callable
 
 
-def _begin_step(i, args):
+def _begin_step(i, count, args):
     start, at, row, ids, has_ids, p = args[0]
     gates, gates_at, gates_row, save = args[2][4:]
     if save:  # these lines are far away, and the products take long enough to fetch them
-        for j in range(0, PANEL * lane_count(gates), 16):
+        for j in range(0, count * lane_count(gates), line(gates)):
             prefetch(gates, gates_at + i * gates_row + j)
-    return load_panel(start, at + ids[p + i] * row if has_ids else at)
+    return load_panel(start, at + ids[p + i] * row if has_ids else at, count)
 
 
 @register_jitable
@@ -149,7 +159,7 @@ _dh_tile = tile(begin_row, finish_row)
 
 
 def _loops(name, gate_count, states, of_x, of_h, finish, step_back) -> Loops:
-    """Compile the two time loops of a cell."""
+    """Compile what a cell needs."""
     one_gate = gate_count == 1
     h_first = 0 if one_gate else PANEL - len(of_h)
     parts = None if one_gate else (range(len(of_x)), range(h_first, PANEL))

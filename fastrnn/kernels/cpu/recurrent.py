@@ -13,7 +13,7 @@ from fastrnn.kernels.rows import Rows
 from fastrnn.kernels.threads import MOVE, Job, balanced, even, run, spread, worth
 
 from . import dense, gemm, pack
-from .barrier import Barrier
+from .barrier import CAN_MEET, Barrier
 from .loops import CELLS
 from .simd import ISA, width
 from .tile import PANEL
@@ -68,13 +68,14 @@ class Weights:
             wanted["back_h"] = self._backward
         if training and dx:
             wanted["back_x"] = self._backward
-        packed, jobs = dict(self._packed), list[Job]()
+        packed, jobs = {}, list[Job]()
         for name, make in wanted.items():
-            if name not in packed:
+            if name not in self._packed:
                 packed[name] = make(name.removeprefix("back_"), jobs)
         if jobs:
             spread(*jobs)
-            self._packed = packed
+            # Two callers may have packed the same; nothing that one of them has is ever lost.
+            self._packed.update(packed)
 
     def _forward(self, which, jobs) -> np.ndarray:
         columns = self.x_columns if which == "x" else self.h_columns
@@ -105,21 +106,19 @@ class Weights:
         """What `ready` packed: ``x [D, P, I, .]``, ``h [D, P, H, .]``, ``back_x``, ``back_h``."""
         return self._packed[name]
 
-    @property
+    @cached_property
     def bias(self) -> np.ndarray:
         """[D, P, 4W], what every row's sums start from."""
-        if "bias" not in self._packed:
-            out = np.zeros((self.directions, self.panels, self.panel), self.dtype)
-            sides = (self.x_columns, self.x_places, 0), (self.h_columns, self.h_places, self.h_at)
-            for part, (_, _, *biases) in zip(out, self.parameters, strict=True):
-                if biases[0] is not None:
-                    for b, (columns, places, at) in zip(biases, sides, strict=True):
-                        values = np.zeros(len(columns), self.dtype)
-                        values[places] = b
-                        values = values.reshape(self.panels, -1)
-                        part[:, at : at + values.shape[1]] += values
-            self._packed["bias"] = out
-        return self._packed["bias"]
+        out = np.zeros((self.directions, self.panels, self.panel), self.dtype)
+        sides = (self.x_columns, self.x_places, 0), (self.h_columns, self.h_places, self.h_at)
+        for part, (_, _, *biases) in zip(out, self.parameters, strict=True):
+            if biases[0] is not None:
+                for b, (columns, places, at) in zip(biases, sides, strict=True):
+                    values = np.zeros(len(columns), self.dtype)
+                    values[places] = b
+                    values = values.reshape(self.panels, -1)
+                    part[:, at : at + values.shape[1]] += values
+        return out
 
     @cached_property
     def for_step(self) -> tuple[np.ndarray, ...]:
@@ -127,15 +126,13 @@ class Weights:
         self.ready(training=False, dx=False)
         return self["x"][0], self["h"][0], self.bias.reshape(-1)
 
-    @property
+    @cached_property
     def table(self) -> np.ndarray:
         """[D, P, I, 4W]: what a one-hot input adds up to, for each of its I values."""
-        if "table" not in self._packed:
-            x = self["x"]
-            out = np.repeat(self.bias[:, :, None], self.inputs, axis=2)
-            out[..., : x.shape[3]] += x
-            self._packed["table"] = out
-        return self._packed["table"]
+        x = self["x"]
+        out = np.repeat(self.bias[:, :, None], self.inputs, axis=2)
+        out[..., : x.shape[3]] += x
+        return out
 
 
 @dataclass
@@ -152,7 +149,7 @@ def _slices(rows: Rows, cost: float, directions: int, panels: int):
     """How one direction's work is shared: slices of the batch or, where those would be too low
     for the registers, of the units: ``[(first, last, first_panel, last_panel)], parties``."""
     shares = -(-worth(cost) // directions)
-    units = min(max(1, worth(cost) // directions), panels)
+    units = min(max(1, worth(cost) // directions), panels) if CAN_MEET else 1
     step = cost / directions / max(1, len(rows.sizes))
     if units > 1 and rows.batch // shares < ISA.tile_rows and step / units > LEAST_STEP:
         return [(0, rows.batch, a, b) for a, b in even(panels, units)], units
@@ -264,13 +261,15 @@ def step(layers: list[Weights], x, state) -> tuple[np.ndarray, tuple[np.ndarray,
     try:  # not shared: callers on several threads take one each
         own = w.scratch[batch].pop()
     except (KeyError, IndexError):
+        if len(w.scratch) > 8:  # batches of ever new sizes
+            w.scratch.clear()
         w.scratch.setdefault(batch, [])
         own = np.empty((states, 2 * batch, w.hp), w.dtype), np.array((batch, 0, batch))
     finite = True
     for number, w in enumerate(layers):
         finite &= w.cell.step(x, *w.for_step, state[0], state[-1], number, out, *own)
         x = out[number]
-    layers[0].scratch[batch].append(own)
+    layers[0].scratch.setdefault(batch, []).append(own)
     return out[-1], tuple([out[s * count : (s + 1) * count] for s in range(states)]), finite
 
 

@@ -289,6 +289,17 @@ def prefetch(typingctx, p, i):
     return types.void(p, types.int64), codegen
 
 
+@intrinsic
+def line(typingctx, p):
+    """How many numbers that ``p`` points to a cache line of 64 bytes holds (a constant)."""
+    count = 64 * 8 // p.dtype.bitwidth
+
+    def codegen(context, builder, sig, args):
+        return ir.Constant(ir.IntType(64), count)
+
+    return types.int64(p), codegen
+
+
 def _first(builder, ty, n):
     """A mask of the first ``n`` lanes."""
     iota = ir.Constant(ir.VectorType(ir.IntType(64), ty.count), list(range(ty.count)))

@@ -91,7 +91,7 @@ def _multiply_add(builder, lanes, rows, acc, part, segment):
 def tile(begin, finish, parts=None):
     """A compiled ``run(rows, vectors, segments, args)``, ``rows`` from 1 to the path's most.
 
-    ``begin(i, args) -> 4 vectors`` (of which it takes as many as it needs) and
+    ``begin(i, count, args) -> 4 vectors``, of which ``count`` are looked at, and
     ``finish(i, vectors, args)`` are compiled into it; ``args`` is any tuple, passed on to both.
     A segment works on all of the 1 to 4 ``vectors``, or, where ``parts`` has a range for each
     segment, on those; ``vectors`` is 4 then.
@@ -104,7 +104,10 @@ def tile(begin, finish, parts=None):
         acc = []
         for i in range(rows):
             start = context.compile_internal(
-                builder, begin, four(types.int64, extra), [_int(i), args]
+                builder,
+                begin,
+                four(types.int64, types.int64, extra),
+                [_int(i), _int(vectors), args],
             )
             acc += cgutils.unpack_tuple(builder, start, PANEL)[:vectors]
         for number, segment in enumerate(segments):
@@ -155,10 +158,15 @@ def tile_rows(left):
 
 
 @register_jitable
-def load_panel(p, at):
-    """The four vectors at ``p[at]``."""
-    n = lane_count(p)
-    return load(p, at), load(p, at + n), load(p, at + 2 * n), load(p, at + 3 * n)
+def load_panel(p, at, count=PANEL):
+    """The ``count`` vectors at ``p[at]``, zeros for what is missing of four."""
+    n, zero = lane_count(p), zeros_like(p)
+    return (
+        load(p, at),
+        load(p, at + n) if count > 1 else zero,
+        load(p, at + 2 * n) if count > 2 else zero,
+        load(p, at + 3 * n) if count > 3 else zero,
+    )
 
 
 @register_jitable
@@ -169,20 +177,20 @@ def store_panel(p, at, z):
         store(p, at + j * n, z[j])
 
 
-def begin_zero(i, args):
+def begin_zero(i, count, args):
     """``args[0]`` is ``(pointer,)``: zeros of that type."""
     zero = zeros_like(args[0][0])
     return zero, zero, zero, zero
 
 
-def begin_panel(i, args):
-    """``args[0]`` is ``(pointer, at)``: the same four vectors for every row."""
-    return load_panel(args[0][0], args[0][1])
+def begin_panel(i, count, args):
+    """``args[0]`` is ``(pointer, at)``: the same vectors for every row."""
+    return load_panel(args[0][0], args[0][1], count)
 
 
-def begin_row(i, args):
+def begin_row(i, count, args):
     """``args[0]`` is ``(pointer, at, row_stride)``: what stands there."""
-    return load_panel(args[0][0], args[0][1] + i * args[0][2])
+    return load_panel(args[0][0], args[0][1] + i * args[0][2], count)
 
 
 def finish_row(i, z, args):
