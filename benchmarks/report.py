@@ -5,7 +5,7 @@
 
 writes NAME.md, NAME-ratios.png, NAME-peak.png and NAME-growth.png next to the JSON, and takes
 out of the JSON what nobody needs (every single timing, the machine's name); ``--readme`` also
-puts the tables between the two marks in that file.
+puts the summary between the two marks in that file.
 """
 
 import argparse
@@ -50,15 +50,15 @@ def main() -> None:
     parser.add_argument("--readme", type=Path)
     arguments = parser.parse_args()
     rows, heading = read(arguments.json)
-    text = f"{heading}\n\n{report.table(rows)}\n"
+    summary = f"{heading}\n\n{report.summary(rows)}\n"
+    text = f"{summary}\n{report.table(rows)}\n"
     arguments.json.with_suffix(".md").write_text(text)
     for name in ("ratios", "peak", "growth"):
         out = arguments.json.with_name(f"{arguments.json.stem}-{name}.png")
         getattr(report, f"plot_{name}")(rows, out)
     print(text)
     if arguments.readme:
-        shown = [row for row in rows if "grows" not in row["group"]]
-        put_between(arguments.readme, MARKS, f"{heading}\n\n{report.table(shown)}\n")
+        put_between(arguments.readme, MARKS, summary)
 
 
 if __name__ == "__main__":

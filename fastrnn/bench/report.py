@@ -25,10 +25,9 @@ def peak_share(row: dict) -> float | None:
     return row["flops"] / row["ours"] / row["peak_flops"] if row["flops"] else None
 
 
-def ratio(row: dict, peer: str | None = None) -> float | None:
-    """A peer's time over ours; without a name, the best peer's."""
-    times = row["peers"]
-    seconds = times.get(peer) if peer else min(times.values(), default=None)
+def ratio(row: dict, peer: str) -> float | None:
+    """A peer's time over ours."""
+    seconds = row["peers"].get(peer)
     return seconds / row["ours"] if seconds else None
 
 
@@ -76,20 +75,64 @@ def table(rows: list[dict]) -> str:
     return "\n".join(out).rstrip()
 
 
+def _counted(members: list[dict]) -> list[dict]:
+    """What the means are over: a single step is not a sequence."""
+    return [row for row in members if not row["name"].startswith("(1, ")]
+
+
 def _means(members, peers, columns) -> list[str]:
-    # The means that are claimed are over whole sequences: a single step is not one of them.
-    counted = [row for row in members if not row["name"].startswith("(1, ")]
-    cells = [""]
+    counted, cells = _counted(members), [""]
     for peer in peers:
         found = [r for row in counted if (r := ratio(row, peer))]
         cells += ["", f"*{geometric_mean(found):.2f}*" if len(found) == len(counted) else ""]
     cells += [""] * (columns - len(cells))
-    lines = ["| *geometric mean, T > 1* | " + " | ".join(cells) + " |"]
-    if len(peers) > 1:
-        best = geometric_mean([r for row in counted if (r := ratio(row))])
-        cells = [f"*{best:.2f}*"] + [""] * (columns - 1)
-        lines.append("| *against the best peer of each* | " + " | ".join(cells) + " |")
-    return lines
+    return ["| *geometric mean, T > 1* | " + " | ".join(cells) + " |"]
+
+
+def summary(rows: list[dict]) -> str:
+    """One table: for groups of like cases the geometric mean of the ratios (and the worst), for
+    others the ratio of each case."""
+    peers = list(dict.fromkeys(p.split(",")[0].split(" ")[0] for row in rows for p in row["peers"]))
+    peers = [p for p in peers if p in COLOURS]
+    lines = [
+        f"| | {' | '.join(peers)} | the best of each case | of the FMA peak |",
+        "|---|" + "--:|" * (len(peers) + 2),
+    ]
+    for name, members in groups(rows):
+        if "grows" in name:
+            continue
+        parts = [members] if _is_layers(name) else [[row] for row in members]
+        for part in parts:
+            counted = _counted(part)
+            if len(part) > 1:
+                label = f"{name.split(',')[0]}, {len(counted)} shapes"
+            else:
+                label = f"{name.split(',')[0]}: {part[0]['name']}"
+            cells = [_spread([_of_kind(row, peer) for row in counted]) for peer in peers]
+            cells.append(_spread([_of_kind(row, None) for row in counted]))
+            shares = [share for row in counted if (share := peak_share(row))]
+            low_high = f"{min(shares):.0%} - {max(shares):.0%}" if len(shares) > 1 else ""
+            cells.append(low_high or (f"{shares[0]:.0%}" if shares else ""))
+            lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _of_kind(row: dict, kind: str | None) -> float | None:
+    """The ratio to the fastest of a framework's ways, or of all frameworks'."""
+    times = [
+        seconds
+        for peer, seconds in row["peers"].items()
+        if (peer.startswith(kind) if kind else peer.startswith(tuple(COLOURS)))
+    ]
+    return min(times) / row["ours"] if times else None
+
+
+def _spread(ratios: list[float | None]) -> str:
+    found = [r for r in ratios if r]
+    if not found or len(found) < len(ratios):
+        return ""
+    mean = f"{geometric_mean(found):.2f}"
+    return mean if len(found) == 1 else f"{mean} (worst {min(found):.2f})"
 
 
 def cpu_name() -> str:

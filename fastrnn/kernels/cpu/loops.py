@@ -49,7 +49,7 @@ class Loops(NamedTuple):
 
     ``gates`` and ``states`` are how many a cell has. ``of_x`` and ``of_h`` are the gates (by their
     place in PyTorch's order) that W_ih adds to the first vectors of a panel, and W_hh to those
-    from ``h_first`` on. In a cell with one gate a panel's vectors are four vectors of units instead.
+    from ``h_first`` on. In a cell with one gate a panel is four vectors of units instead.
     """
 
     gates: int
