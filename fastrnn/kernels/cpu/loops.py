@@ -304,10 +304,12 @@ def _loops(name, gate_count, states, of_x, of_h, finish, step_back) -> Loops:
                 for k in range(units, scratch.shape[2]):
                     scratch[s, r, k] = 0
         y, ids, panel = out[-1], where[:0], PANEL * lane_count(pointer(w_h))
+        # Not literals, for which Numba would compile ``forward`` anew.
+        zero, one, no = np.int64(0), np.int64(1), batch < 0
         forward(
-            x, w_x, bias, 0, panel, 0, ids, w_h, scratch[0], scratch[-1], y, 0, y, 0, False,
-            where[:1], where[1:], where[1:], False,
-            0, batch, 0, w_h.shape[0], where, 0, 1,
+            x, w_x, bias, zero, panel, zero, ids, w_h, scratch[0], scratch[-1], y, zero, y, zero,
+            no, where[:1], where[1:], where[1:], no,
+            zero, batch, zero, w_h.shape[0], where, zero, one,
         )  # fmt: skip
         for s in range(states):
             for r in range(batch):
