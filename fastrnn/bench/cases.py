@@ -3,7 +3,6 @@
 `CASES` is the one list of them. Each entry makes a `timing.Case` when it is called.
 """
 
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -48,10 +47,6 @@ STEPS = 100  # of a stream in one call
 def close(got, wanted, tolerance=2e-5):
     """Largest difference relative to the largest wanted number."""
     assert_allclose(got, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
-
-
-def has_torch() -> bool:
-    return importlib.util.find_spec("torch") is not None
 
 
 def _pair(cell, *sizes, **options):
@@ -200,7 +195,7 @@ def language_model(embedding_dim, against=None) -> Case:
     others: dict[str, Callable] = {}
     if against is not None:
         others["fastrnn, embedding"] = ours(against)[1]
-    elif has_torch():
+    elif peers.has("torch"):
         others["torch"] = _torch_language_model(size, embedding_dim, hidden, chunk)
     return Case(step, check, others, flops, items=steps * batch)
 
@@ -261,7 +256,7 @@ def gather() -> Case:
         "memcpy of the same bytes": lambda: np.copyto(out, source),
         "reading the rows alone": lambda: spread(Job(read, (), len(ids), out.size * MOVE)),
     }
-    if has_torch():
+    if peers.has("torch"):
         import torch
 
         table_t, ids_t = torch.from_numpy(table), torch.from_numpy(ids)
@@ -285,7 +280,7 @@ def scatter_sparse() -> Case:
         assert np.array_equal(rows, np.unique(ids)) and np.array_equal(sums, wanted[rows])
 
     others: dict[str, Callable] = {}
-    if has_torch():
+    if peers.has("torch"):
         import torch
 
         ids_t, grads_t = torch.from_numpy(ids)[None], torch.from_numpy(grads)
@@ -315,7 +310,7 @@ def padding(form) -> Case:
             assert np.array_equal(ids[: len(a), b], a) and not ids[len(a) :, b].any()
 
     others: dict[str, Callable] = {}
-    if has_torch():
+    if peers.has("torch"):
         import torch
 
         pad = torch.nn.utils.rnn.pad_sequence

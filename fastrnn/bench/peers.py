@@ -14,7 +14,8 @@ from fastrnn.kernels.threads import default_threads, get_num_threads
 from fastrnn.layers import GRU, LSTM
 
 
-def _has(*modules: str) -> bool:
+def has(*modules: str) -> bool:
+    """Whether all of these are installed."""
     return all(importlib.util.find_spec(m) is not None for m in modules)
 
 
@@ -25,7 +26,7 @@ def _all_cpus() -> bool:
 
 def torch_twin(layer):
     """The layer of the same class in torch with the same weights, or None without torch."""
-    if not _has("torch"):
+    if not has("torch"):
         return None
     import torch
 
@@ -141,7 +142,7 @@ def _torch_steps(layer, x) -> dict:
 
 def _session(layer, steps, batch):
     """An ONNX model of the layer in onnxruntime; None where it is not installed."""
-    if not _has("onnx", "onnxruntime"):
+    if not has("onnx", "onnxruntime"):
         return None
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -214,7 +215,7 @@ def _onnx_steps(layer, x) -> dict:
 
 def _jax_layer(layer, batch):
     """``y = f(parameters, x)`` by `jax.lax.scan`, and the parameters; None without jax."""
-    if not _has("jax"):
+    if not has("jax"):
         return None
     import jax
     import jax.numpy as jnp
@@ -281,7 +282,7 @@ def _jax_training(layer, x, dy) -> dict:
 
 def _keras(layer, x) -> dict:
     os.environ.setdefault("KERAS_BACKEND", "jax")
-    if not _has("keras", os.environ["KERAS_BACKEND"]):
+    if not has("keras", os.environ["KERAS_BACKEND"]):
         return {}
     import keras
 
