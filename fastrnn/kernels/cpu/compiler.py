@@ -14,6 +14,7 @@ from pathlib import Path
 
 import llvmlite
 import numba
+from numba.core import serialize
 from numba.core.caching import FunctionCache, _CacheLocator
 
 from .simd import ISA
@@ -66,6 +67,35 @@ class _Implementation(FunctionCache._impl_class):
     _locator_classes = (_Locator,)
 
 
+class _Files:
+    """One file per signature, named after it: nothing that two processes could mix up."""
+
+    def __init__(self, stem: str):
+        self._stem = stem
+
+    def _path(self, key) -> Path:
+        name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        return _DIRECTORY / f"{self._stem}-{name}.kernel"
+
+    def load(self, key):
+        data = self._path(key).read_bytes()
+        digest, payload = data[:32], data[32:]
+        if hashlib.sha256(payload).digest() != digest:
+            raise ValueError(f"{self._path(key)} is damaged")
+        return pickle.loads(payload)
+
+    def save(self, key, data) -> None:
+        payload = serialize.dumps(data)
+        descriptor, temporary = tempfile.mkstemp(dir=_DIRECTORY)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(hashlib.sha256(payload).digest() + payload)
+            os.replace(temporary, self._path(key))
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
 # What reading or writing a damaged or forbidden file can raise.
 _FAILURES = (
     OSError,
@@ -79,9 +109,13 @@ _FAILURES = (
 
 
 class _Cache(FunctionCache):
-    """Numba's function cache in our own folder, where any failure means compiling anew."""
+    """Numba's function cache in our own files, where any failure means compiling anew."""
 
     _impl_class = _Implementation
+
+    def __init__(self, function):
+        super().__init__(function)
+        self._cache_file = _Files(self._impl.filename_base)
 
     def _index_key(self, sig, codegen):
         # The folder stands for the sources and the file's name for the function, so what a
@@ -89,12 +123,8 @@ class _Cache(FunctionCache):
         return sig, codegen.magic_tuple()
 
     def load_overload(self, sig, target_context):
-        try:
+        with contextlib.suppress(*_FAILURES):
             return super().load_overload(sig, target_context)
-        except _FAILURES:
-            with contextlib.suppress(OSError):
-                self.flush()  # a damaged index would stand in the way of a new one
-            return None
 
     def save_overload(self, sig, data):
         with contextlib.suppress(*_FAILURES):
@@ -104,7 +134,10 @@ class _Cache(FunctionCache):
 def kernel(function, name: str | None = None):
     """Compile ``function``: serial, without the GIL, raising nothing, cached on disk.
 
-    A function that is made more than once, for several cells, needs a ``name`` of its own.
+    Numba names what it compiles after the function's module, name and arguments and a number
+    that starts at 1 in every process, so a kernel read from the disk meets symbols of one that
+    was just compiled. Hence no two functions here may share a name: one that is made more than
+    once, for several cells, needs a ``name`` of its own.
     """
     if name:
         function.__qualname__ = name

@@ -144,6 +144,8 @@ def tile(begin, finish, parts=None):
     def run(rows, vectors, segments, args):
         switch(rows, vectors, segments, args)
 
+    # Each needs a name of its own, see `compiler.kernel`.
+    run.__qualname__ = f"tile({begin.__name__},{finish.__name__},{parts})"
     return numba.njit(run, nogil=True, error_model="numpy")
 
 
