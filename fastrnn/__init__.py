@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 __all__ = [
+    "CRF",
     "GRU",
     "LSTM",
     "RNN",
@@ -41,13 +42,14 @@ if TYPE_CHECKING:
     from ._gather import gather_rows, scatter_add_rows
     from ._padding import pad_sequences
     from .kernels.threads import get_num_threads, set_num_threads
-    from .layers import GRU, LSTM, RNN, Dropout, Embedding, Linear
+    from .layers import CRF, GRU, LSTM, RNN, Dropout, Embedding, Linear
     from .losses import cross_entropy
     from .optim import SGD, Adam, AdamW
     from .trainer import Trainer
 
 _MODULES = ("layers", "losses", "models", "optim")
 _HOME = {
+    "CRF": "layers",
     "GRU": "layers",
     "LSTM": "layers",
     "RNN": "layers",

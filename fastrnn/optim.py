@@ -6,12 +6,22 @@ pass. Its state is arrays and numbers, to be saved and loaded.
 
 import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from fastrnn import checks
 from fastrnn.kernels.cpu import update
 from fastrnn.parameters import Parameters
+
+
+class RowGradient(NamedTuple):
+    """The gradient of some rows of a table: table [V, E], rows int64 [R] that differ, values
+    [R, E]."""
+
+    table: np.ndarray
+    rows: np.ndarray
+    values: np.ndarray
 
 
 class Optimizer:
@@ -31,6 +41,7 @@ class Optimizer:
         self.lr = checks.number("lr", lr, 0.0, math.inf)
         self.steps = 0
         self._state: dict[str, np.ndarray] = {}
+        self._tables: dict[str, np.ndarray] = {}
         self._parameters: Parameters | None = None
 
     def step(
@@ -40,6 +51,7 @@ class Optimizer:
         *,
         lr: float | None = None,
         max_norm: float | None = None,
+        rows: Mapping[str, RowGradient] | None = None,
     ) -> float:
         """Update the parameters and return the gradient's norm before clipping.
 
@@ -55,6 +67,10 @@ class Optimizer:
         max_norm : float, optional
             Above 0. A gradient of a larger Euclidean norm is scaled down to it (Pascanu et al.
             2013).
+        rows : mapping of str to RowGradient, optional
+            Tables of which only some rows have a gradient, by a name that stays the same. Other
+            rows, and what is kept of them between steps, are left alone (as by
+            ``torch.optim.SparseAdam``). Part of the norm.
 
         Raises
         ------
@@ -75,7 +91,9 @@ class Optimizer:
             raise ValueError(
                 f"gradient must be {flat.dtype} {flat.shape}, got {gradient.dtype} {gradient.shape}"
             )
-        norm = update.norm(gradient)
+        rows = rows or {}
+        parts = [gradient, *(g.values.reshape(-1) for g in rows.values())]
+        norm = math.hypot(*map(update.norm, parts))
         if not math.isfinite(norm):
             raise FloatingPointError(f"gradient is not finite: its norm is {norm}")
         if not self._state:
@@ -88,15 +106,35 @@ class Optimizer:
         self._parameters = parameters
         scale = 1.0 if max_norm is None or norm <= max_norm else max_norm / norm
         self.steps += 1
-        self._update(parameters.writing(), gradient, scale, self.lr if lr is None else lr)
+        lr = self.lr if lr is None else lr
+        self._update(parameters.writing(), gradient, self._state, scale, lr)
+        for name, (table, at, values) in rows.items():
+            of_table = {s: self._rows_state(f"{name}.{s}", table) for s in self.slots}
+            state = {slot: held[at].reshape(-1) for slot, held in of_table.items()}
+            w = table[at].reshape(-1)
+            self._update(w, values.reshape(-1), state, scale, lr)
+            table[at] = w.reshape(values.shape)
+            for slot, held in of_table.items():
+                held[at] = state[slot].reshape(values.shape)
         return norm
 
-    def _update(self, w: np.ndarray, g: np.ndarray, scale: float, lr: float) -> None:
+    def _rows_state(self, name: str, table: np.ndarray) -> np.ndarray:
+        if name not in self._tables:
+            self._tables[name] = np.zeros_like(table)
+        kept = self._tables[name]
+        if kept.shape != table.shape or kept.dtype != table.dtype:
+            raise ValueError(
+                f"{name} must be {table.dtype} {table.shape}, got {kept.dtype} {kept.shape}"
+            )
+        return kept
+
+    def _update(self, w: np.ndarray, g: np.ndarray, state: dict, scale: float, lr: float) -> None:
         raise AssertionError("an optimizer says how it updates")
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """The vectors kept between steps and the number of steps."""
-        return {"steps": np.asarray(self.steps), **self._state}
+        tables = {f"rows.{name}": kept for name, kept in self._tables.items()}
+        return {"steps": np.asarray(self.steps), **self._state, **tables}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from a saved state."""
@@ -105,6 +143,7 @@ class Optimizer:
             raise ValueError(f"state must have steps and {', '.join(self.slots)}")
         self.steps = int(state["steps"])
         self._state = {n: np.array(state[n]) for n in self.slots if n in state}
+        self._tables = {n[5:]: np.array(a) for n, a in state.items() if n.startswith("rows.")}
 
 
 class SGD(Optimizer):
@@ -136,8 +175,8 @@ class SGD(Optimizer):
         self.weight_decay = checks.number("weight_decay", weight_decay, 0.0, math.inf)
         self.nesterov = bool(nesterov)
 
-    def _update(self, w, g, scale, lr):
-        v = self._state["velocity"]
+    def _update(self, w, g, state, scale, lr):
+        v = state["velocity"]
         update.sgd(w, g, v, scale, lr, self.momentum, self.weight_decay, self.nesterov)
 
 
@@ -175,8 +214,8 @@ class Adam(Optimizer):
         self.eps = checks.number("eps", eps, 0.0, math.inf)
         self.weight_decay = checks.number("weight_decay", weight_decay, 0.0, math.inf)
 
-    def _update(self, w, g, scale, lr):
-        m, v = self._state["first_moment"], self._state["second_moment"]
+    def _update(self, w, g, state, scale, lr):
+        m, v = state["first_moment"], state["second_moment"]
         beta1, beta2 = self.betas
         l2 = 0.0 if self.decoupled else self.weight_decay
         shrink = 1.0 - lr * self.weight_decay if self.decoupled else 1.0

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from fastrnn import checks
 from fastrnn.checkpoint import load_arrays, save_arrays, write_bytes
-from fastrnn.optim import Constant, Optimizer, ReduceOnPlateau
+from fastrnn.optim import Constant, Optimizer, ReduceOnPlateau, RowGradient
 from fastrnn.parameters import Parameters
 
 SMOOTHING = 0.95  # weight of the past in the smoothed loss: about the last 20 batches
@@ -37,6 +37,10 @@ class Model(Protocol):
 
     parameters: Parameters
     rng: np.random.Generator
+    tables: dict[str, np.ndarray]  # of which a batch trains some rows
+
+    def row_gradients(self) -> dict[str, RowGradient]:
+        """The gradients of rows of `tables`, by the last `loss_and_gradient`."""
 
     def loss_and_gradient(self, batch: Any) -> tuple[float, np.ndarray, int]:
         """Mean loss of a batch, its gradient as a flat vector, and how much was averaged."""
@@ -60,6 +64,23 @@ class Data(Protocol):
 
 class Diverged(FloatingPointError):
     """The loss or the gradient is not finite."""
+
+
+def take_weights(model: Model, weights: Mapping[str, np.ndarray]) -> None:
+    """Set all that is trained, as `Trainer` writes it; nothing changes unless all of it fits.
+
+    Raises
+    ------
+    ValueError
+        A name is missing or unknown, or a shape differs.
+    """
+    for name, table in model.tables.items():
+        if name not in weights or weights[name].shape != table.shape:
+            raise ValueError(f"{name} must have shape {table.shape}")
+    rest = {name: array for name, array in weights.items() if name not in model.tables}
+    model.parameters.load_state_dict(rest)
+    for name, table in model.tables.items():
+        table[:] = weights[name]
 
 
 class Trainer:
@@ -150,12 +171,17 @@ class Trainer:
         self._seconds, self._smoothed, self._since_best = 0.0, 0.0, 0
         self._epoch_sum, self._epoch_items, self._items = 0.0, 0, 0
         self._saved_step: int | None = None
-        self._last_weights: np.ndarray | None = None
+        self._last_weights: dict[str, np.ndarray] | None = None
         self._asked_to_stop = False
 
     @property
     def history(self) -> Path:
         return self.run / "history.jsonl"
+
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds a run."""
+        return self.history.exists() and self.history.stat().st_size > 0
 
     @property
     def checkpoint(self) -> Path:
@@ -187,10 +213,10 @@ class Trainer:
         if epochs is not None:
             steps = checks.positive_int("epochs", epochs, 0) * len(self.data)
         total = checks.positive_int("steps", steps, 0)
-        if not self.step and self.history.exists() and self.history.stat().st_size:
+        if not self.step and self.begun:
             raise ValueError(f"{self.run} holds a run: call resume first, or choose another folder")
         if self._last_weights is not None:
-            self.model.parameters.writing()[:] = self._last_weights
+            self._take(self._last_weights)
         self.run.mkdir(parents=True, exist_ok=True)
         self.stopped, self._asked_to_stop = "", False
         with (
@@ -226,11 +252,19 @@ class Trainer:
                 if self.step == before:
                     raise ValueError(f"data gave none of its {len(self.data)} batches")
         self.stopped = self.stopped or "done"
-        self._last_weights = self.model.parameters.flat.copy()
+        self._last_weights = self._weights()
         if self.best is None:
-            save_arrays(self.weights, self.model.parameters.state_dict())
+            save_arrays(self.weights, self._last_weights)
         else:
-            self.model.parameters.load_state_dict(load_arrays(self.weights)[0])
+            self._take(load_arrays(self.weights)[0])
+
+    def _weights(self) -> dict[str, np.ndarray]:
+        """A copy of all that is trained."""
+        tables = {name: table.copy() for name, table in self.model.tables.items()}
+        return self.model.parameters.state_dict() | tables
+
+    def _take(self, weights: Mapping[str, np.ndarray]) -> None:
+        take_weights(self.model, weights)
 
     def _train_batch(self, batch, epoch: int) -> dict:
         started = time.perf_counter()
@@ -240,7 +274,11 @@ class Trainer:
         lr = self.optimizer.lr * self.schedule.factor(self.step)
         try:
             norm = self.optimizer.step(
-                self.model.parameters, gradient, lr=lr, max_norm=self.max_norm
+                self.model.parameters,
+                gradient,
+                lr=lr,
+                max_norm=self.max_norm,
+                rows=self.model.row_gradients(),
             )
         except FloatingPointError as error:
             raise self._diverged(str(error)) from None
@@ -286,7 +324,7 @@ class Trainer:
         if math.isfinite(value) and (self.best is None or sign * value < sign * self.best):
             self.best, self._since_best = value, 0
             notes = {"step": self.step, self.metric: value}
-            save_arrays(self.weights, self.model.parameters.state_dict(), notes)
+            save_arrays(self.weights, self._weights(), notes)
         elif regular:
             self._since_best += 1
         if regular:  # one at the end of a run must not change how a longer run goes on
@@ -325,7 +363,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint."""
-        arrays = {f"parameters.{k}": v for k, v in self.model.parameters.state_dict().items()}
+        arrays = {f"parameters.{k}": v for k, v in self._weights().items()}
         arrays |= {f"optimizer.{k}": v for k, v in self.optimizer.state_dict().items()}
         arrays |= {f"carried.{k}": v for k, v in self.model.carried().items()}
         notes = {
@@ -360,7 +398,7 @@ class Trainer:
             return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
 
         try:
-            self.model.parameters.load_state_dict(part("parameters."))
+            self._take(part("parameters."))
             self.optimizer.load_state_dict(part("optimizer."))
             self.model.carry(part("carried."))
             self.model.rng.bit_generator.state = notes["rng"]

@@ -1,6 +1,9 @@
 """What several test files share: tolerances, the gradient check, what is installed."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +49,13 @@ def check_gradient(function, inputs, gradients, *, seed=0, eps=1e-6, tolerance=1
         exact = float((gradient * u).sum())
         scale = max(abs(numeric), abs(exact), 1e-3)
         assert abs(numeric - exact) <= tolerance * scale, (number, numeric, exact)
+
+
+def fastrnn(*arguments, code=0, **more):
+    """What the command line prints, in a process of its own; what it complains of if it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrnn.cli", *map(str, arguments)], cwd=os.sep,
+        capture_output=True, text=True, encoding="utf-8", **more,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr

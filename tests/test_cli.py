@@ -12,20 +12,12 @@ import numpy as np
 import pytest
 
 from fastrnn.checkpoint import load_arrays
+from helpers import fastrnn
 
 pytest.importorskip("typer", reason="the extra [cli] is not installed")
 
 TEXT = "pack my box with five dozen liquor jugs. how vexingly quick daft zebras jump! " * 80
 SMALL = ["--embed", "8", "--hidden", "24", "--batch", "8", "--bptt", "20", "--eval-every", "20"]
-
-
-def fastrnn(*arguments, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "fastrnn.cli", *map(str, arguments)], cwd=os.sep,
-        capture_output=True, text=True, encoding="utf-8",
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout if code == 0 else done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,12 @@ A backend is a module with
     kernels make, as a pass of its own would take longer than the step.
 ``LinearWeights(weight [O, I], bias [O] or None)``, ``linear_forward(weights, x [N, I])``,
 ``linear_backward(weights, x, dy [N, O], *, need_dx=True) -> (dx or None, dweight, dbias)``
+``crf_gradient(scores [N, K], tags [N] or None, rows, pair [K, K], start [K], end [K])``
+    ``(loss [B], dscores [N, K], dpair, dstart, dend)`` in float64, of -log p(tags) summed over the
+    batch, a loss for each sequence in the order of the rows; without tags, of the log of the sum
+    over all paths, so that dscores are the tags' probabilities. Minus infinity forbids.
+``crf_viterbi(scores, rows, pair, start, end)``
+    The tag of each row on its sequence's best path, int64 [N].
 ``dropout(x, p, key)``
     Multiply x in place by 0 or ``1 / (1 - p)``, the same for the same key and place in x.
 

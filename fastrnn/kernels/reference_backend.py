@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import reference
+from .reference_crf import crf_gradient, crf_viterbi  # noqa: F401
 from .rows import Rows
 
 _CELLS: dict[str, tuple[Callable, Callable]] = {

@@ -54,12 +54,25 @@ class Rows:
         self.count = int(self.offsets[-1])
 
     @cached_property
+    def times(self) -> np.ndarray:
+        """The step that each row is, int64 [N]."""
+        return np.repeat(np.arange(len(self.sizes)), self.sizes)
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """Which of the sequences, counted in the order of the rows, each row is of, int64 [N]."""
+        return np.arange(self.count) - self.offsets[self.times]
+
+    @cached_property
     def _places(self) -> dict[bool, np.ndarray]:
         """Where each row lies in a padded ``[T, B]`` array, as a flat index; True: ``[B, T]``."""
-        order = np.arange(self.batch) if self.order is None else self.order
-        t = np.repeat(np.arange(len(self.sizes)), self.sizes)
-        b = order[np.arange(self.count) - self.offsets[t]]
-        return {False: t * self.batch + b, True: b * self.steps + t}
+        b = self.ranks if self.order is None else self.order[self.ranks]
+        return {False: self.times * self.batch + b, True: b * self.steps + self.times}
+
+    def places(self, starts: np.ndarray) -> np.ndarray:
+        """Where each row lies if sequence b begins at ``starts[b]`` and its steps follow."""
+        b = self.ranks if self.order is None else self.order[self.ranks]
+        return starts[b] + self.times
 
     def pack(self, x: np.ndarray, *, batch_first: bool = False) -> np.ndarray:
         """Rows ``[N, ...]`` of a padded C-contiguous ``[T, B, ...]`` (or ``[B, T, ...]``) array."""

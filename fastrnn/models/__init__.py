@@ -1,5 +1,6 @@
 """Models: layers put together, with their loss and its gradient."""
 
 from .language_model import LanguageModel
+from .tagger import Tagger
 
-__all__ = ["LanguageModel"]
+__all__ = ["LanguageModel", "Tagger"]

@@ -1,5 +1,6 @@
 """The CPU backend: compiled kernels on this package's own threads (see kernels/__init__)."""
 
+from .crf import crf_gradient, crf_viterbi
 from .dense import Weights as LinearWeights
 from .dense import backward as linear_backward
 from .dense import forward as linear_forward
@@ -12,6 +13,8 @@ from .recurrent import step as recurrent_step
 __all__ = [
     "LinearWeights",
     "RecurrentWeights",
+    "crf_gradient",
+    "crf_viterbi",
     "dropout",
     "linear_backward",
     "linear_forward",

@@ -1,74 +1,17 @@
-"""The command line: ``fastrnn demo | train | sample | plot | bench | info``."""
+"""``fastrnn train lm``, ``sample`` and ``demo``."""
 
-import contextlib
-import os
-import platform
 import shutil
-import sys
 import time
 import zlib
-from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from .common import Threads, app, clear_errors, open_run, set_threads, train_app
+
 if TYPE_CHECKING:
     from fastrnn.models import LanguageModel
-
-try:
-    import typer
-except ImportError:
-    sys.exit('the command line needs typer: pip install "fastrnn[cli]"')
-
-app = typer.Typer(
-    help="Fast recurrent networks on the CPU.", no_args_is_help=True, add_completion=False
-)
-train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
-app.add_typer(train_app, name="train")
-
-Threads = Annotated[int | None, typer.Option(min=1, help="All CPUs when left out.")]
-
-
-def main() -> None:
-    """The ``fastrnn`` command."""
-    app()
-
-
-@contextlib.contextmanager
-def _clear_errors() -> Iterator[None]:
-    """What goes wrong with the user's input is one line, not a traceback."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        typer.secho(f"fastrnn: {error}", err=True, fg="red")
-        raise typer.Exit(1) from None
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        from fastrnn.kernels.threads import set_num_threads
-
-        set_num_threads(threads)
-
-
-def _open_run(out: Path, resume: bool, options: dict[str, Any]) -> None:
-    """Start the run's folder, or make sure that what is to go on is the same run."""
-    from fastrnn.checkpoint import load_json, save_json
-
-    path = out / "options.json"
-    if not resume:
-        if path.exists() or (out / "history.jsonl").exists():
-            raise ValueError(f"{out} holds a run already: add --resume, or choose another --out")
-        save_json(path, options)
-        return
-    before = load_json(path)
-    # A cosine is drawn over all steps; any other run may be made longer.
-    free = () if options["schedule"] == "cosine" else ("steps",)
-    changed = sorted(k for k in options if k not in free and options[k] != before.get(k))
-    if changed:
-        named = ", ".join(f"--{k.replace('_', '-')} was {before.get(k)!r}" for k in changed)
-        raise ValueError(f"{out} cannot go on with other options: {named}")
-    save_json(path, options)
 
 
 def _train_language_model(
@@ -117,7 +60,8 @@ def _train_language_model(
         patience=o["patience"] or None,
         report=tqdm.write,  # above the progress bar
     )
-    _open_run(out, resume, options)
+    # A cosine is drawn over all steps; any other run may be made longer.
+    open_run(out, resume, options, () if o["schedule"] == "cosine" else ("steps",))
     if resume:
         trainer.resume()
     else:
@@ -174,10 +118,10 @@ def train_lm(
 ) -> None:
     """Train a character language model; Ctrl-C saves, --resume goes on."""
     options = {k: v for k, v in context.params.items() if k not in ("out", "threads", "resume")}
-    with _clear_errors():
+    with clear_errors():
         from fastrnn.data.text import read_text
 
-        _set_threads(threads)
+        set_threads(threads)
         if warmup and schedule != "cosine":
             raise ValueError("--warmup goes with --schedule cosine")
         whole = "".join(map(read_text, text))
@@ -222,11 +166,11 @@ def demo(
         "min_count": None,
         "seed": 0,
     }
-    with _clear_errors():
+    with clear_errors():
         from fastrnn.checkpoint import load_json
         from fastrnn.plots import plot_runs
 
-        _set_threads(threads)
+        set_threads(threads)
         started = time.perf_counter()
         before = out / "options.json"
         if before.exists() and load_json(before).get("text") == options["text"]:
@@ -252,79 +196,9 @@ def sample(
     threads: Threads = None,
 ) -> None:
     """Let a language model write."""
-    with _clear_errors():
+    with clear_errors():
         from fastrnn.models import LanguageModel
 
-        _set_threads(threads)
+        set_threads(threads)
         model = LanguageModel.load(run)
         typer.echo(prime + model.sample(length, prime=prime, temperature=temperature, seed=seed))
-
-
-@app.command()
-def plot(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
-    out: Annotated[
-        Path | None, typer.Option(help="The picture; curve.png in the first run when left out.")
-    ] = None,
-    against: Annotated[str, typer.Option(help="step or seconds.")] = "step",
-    title: Annotated[str | None, typer.Option()] = None,
-) -> None:
-    """Draw the curves of runs: each batch, smoothed, evaluations; several in one picture."""
-    with _clear_errors():
-        from fastrnn.plots import plot_runs
-
-        typer.echo(plot_runs(runs, out or runs[0] / "curve.png", against=against, title=title))
-
-
-@app.command()
-def bench(
-    all_: Annotated[bool, typer.Option("--all", help="Every case, about half an hour.")] = False,
-    only: Annotated[str, typer.Option(help="Cases whose group and name contain this.")] = "",
-    seconds: Annotated[float, typer.Option(min=0.0, help="For each side of a case.")] = 0.5,
-    threads: Threads = None,
-) -> None:
-    """Time the kernels beside the frameworks that are installed, in about two minutes."""
-    _set_threads(threads)
-    with _clear_errors():
-        from fastrnn.bench import cases, report, timing
-
-        chosen = [
-            entry
-            for entry in cases.CASES
-            if only in f"{entry.group} {entry.name}" and (all_ or only or entry.quick)
-        ]
-        if not chosen:
-            raise ValueError(f"--only {only!r} matches no case")
-        peak, rows = timing.fma_peak(), []
-        for entry in chosen:
-            typer.echo(f"{entry.group}: {entry.name}", err=True)
-            try:
-                facts = timing.measure(entry.make(), seconds, peak)
-            except AssertionError as error:
-                raise ValueError(f"{entry.group}: {entry.name} is wrong here: {error}") from error
-            rows.append({"group": entry.group, "name": entry.name} | facts)
-        heading = report.heading(rows, report.cpu_name(), time.strftime("%Y-%m-%d"))
-        typer.echo(f"{heading}\n\n{report.table(rows)}")
-
-
-@app.command()
-def info() -> None:
-    """Show the CPU path, the threads, the versions and the cache."""
-    with _clear_errors():
-        from fastrnn.kernels import threads
-        from fastrnn.kernels.cpu import compiler, simd
-
-        facts = {
-            "fastrnn": version("fastrnn"),
-            "cpu path": f"{simd.ISA.name} ({simd.width('float32')} float32 lanes)",
-            "threads": f"{threads.get_num_threads()} of {os.cpu_count()} CPUs",
-            "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
-            **{name: version(name) for name in ("numpy", "numba", "llvmlite", "scipy")},
-            "cache": str(compiler.cache_dir()),
-        }
-        for name, fact in facts.items():
-            typer.echo(f"{name:<9} {fact}")
-
-
-if __name__ == "__main__":
-    main()

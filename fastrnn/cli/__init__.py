@@ -1,0 +1,84 @@
+"""The command line: ``fastrnn demo | train | sample | tag | eval | plot | bench | info``."""
+
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+from .common import Threads, app, clear_errors, set_threads, typer
+
+# Importing them makes them commands; their order is that of the help.
+from . import language_model, tagger  # noqa: F401 isort:skip
+
+
+def main() -> None:
+    """The ``fastrnn`` command."""
+    app()
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The picture; curve.png in the first run when left out.")
+    ] = None,
+    against: Annotated[str, typer.Option(help="step or seconds.")] = "step",
+    title: Annotated[str | None, typer.Option()] = None,
+) -> None:
+    """Draw the curves of runs: each batch, smoothed, evaluations; several in one picture."""
+    with clear_errors():
+        from fastrnn.plots import plot_runs
+
+        typer.echo(plot_runs(runs, out or runs[0] / "curve.png", against=against, title=title))
+
+
+@app.command()
+def bench(
+    all_: Annotated[bool, typer.Option("--all", help="Every case, about half an hour.")] = False,
+    only: Annotated[str, typer.Option(help="Cases whose group and name contain this.")] = "",
+    seconds: Annotated[float, typer.Option(min=0.0, help="For each side of a case.")] = 0.5,
+    threads: Threads = None,
+) -> None:
+    """Time the kernels beside the frameworks that are installed, in about two minutes."""
+    set_threads(threads)
+    with clear_errors():
+        from fastrnn.bench import cases, report, timing
+
+        chosen = [
+            entry
+            for entry in cases.CASES
+            if only in f"{entry.group} {entry.name}" and (all_ or only or entry.quick)
+        ]
+        if not chosen:
+            raise ValueError(f"--only {only!r} matches no case")
+        peak, rows = timing.fma_peak(), []
+        for entry in chosen:
+            typer.echo(f"{entry.group}: {entry.name}", err=True)
+            try:
+                facts = timing.measure(entry.make(), seconds, peak)
+            except AssertionError as error:
+                raise ValueError(f"{entry.group}: {entry.name} is wrong here: {error}") from error
+            rows.append({"group": entry.group, "name": entry.name} | facts)
+        heading = report.heading(rows, report.cpu_name(), time.strftime("%Y-%m-%d"))
+        typer.echo(f"{heading}\n\n{report.table(rows)}")
+
+
+@app.command()
+def info() -> None:
+    """Show the CPU path, the threads, the versions and the cache."""
+    with clear_errors():
+        from fastrnn.kernels import threads
+        from fastrnn.kernels.cpu import compiler, simd
+
+        facts = {
+            "fastrnn": version("fastrnn"),
+            "cpu path": f"{simd.ISA.name} ({simd.width('float32')} float32 lanes)",
+            "threads": f"{threads.get_num_threads()} of {os.cpu_count()} CPUs",
+            "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
+            **{name: version(name) for name in ("numpy", "numba", "llvmlite", "scipy")},
+            "cache": str(compiler.cache_dir()),
+        }
+        for name, fact in facts.items():
+            typer.echo(f"{name:<9} {fact}")

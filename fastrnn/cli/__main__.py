@@ -1,0 +1,5 @@
+"""``python -m fastrnn.cli``."""
+
+from . import main
+
+main()

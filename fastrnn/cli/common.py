@@ -1,0 +1,58 @@
+"""What all commands share."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import typer
+except ImportError:
+    sys.exit('the command line needs typer: pip install "fastrnn[cli]"')
+
+app = typer.Typer(
+    help="Fast recurrent networks on the CPU.", no_args_is_help=True, add_completion=False
+)
+train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+
+Threads = Annotated[int | None, typer.Option(min=1, help="All CPUs when left out.")]
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """What goes wrong with the user's input is one line, not a traceback."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        typer.secho(f"fastrnn: {error}", err=True, fg="red")
+        raise typer.Exit(1) from None
+
+
+def set_threads(threads: int | None) -> None:
+    if threads is not None:
+        from fastrnn.kernels.threads import set_num_threads
+
+        set_num_threads(threads)
+
+
+def open_run(out: Path, resume: bool, options: dict[str, Any], free: tuple[str, ...] = ()) -> None:
+    """Start the run's folder, or make sure that what is to go on is the same run.
+
+    ``free`` options may be others when it goes on.
+    """
+    from fastrnn.checkpoint import load_json, save_json
+
+    path = out / "options.json"
+    if not resume:
+        if path.exists() or (out / "history.jsonl").exists():
+            raise ValueError(f"{out} holds a run already: add --resume, or choose another --out")
+        save_json(path, options)
+        return
+    before = load_json(path)
+    changed = sorted(k for k in options if k not in free and options[k] != before.get(k))
+    if changed:
+        named = ", ".join(f"--{k.replace('_', '-')} was {before.get(k)!r}" for k in changed)
+        raise ValueError(f"{out} cannot go on with other options: {named}")
+    save_json(path, options)

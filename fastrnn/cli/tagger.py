@@ -1,0 +1,186 @@
+"""``fastrnn train tagger``, ``tag`` and ``eval``."""
+
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+from .common import Threads, app, clear_errors, open_run, set_threads, train_app, typer
+
+TokenColumn = Annotated[int, typer.Option(help="Column of the tokens, from 0; the last is -1.")]
+TagColumn = Annotated[int, typer.Option(help="Column of the tags.")]
+Vectors = Annotated[
+    str | None,
+    typer.Option(help="GloVe or word2vec text, .npy beside words.txt, a folder of both, or glove."),
+]
+
+# Options that change nothing about what has been done so far.
+_FREE = ("epochs", "patience", "test")
+
+
+def _read(path: Path, token_column: int, tag_column: int, scheme: str = "IOB2"):
+    from fastrnn.data.sentences import read_sentences
+
+    sentences = list(
+        read_sentences(path, token_column=token_column, tag_column=tag_column, scheme=scheme)
+    )
+    if not sentences:
+        raise ValueError(f"{path} has no sentences")
+    return [s.tokens for s in sentences], [s.tags for s in sentences]
+
+
+@train_app.command("tagger")
+def train_tagger(
+    context: typer.Context,
+    train: Annotated[Path, typer.Option(help="Columns (CoNLL) or .jsonl, with tags.")],
+    dev: Annotated[Path | None, typer.Option(help="To choose the best epoch by F1.")] = None,
+    test: Annotated[Path | None, typer.Option(help="To be scored at the end.")] = None,
+    vectors: Vectors = None,
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("run"),
+    word_dim: Annotated[int, typer.Option(min=1, help="Without --vectors.")] = 50,
+    fine_tune: Annotated[bool, typer.Option(help="Train the words' vectors too.")] = True,
+    hidden: Annotated[int, typer.Option(min=1, help="Units of the BiLSTM each way.")] = 100,
+    layers: Annotated[int, typer.Option(min=1, help="BiLSTM layers.")] = 1,
+    chars: Annotated[int, typer.Option(min=0, help="Units of a character BiLSTM; 0: none.")] = 0,
+    crf: Annotated[bool, typer.Option("--crf", help="A CRF instead of a softmax.")] = False,
+    dropout: Annotated[float, typer.Option(help="Of what comes out of the BiLSTM.")] = 0.5,
+    input_dropout: Annotated[float, typer.Option(help="Of what goes in.")] = 0.25,
+    scheme: Annotated[str, typer.Option(help="IOB2 or BIOES, inside and in what is tagged.")] = (
+        "IOB2"
+    ),
+    optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 3e-3,
+    clip: Annotated[float, typer.Option(min=0, help="Largest gradient norm; 0: no limit.")] = 5.0,
+    batch: Annotated[int, typer.Option(min=1, help="Sentences of a batch.")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=0, help="Tokens of a batch instead.")] = 0,
+    max_len: Annotated[int, typer.Option(min=0, help="Cut longer training sentences.")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs in all.")] = 10,
+    patience: Annotated[
+        int, typer.Option(min=0, help="Epochs without a better F1 before stopping; 0: no.")
+    ] = 0,
+    token_column: TokenColumn = 0,
+    tag_column: TagColumn = -1,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, dropout and batches.")] = 0,
+    vector_seed: Annotated[int, typer.Option(min=0, help="Of unknown words' vectors.")] = 0,
+    threads: Threads = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+) -> None:
+    """Train a tagger of entities; Ctrl-C saves, --resume goes on."""
+    options: dict[str, Any] = {
+        k: v for k, v in context.params.items() if k not in ("out", "threads", "resume")
+    }
+    with clear_errors():
+        from tqdm import tqdm
+
+        from fastrnn.metrics import report
+        from fastrnn.models import Tagger
+
+        set_threads(threads)
+        columns = token_column, tag_column, scheme
+        X, y = _read(train, *columns)
+        held_out = None if dev is None else _read(dev, *columns)
+        last = None if test is None else _read(test, *columns)
+        for name in ("train", "dev", "test"):
+            options[name] = options[name] and str(options[name])
+        # To be compared when the run goes on: the same names could hold other sentences.
+        options["checksum"] = zlib.crc32(repr((X, y, held_out)).encode("utf-8", "surrogatepass"))
+        model = Tagger(
+            vectors, word_dim=word_dim, fine_tune=fine_tune, hidden_size=hidden,
+            num_layers=layers, char_hidden=chars, crf=crf, dropout=dropout,
+            input_dropout=input_dropout, scheme=scheme, optimizer=optimizer, lr=lr,
+            max_norm=clip or None, epochs=epochs, patience=patience, batch_size=batch,
+            max_tokens=max_tokens or None, max_len=max_len or None, seed=seed,
+            vector_seed=vector_seed,
+        )  # fmt: skip
+        open_run(out, resume, options, _FREE)
+        typer.echo(f"{len(X):,} sentences, {sum(map(len, X)):,} tokens")
+        model.fit(X, y, dev=held_out, run=out, resume=resume, report=tqdm.write)
+        trainer = model.trainer_
+        if trainer.stopped == "interrupted":
+            typer.echo(f"stopped at step {trainer.step}; saved in {trainer.checkpoint}")
+            raise typer.Exit(130)
+        best = "" if trainer.best is None else f", best F1 {trainer.best:.2f} on {dev}"
+        typer.echo(f"{trainer.step} steps, {trainer.rate:,.0f} tokens a second{best}")
+        if last is not None:
+            typer.echo(f"\n{test}\n{report(model.evaluate(*last))}\n")
+        typer.echo(f"model and history: {out}")
+
+
+@app.command()
+def tag(
+    run: Annotated[Path, typer.Argument(help="A tagger's folder.")],
+    file: Annotated[str, typer.Argument(help="What to tag; - for standard input.")] = "-",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="columns (CoNLL), jsonl, or lines: a sentence on each, tokens parted by blanks. "
+            "By the file's name when left out, lines for .txt and standard input.",
+        ),
+    ] = "",
+    token_column: TokenColumn = 0,
+    vectors: Vectors = None,
+    at_once: Annotated[
+        int, typer.Option(min=1, help="Sentences read before they are tagged; 1 on a terminal.")
+    ] = 1024,
+    threads: Threads = None,
+) -> None:
+    """Tag sentences: a token, a tab and its tag on each line, an empty line after a sentence."""
+    with clear_errors():
+        from fastrnn.models import Tagger
+
+        set_threads(threads)
+        model = Tagger.load(run, vectors=vectors)
+        if file == "-" and sys.stdin.isatty():
+            at_once = 1
+        sentences = _untagged(file, form, token_column)
+        while part := list(islice(sentences, at_once)):
+            lines = []
+            for tokens, tags in zip(part, model.predict(part), strict=True):
+                lines += [f"{a}\t{b}\n" for a, b in zip(tokens, tags, strict=True)] + ["\n"]
+            sys.stdout.write("".join(lines))
+            sys.stdout.flush()
+
+
+def _untagged(file: str, form: str, token_column: int) -> Iterator[list[str]]:
+    """The tokens of each sentence of a file or of standard input, as they come."""
+    from fastrnn.data.sentences import parse_columns, read_lines, read_sentences
+
+    suffix = Path(file).suffix
+    form = form or {".txt": "lines", "": "lines", ".jsonl": "jsonl"}.get(suffix, "columns")
+    if form not in ("columns", "jsonl", "lines"):
+        raise ValueError(f"--format must be columns, jsonl or lines; got {form!r}")
+    if form == "jsonl" and suffix != ".jsonl":
+        raise ValueError(f"--format jsonl needs a file whose name ends in .jsonl, got {file}")
+    if form == "jsonl":
+        for sentence in read_sentences(file, tag_column=None):
+            yield sentence.tokens
+        return
+    lines: Iterable[str] = read_lines(None if file == "-" else file)
+    if form == "columns":
+        for sentence in parse_columns(lines, file, token_column, None):
+            yield sentence.tokens
+        return
+    for line in lines:
+        yield line.split()
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A tagger's folder.")],
+    file: Annotated[Path, typer.Argument(help="Columns (CoNLL) or .jsonl, with tags.")],
+    token_column: TokenColumn = 0,
+    tag_column: TagColumn = -1,
+    vectors: Vectors = None,
+    threads: Threads = None,
+) -> None:
+    """Score a tagger: precision, recall and F1 of entities, by type and in all."""
+    with clear_errors():
+        from fastrnn.metrics import report
+        from fastrnn.models import Tagger
+
+        set_threads(threads)
+        model = Tagger.load(run, vectors=vectors)
+        typer.echo(report(model.evaluate(*_read(file, token_column, tag_column))))

@@ -1,0 +1,257 @@
+"""Sentences as numbers, and batches of like length."""
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fastrnn import checks
+from fastrnn._gather import gather_rows
+from fastrnn.kernels.rows import Rows
+
+from .text import Vocabulary
+from .vectors import WordVectors
+
+CASES = 7
+
+
+def case_of(token: str) -> int:
+    """One of 7 kinds of spelling (Reimers & Gurevych 2017): numeric, mainly numeric, lower,
+    upper, initial upper, with a digit, other."""
+    digits = sum(c.isdigit() for c in token)
+    if digits == len(token):
+        return 0
+    if digits > len(token) / 2:
+        return 1
+    if token.islower():
+        return 2
+    if token.isupper():
+        return 3
+    if token[0].isupper():
+        return 4
+    return 5 if digits else 6
+
+
+class Tokens(NamedTuple):
+    """Sequences one after the other: sequence s is ``ids[starts[s] : starts[s] + lengths[s]]``."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+
+def flatten(sequences: Sequence[np.ndarray]) -> Tokens:
+    """Arrays one after the other."""
+    lengths = np.array([len(s) for s in sequences], np.int64)
+    starts = np.cumsum(lengths) - lengths
+    ids = np.concatenate(sequences) if len(sequences) else np.empty(0)
+    return Tokens(np.asarray(ids, np.int64), starts, lengths)
+
+
+class Lexicon:
+    """What is known of each distinct token: its vector, its case and its characters.
+
+    Only tokens that were met have a row, so memory does not grow with the table of vectors; and
+    what all occurrences of a token share is worked out once.
+
+    Parameters
+    ----------
+    vectors : WordVectors
+    characters : Vocabulary, optional
+        Of the characters; none are kept when left out.
+    trained : mapping of str to int, optional
+        The row of each word, by `WordVectors.key`, in a table of vectors that are trained.
+    dtype : {"float32", "float64"}
+    """
+
+    def __init__(
+        self,
+        vectors: WordVectors,
+        characters: Vocabulary | None = None,
+        trained: Mapping[str, int] | None = None,
+        dtype="float32",
+    ):
+        self.vectors, self.characters = vectors, characters
+        self._trained = trained or {}
+        self.table = np.zeros((1024, vectors.dimension + CASES), dtype)
+        self.words = np.zeros(1024, np.int64)  # rows of the trained table, or -1
+        self._ids: dict[str, int] = {}
+        self._spellings: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        """Distinct tokens so far."""
+        return len(self._ids)
+
+    def encode(self, sentences: Sequence[Sequence[str]]) -> Tokens:
+        """An id for each token."""
+        ids, new = self._ids, list[str]()
+        rows = []
+        for sentence in sentences:
+            row = np.empty(len(sentence), np.int64)
+            for i, token in enumerate(sentence):
+                at = ids.get(token, -1)
+                if at < 0:
+                    at = ids[token] = len(ids)
+                    new.append(token)
+                row[i] = at
+            rows.append(row)
+        if new:
+            self._add(new)
+        return flatten(rows)
+
+    def _add(self, new: list[str]) -> None:
+        first, last = len(self._ids) - len(new), len(self._ids)
+        if last > len(self.table):
+            more = max(last, 2 * len(self.table)) - len(self.table)
+            self.table = np.pad(self.table, ((0, more), (0, 0)))
+            self.words = np.pad(self.words, (0, more))
+        key, rows = self.vectors.key, self.table[first:last]
+        self.words[first:last] = [self._trained.get(key(token), -1) for token in new]
+        rows[:, : self.vectors.dimension] = self.vectors(new)
+        rows[np.arange(len(new)), [self.vectors.dimension + case_of(t) for t in new]] = 1
+        if self.characters is not None:
+            self._spellings += [self.characters.encode(token) for token in new]
+
+    def spellings(self, ids: np.ndarray) -> Tokens:
+        """The characters of tokens by their ids."""
+        return flatten([self._spellings[i] for i in ids])
+
+
+class Spelling(NamedTuple):
+    """The characters of a batch's distinct tokens, as rows too."""
+
+    rows: Rows
+    ids: np.ndarray  # of each character
+    tokens: np.ndarray  # [N], which of the distinct tokens each row of the batch is
+
+
+class Batch(NamedTuple):
+    """Some sentences as rows, see kernels/rows.py: nothing is padded."""
+
+    rows: Rows
+    places: np.ndarray  # where each row's token is in the sentences one after the other
+    inputs: np.ndarray  # [N, F]
+    words: np.ndarray  # [N], rows of the table of trained vectors, or -1
+    tags: np.ndarray | None  # [N]
+    spelling: Spelling | None
+
+
+def make_batch(lexicon: Lexicon, tokens: Tokens, chosen: np.ndarray, tags=None) -> Batch:
+    """The sentences ``chosen`` of ``tokens``; ``tags`` are those of all tokens."""
+    lengths = tokens.lengths[chosen]
+    rows = Rows(int(lengths.max(initial=0)), len(chosen), lengths)
+    places = rows.places(tokens.starts[chosen])
+    ids = tokens.ids[places]
+    spelling = None
+    if lexicon.characters is not None:
+        distinct, which = np.unique(ids, return_inverse=True)
+        flat = lexicon.spellings(distinct)
+        of = Rows(int(flat.lengths.max(initial=0)), len(distinct), flat.lengths)
+        spelling = Spelling(of, flat.ids[of.places(flat.starts)], which)
+    inputs, words = gather_rows(lexicon.table, ids), lexicon.words[ids]
+    own = None if tags is None else tags[places]
+    return Batch(rows, places, inputs, words, own, spelling)
+
+
+def by_length(
+    lengths: np.ndarray, *, batch_size: int = 32, max_tokens: int | None = None
+) -> list[np.ndarray]:
+    """Indices in batches of like length, in a stable order from the shortest on.
+
+    Parameters
+    ----------
+    lengths : int array
+    batch_size : int, default 32
+        Sequences in a batch.
+    max_tokens : int, optional
+        Instead, as many sequences as have no more tokens than this together, at least one.
+    """
+    order = np.argsort(lengths, kind="stable")
+    if max_tokens is None:
+        return np.split(order, range(batch_size, len(order), batch_size)) if len(order) else []
+    out, first, total = [], 0, 0
+    for at, n in enumerate(lengths[order]):
+        if total and total + n > max_tokens:
+            out.append(order[first:at])
+            first, total = at, 0
+        total += int(n)
+    return [*out, order[first:]] if len(order) else []
+
+
+class SentenceBatches:
+    """The batches of an epoch: sentences of like length together, in random order.
+
+    Which sentences of equal length meet, and the order of the batches, change with each epoch
+    and depend on the seed and the epoch alone. Batches are made on a thread, two ahead.
+
+    Parameters
+    ----------
+    lexicon : Lexicon
+    tokens : Tokens
+    tags : int array
+        Of all tokens.
+    batch_size, max_tokens
+        As in `by_length`.
+    seed : int
+    """
+
+    def __init__(self, lexicon, tokens: Tokens, tags, *, batch_size=32, max_tokens=None, seed=0):
+        self._lexicon, self._tokens, self._tags, self._seed = lexicon, tokens, tags, seed
+        self._size = checks.positive_int("batch_size", batch_size)
+        self._budget = max_tokens and checks.positive_int("max_tokens", max_tokens)
+        self._count = len(self._split(tokens.lengths))
+
+    def _split(self, lengths):
+        return by_length(lengths, batch_size=self._size, max_tokens=self._budget)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batches(self, epoch: int = 0, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch but the first ``skip``; the same each time."""
+        rng = np.random.default_rng([self._seed, epoch])
+        order = rng.permutation(len(self._tokens.lengths))
+        parts = self._split(self._tokens.lengths[order])
+        chosen = [order[parts[i]] for i in rng.permutation(len(parts))[skip:]]
+        return ahead(make_batch(self._lexicon, self._tokens, c, self._tags) for c in chosen)
+
+
+def ahead(items, depth: int = 2) -> Iterator:
+    """The items in order, made on a thread up to ``depth`` before they are asked for."""
+    ready: queue.Queue = queue.Queue(depth)
+    stop = threading.Event()
+    end = object()
+
+    def put(item) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                pass
+        return False
+
+    def work():
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((end, None))
+        except BaseException as error:
+            put((end, error))
+
+    thread = threading.Thread(target=work, name="fastrnn-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,140 @@
+"""Sentences with a tag for each token, from columns (CoNLL) or JSON lines."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from .tags import read_entities, split_tag, write_tags
+
+
+class Sentence(NamedTuple):
+    """Tokens and their tags; no tags where none were asked for."""
+
+    tokens: list[str]
+    tags: list[str]
+
+
+def read_sentences(
+    path,
+    *,
+    token_column: int = 0,
+    tag_column: int | None = -1,
+    scheme: str = "IOB2",
+) -> Iterator[Sentence]:
+    """The sentences of a file one after the other, without reading all of it first.
+
+    Parameters
+    ----------
+    path : path
+        UTF-8. ``.jsonl``: an object with "tokens" and "tags" on each line. Anything else: a
+        token on each line, in columns parted by tabs or else by blanks; an empty line, one of
+        white space only and one that begins with ``-DOCSTART-`` end a sentence.
+    token_column, tag_column : int, default the first and the last
+        Counted from 0, or from the end if negative. ``tag_column=None`` reads tokens alone.
+    scheme : {"IOB2", "BIOES"}
+        Of the tags that are returned; those of the file may be IOB1, IOB2, BIOES or BILOU.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        A line lacks a column, is not UTF-8 or has a tag that is none; names file and line.
+    """
+    lines, name = read_lines(path), str(path)
+    if Path(path).suffix == ".jsonl":
+        yield from _from_json(lines, name, tag_column is not None, scheme)
+    else:
+        yield from parse_columns(lines, name, token_column, tag_column, scheme)
+
+
+def read_lines(path=None) -> Iterator[str]:
+    """The lines of a UTF-8 file, or of standard input, without their ends, as they come."""
+    if path is None:
+        yield from _decoded(sys.stdin.buffer, "standard input")
+        return
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    with open(path, "rb") as file:
+        yield from _decoded(file, str(path))
+
+
+def _decoded(file: IO[bytes], name: str) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{name}, line {number} is not UTF-8: byte {error.start} ({error.reason})"
+            ) from None
+        yield text.rstrip("\r\n")
+
+
+def parse_columns(
+    lines: Iterable[str],
+    name: str,
+    token_column: int = 0,
+    tag_column: int | None = -1,
+    scheme: str = "IOB2",
+) -> Iterator[Sentence]:
+    """`read_sentences` for lines that come from somewhere else; ``name`` is for messages."""
+    wanted = [token_column] if tag_column is None else [token_column, tag_column]
+    needed = max(c + 1 if c >= 0 else -c for c in wanted)
+    if tag_column is not None:
+        needed = max(needed, 2)
+    tokens: list[str] = []
+    tags: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("-DOCSTART-"):
+            if tokens:
+                yield Sentence(tokens, write_tags(read_entities(tags), len(tags), scheme))
+                tokens, tags = [], []
+            continue
+        columns = line.split("\t") if "\t" in line else line.split()
+        if len(columns) < needed:
+            raise ValueError(
+                f"{name}, line {number} must have at least {needed} columns, "
+                f"got {len(columns)}: {line!r}"
+            )
+        token = columns[token_column].strip()
+        if not token:
+            raise ValueError(f"{name}, line {number} has an empty token: {line!r}")
+        tokens.append(token)
+        if tag_column is not None:
+            tags.append(_checked(columns[tag_column].strip(), name, number))
+    if tokens:
+        yield Sentence(tokens, write_tags(read_entities(tags), len(tags), scheme))
+
+
+def _checked(tag: str, name: str, number: int) -> str:
+    try:
+        split_tag(tag)
+    except ValueError as error:
+        raise ValueError(f"{name}, line {number}: {error}") from None
+    return tag
+
+
+def _from_json(lines, name: str, with_tags: bool, scheme: str) -> Iterator[Sentence]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            tokens = entry["tokens"]
+            tags = entry["tags"] if with_tags else []
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f'{name}, line {number} must be {{"tokens": [...], "tags": [...]}}: {error!r}'
+            ) from None
+        for what, values in (("tokens", tokens), ("tags", tags)):
+            if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+                raise ValueError(f"{name}, line {number}: {what} must be a list of strings")
+        if with_tags and len(tokens) != len(tags):
+            raise ValueError(f"{name}, line {number} has {len(tokens)} tokens but {len(tags)} tags")
+        for tag in tags:
+            _checked(tag, name, number)
+        if tokens:
+            yield Sentence(tokens, write_tags(read_entities(tags), len(tags), scheme))

@@ -1,0 +1,116 @@
+"""Tags of tokens, and the entities that they stand for.
+
+A tag is ``O`` or a prefix and a type, ``B-Disease``. Schemes (Ramshaw & Marcus 1995; Ratinov &
+Roth 2009): in IOB2 an entity is ``B I I``; in IOB1 it is ``I I I`` and B only parts it from a
+neighbour of its type; in BIOES it is ``B I E``, or ``S`` alone (BILOU says L and U instead).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+SCHEMES = ("IOB2", "BIOES")
+_PREFIX = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}
+
+
+class Entity(NamedTuple):
+    """Tokens ``[first, last)`` are an entity of this type."""
+
+    type: str
+    first: int
+    last: int
+
+
+def split_tag(tag: str) -> tuple[str, str]:
+    """The prefix, one of O, B, I, E and S, and the type (empty for O).
+
+    Raises
+    ------
+    ValueError
+        It is not a tag of any scheme.
+    """
+    if tag == "O":
+        return "O", ""
+    prefix, _, kind = tag.partition("-")
+    if prefix not in _PREFIX or not kind:
+        raise ValueError(f"{tag!r} is not a tag: expected O, or B-, I-, E- or S- and a type")
+    return _PREFIX[prefix], kind
+
+
+def read_entities(tags: Sequence[str]) -> list[Entity]:
+    """The entities of tags in any of the schemes, as people mean them.
+
+    An entity also begins where one goes on that was never begun, and ends where it is not gone
+    on with: so IOB1, IOB2 and BIOES need not be told apart.
+    """
+    out: list[Entity] = []
+    first, kind = -1, ""  # of the entity that is open
+    for i, (prefix, k) in enumerate(map(split_tag, tags)):
+        if first >= 0 and (prefix in "OBS" or k != kind):
+            out.append(Entity(kind, first, i))
+            first = -1
+        if prefix != "O" and first < 0:
+            first, kind = i, k
+        if first >= 0 and prefix in "ES":
+            out.append(Entity(kind, first, i + 1))
+            first = -1
+    if first >= 0:
+        out.append(Entity(kind, first, len(tags)))
+    return out
+
+
+def write_tags(entities: Iterable[Entity], length: int, scheme: str = "IOB2") -> list[str]:
+    """Tags of ``length`` tokens in one of `SCHEMES`; entities do not overlap."""
+    check_scheme(scheme)
+    out = ["O"] * length
+    for kind, first, last in entities:
+        out[first:last] = [f"I-{kind}"] * (last - first)
+        out[first] = f"B-{kind}"
+        if scheme == "BIOES":
+            out[last - 1] = f"{'E' if last - first > 1 else 'S'}-{kind}"
+    return out
+
+
+def strict_entities(tags: Sequence[str], scheme: str = "IOB2") -> list[Entity]:
+    """Only the entities that are written as the scheme says, from their B (or S) on.
+
+    What seqeval takes for entities in its strict mode: a stray ``I-`` is none, and in BIOES
+    neither is one that is never ended.
+    """
+    check_scheme(scheme)
+    out: list[Entity] = []
+    first, kind = -1, ""
+    for i, tag in enumerate([*tags, "O"]):
+        prefix, k = split_tag(tag)
+        goes_on = first >= 0 and k == kind and prefix in "IE"
+        if first >= 0 and not goes_on:
+            if scheme == "IOB2":
+                out.append(Entity(kind, first, i))
+            first = -1
+        if prefix == "B" or (prefix == "S" and scheme == "BIOES"):
+            first, kind = i, k
+        if scheme == "BIOES" and (prefix == "S" or (goes_on and prefix == "E")):
+            out.append(Entity(kind, first, i + 1))
+            first = -1
+    return out
+
+
+def may_follow(before: str, after: str, scheme: str) -> bool:
+    """Whether a tag may come after another; "O" stands for the start and for the end too."""
+    (p, kind), (q, k) = split_tag(before), split_tag(after)
+    if scheme == "IOB2":
+        return q != "I" or (p in "BI" and k == kind)
+    inside = p in "BI"
+    return (q in "IE" and k == kind) if inside else q not in "IE"
+
+
+def all_tags(types: Iterable[str], scheme: str) -> list[str]:
+    """Every tag of the scheme for these types, O first."""
+    check_scheme(scheme)
+    prefixes = "BI" if scheme == "IOB2" else "BIES"
+    return ["O"] + [f"{p}-{t}" for t in sorted(set(types)) for p in prefixes]
+
+
+def check_scheme(scheme: str) -> None:
+    """Refuse a scheme that is not one of `SCHEMES`."""
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")

@@ -1,0 +1,153 @@
+"""The linear-chain conditional random field (Lafferty, McCallum & Pereira 2001)."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fastrnn import checks
+from fastrnn.kernels import get_backend
+from fastrnn.kernels.rows import Rows
+
+from .base import Layer
+
+
+class CRF(Layer):
+    """Scores of whole tag sequences: of each tag, of each pair of neighbours and of the ends.
+
+    Parameters
+    ----------
+    num_tags : int
+        K.
+    allowed : array_like of bool [K + 1, K + 1], optional
+        ``allowed[i, j]``: tag j may follow tag i; ``allowed[K, j]``: a sequence may begin with
+        j; ``allowed[i, K]``: it may end with i. Everything is when left out.
+    dtype : {"float32", "float64"}
+    backend : {"cpu", "reference"}
+    seed : int, optional
+        Of the initial scores, uniform in [-0.1, 0.1].
+
+    Attributes
+    ----------
+    parameters : Parameters
+        ``start_transitions [K]``, ``end_transitions [K]`` and ``transitions [K, K]``, from
+        row to column (the names of the pytorch-crf package).
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is out of its range or of the wrong type.
+    """
+
+    def __init__(
+        self,
+        num_tags: int,
+        *,
+        allowed=None,
+        dtype="float32",
+        backend: str = "cpu",
+        seed: int | None = None,
+    ):
+        k = self.num_tags = checks.positive_int("num_tags", num_tags)
+        mask = np.ones((k + 1, k + 1), bool) if allowed is None else np.asarray(allowed)
+        if mask.shape != (k + 1, k + 1) or mask.dtype != bool:
+            raise ValueError(
+                f"allowed must be bool {(k + 1, k + 1)}, got {mask.dtype} {mask.shape}"
+            )
+        self.allowed = mask
+        rng = np.random.default_rng(seed)
+        values = {
+            "start_transitions": rng.uniform(-0.1, 0.1, k),
+            "end_transitions": rng.uniform(-0.1, 0.1, k),
+            "transitions": rng.uniform(-0.1, 0.1, (k, k)),
+        }
+        super().__init__(values, checks.float_dtype("dtype", dtype))
+        self._kernels = get_backend(backend)
+
+    def _scores(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """pair, start, end, with minus infinity for what is not allowed."""
+        k, p, minus = self.num_tags, self.parameters, self.dtype.type(-np.inf)
+        return (
+            np.where(self.allowed[:k, :k], p["transitions"], minus),
+            np.where(self.allowed[k, :k], p["start_transitions"], minus),
+            np.where(self.allowed[:k, k], p["end_transitions"], minus),
+        )
+
+    # Rows in, rows out: for models. Nothing is checked.
+
+    def rows_loss(self, scores, tags, rows: Rows):
+        """``(loss, dscores [N, K], grads)``: the mean over rows of ``-log p(tags | scores)``."""
+        loss, d_scores, d_pair, d_start, d_end = self._kernels.crf_gradient(
+            scores, tags, rows, *self._scores()
+        )
+        n = max(1, rows.count)
+        grads = {"start_transitions": d_start, "end_transitions": d_end, "transitions": d_pair}
+        grads = {name: (g / n).astype(self.dtype) for name, g in grads.items()}
+        return float(loss.sum()) / n, (d_scores / n).astype(self.dtype), grads
+
+    def rows_marginals(self, scores, rows: Rows) -> np.ndarray:
+        """Probability of each tag at each row, [N, K] float64."""
+        return self._kernels.crf_gradient(scores, None, rows, *self._scores())[1]
+
+    def rows_decode(self, scores, rows: Rows) -> np.ndarray:
+        """The tags of the most likely sequences (Viterbi 1967), int64 [N]."""
+        return self._kernels.crf_viterbi(scores, rows, *self._scores())
+
+    # Padded arrays in, padded arrays out: the public face.
+
+    def _checked(self, scores, lengths) -> tuple[np.ndarray, Rows]:
+        scores = checks.real_array("scores", scores, self.dtype, (None, None, self.num_tags))
+        steps, batch = scores.shape[:2]
+        if lengths is not None:
+            lengths = checks.lengths_array("lengths", lengths, batch, steps)
+        return scores, Rows(steps, batch, lengths)
+
+    def forward(self, scores, tags, lengths=None) -> tuple[float, "Tape"]:
+        """``(loss, tape)``: the mean over all steps of ``-log p(tags | scores)`` in nats.
+
+        Parameters
+        ----------
+        scores : array_like of real [T, B, K]
+            Of each tag at each step, for example from `Linear`.
+        tags : array_like of int [T, B]
+            The right ones; what lies beyond a length is ignored.
+        lengths : array_like of int [B], optional
+            Steps of each sequence, from 0 to T; all T when left out.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A shape or type does not fit, or the right tags are not allowed.
+        IndexError
+            A tag is not in ``[0, K)``.
+        """
+        scores, rows = self._checked(scores, lengths)
+        tags = checks.integer_array("tags", tags)
+        if tags.shape != scores.shape[:2]:
+            raise ValueError(f"tags must have shape {scores.shape[:2]}, got {tags.shape}")
+        own = rows.pack(tags)
+        checks.below("tags", "tag", own, self.num_tags)
+        loss, d_scores, grads = self.rows_loss(rows.pack(scores), own, rows)
+        if not np.isfinite(loss):
+            raise ValueError("tags must be a sequence that is allowed")
+        return loss, Tape(rows.unpack(d_scores), grads)
+
+    def backward(self, tape: "Tape") -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """``(dscores [T, B, K], grads)`` of the loss; zero beyond a length."""
+        return tape.d_scores, tape.grads
+
+    def decode(self, scores, lengths=None) -> np.ndarray:
+        """The most likely tags, int64 [T, B]; zero beyond a length."""
+        scores, rows = self._checked(scores, lengths)
+        return rows.unpack(self.rows_decode(rows.pack(scores), rows))
+
+    def marginals(self, scores, lengths=None) -> np.ndarray:
+        """The probability of each tag at each step, [T, B, K]; zero beyond a length."""
+        scores, rows = self._checked(scores, lengths)
+        return rows.unpack(self.rows_marginals(rows.pack(scores), rows)).astype(self.dtype)
+
+
+class Tape(NamedTuple):
+    """What `CRF.backward` gives back: the gradients are found on the way to the loss."""
+
+    d_scores: np.ndarray
+    grads: dict[str, np.ndarray]

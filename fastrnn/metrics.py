@@ -1,0 +1,99 @@
+"""Entity-level scores: what was found, of what there is, and how much of it is right."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fastrnn.data.tags import strict_entities
+
+
+class Score(NamedTuple):
+    """Precision, recall and their harmonic mean, each in [0, 1] and 0 where nothing counts."""
+
+    precision: float
+    recall: float
+    f1: float
+    support: int  # entities that there are
+
+
+def _score(right: int, found: int, there: int) -> Score:
+    precision = right / found if found else 0.0
+    recall = right / there if there else 0.0
+    f1 = 2 * right / (found + there) if found + there else 0.0
+    return Score(precision, recall, f1, there)
+
+
+class EntityScores(NamedTuple):
+    """What `entity_scores` finds."""
+
+    micro: Score  # over all entities
+    by_type: dict[str, Score]
+    accuracy: float  # of tokens
+    confusion: dict[tuple[str, str], int]  # (true type, found type) of equal spans; "" for none
+
+
+def entity_scores(
+    true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *, scheme: str = "IOB2"
+) -> EntityScores:
+    """Compare tags of sentences, entity by entity.
+
+    An entity is right if its type, its first and its last token are (Tjong Kim Sang & De Meulder
+    2003). Tags are read strictly, as seqeval with ``mode="strict"``: an entity that does not
+    begin or end as the scheme says is none.
+
+    Parameters
+    ----------
+    true, predicted : sequence of sequence of str
+        Tags of each sentence.
+    scheme : {"IOB2", "BIOES"}
+
+    Raises
+    ------
+    ValueError
+        The sentences or their lengths differ, or a tag is none.
+    """
+    if len(true) != len(predicted):
+        raise ValueError(
+            f"predicted must have {len(true)} sentences as true has, got {len(predicted)}"
+        )
+    right, found, there = Counter[str](), Counter[str](), Counter[str]()
+    confusion = Counter[tuple[str, str]]()
+    tokens = equal = 0
+    for number, (t, p) in enumerate(zip(true, predicted, strict=True)):
+        if len(t) != len(p):
+            raise ValueError(f"predicted[{number}] must have {len(t)} tags, got {len(p)}")
+        tokens += len(t)
+        equal += sum(a == b for a, b in zip(t, p, strict=True))
+        gold = {(e.first, e.last): e.type for e in strict_entities(t, scheme)}
+        ours = {(e.first, e.last): e.type for e in strict_entities(p, scheme)}
+        there.update(gold.values())
+        found.update(ours.values())
+        right.update(kind for span, kind in gold.items() if ours.get(span) == kind)
+        for span in gold.keys() | ours.keys():
+            confusion[gold.get(span, ""), ours.get(span, "")] += 1
+    types = sorted(there.keys() | found.keys())
+    return EntityScores(
+        _score(right.total(), found.total(), there.total()),
+        {k: _score(right[k], found[k], there[k]) for k in types},
+        equal / tokens if tokens else 0.0,
+        dict(confusion),
+    )
+
+
+def report(scores: EntityScores) -> str:
+    """A table of them, in percent, for people."""
+    width = max(map(len, ["all types", *scores.by_type]))
+    lines = [f"{'':<{width}}  precision  recall      F1  entities"]
+    for name, s in [*scores.by_type.items(), ("all types", scores.micro)]:
+        lines.append(
+            f"{name:<{width}}  {100 * s.precision:9.2f}  {100 * s.recall:6.2f}  "
+            f"{100 * s.f1:6.2f}  {s.support:8,}"
+        )
+    lines.append(f"token accuracy {100 * scores.accuracy:.2f}")
+    mixed = {k: n for k, n in scores.confusion.items() if k[0] and k[1] and k[0] != k[1]}
+    for (a, b), n in sorted(mixed.items(), key=lambda item: -item[1]):
+        lines.append(f"{a} taken for {b}: {n:,}")
+    missed = sum(n for (_, b), n in scores.confusion.items() if not b)
+    extra = sum(n for (a, _), n in scores.confusion.items() if not a)
+    lines.append(f"spans missed {missed:,}, spans found that are none {extra:,}")
+    return "\n".join(lines)

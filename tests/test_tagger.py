@@ -1,0 +1,358 @@
+"""The tagger: its network, its estimator and its command line."""
+
+import json
+
+import numpy as np
+import pytest
+
+import fastrnn
+from fastrnn.data.batches import Lexicon, make_batch
+from fastrnn.data.text import Vocabulary
+from fastrnn.data.vectors import WordVectors
+from fastrnn.models import LanguageModel, Tagger
+from fastrnn.models.bilstm import BiLSTMTagger
+from helpers import check_close, check_gradient
+from helpers import fastrnn as command
+
+DRUGS = ["naloxone", "Clonidine", "aspirin", "Lidocaine", "cocaine", "ibuprofen"]
+FILLERS = ["the", "patients", "were", "given", "in", "of", "induced", "by", "and", ".", "Rats"]
+
+
+def sentences(count, seed=0):
+    """A language in which drugs are entities, and "acid" after one is a part of it."""
+    rng = np.random.default_rng(seed)
+    X, y = [], []
+    for _ in range(count):
+        tokens, tags = [], []
+        for _ in range(int(rng.integers(2, 9))):
+            if rng.random() < 0.3:
+                long = rng.random() < 0.5
+                tokens += [DRUGS[rng.integers(len(DRUGS))]] + ["acid"] * long
+                tags += ["B-Drug"] + ["I-Drug"] * long
+            else:
+                tokens.append(FILLERS[rng.integers(len(FILLERS))])
+                tags.append("O")
+        X.append(tokens)
+        y.append(tags)
+    return X, y
+
+
+X, Y = sentences(120)
+QUICK = {"word_dim": 12, "hidden_size": 16, "epochs": 6, "lr": 2e-2, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def tagger():
+    return Tagger(char_hidden=5, char_dim=4, crf=True, **QUICK).fit(X, Y, dev=(X[:40], Y[:40]))
+
+
+# The network
+
+
+def network(dtype, backend="cpu", *, crf, chars, words=True, **more):
+    vectors = WordVectors.none(6)
+    keys = sorted({t.lower() for x in X for t in x})
+    characters = Vocabulary.of("".join(t for x in X for t in x), min_count=1)
+    trained = {k: i for i, k in enumerate(keys)} if words else None
+    lexicon = Lexicon(vectors, characters if chars else None, trained, dtype)
+    net = BiLSTMTagger(
+        lexicon.table.shape[1], 3, words=vectors(keys) if words else None, num_layers=2,
+        characters=len(characters) if chars else 0, char_dim=4, char_hidden=3, hidden_size=5,
+        crf=crf, dtype=dtype, backend=backend, seed=0, **more,
+    )  # fmt: skip
+    return net, lexicon
+
+
+def batch_of(lexicon, chosen, number=8):
+    tags = {"O": 0, "B-Drug": 1, "I-Drug": 2}
+    tokens = lexicon.encode(X[:number])
+    numbers = np.array([tags[t] for y in Y[:number] for t in y])
+    return make_batch(lexicon, tokens, np.array(chosen), numbers)
+
+
+@pytest.mark.parametrize("chars", [False, True], ids=["words", "chars"])
+@pytest.mark.parametrize("crf", [False, True], ids=["softmax", "crf"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_whole_gradient(crf, chars, backend):
+    net, lexicon = network("float64", backend, crf=crf, chars=chars)
+    batch = batch_of(lexicon, [3, 0, 5, 1])
+    state = net.rng.bit_generator.state
+
+    def loss(flat, table):
+        net.parameters.writing()[:] = flat
+        net.tables["words"][:] = table
+        net.rng.bit_generator.state = state  # the same dropout each time
+        return net.loss_and_gradient(batch)[0]
+
+    flat, table = net.parameters.flat.copy(), net.tables["words"].copy()
+    loss(flat, table)
+    net.rng.bit_generator.state = state
+    gradient = net.loss_and_gradient(batch)[1].copy()
+    rows = net.row_gradients()["words"]
+    of_table = np.zeros_like(table)
+    of_table[rows.rows] = rows.values
+    assert set(rows.rows) == set(batch.words)
+    check_gradient(loss, [flat, table], [gradient, of_table])
+
+
+@pytest.mark.parametrize("chars", [False, True], ids=["words", "chars"])
+def test_float32_is_close_to_the_reference(chars):
+    results = []
+    for dtype, backend in (("float32", "cpu"), ("float64", "reference")):
+        net, lexicon = network(dtype, backend, crf=True, chars=chars, dropout=0, input_dropout=0)
+        loss, gradient, count = net.loss_and_gradient(batch_of(lexicon, range(8)))
+        results.append((loss, gradient, net.row_gradients()["words"].values, count))
+    (loss, gradient, rows, count), (wanted, judge, judged, other) = results
+    assert count == other == sum(map(len, X[:8])) and loss == pytest.approx(wanted, rel=1e-5)
+    check_close(gradient, judge, "float32")
+    check_close(rows, judged, "float32")
+
+
+def test_dropout_is_shared_over_time():
+    net, lexicon = network("float32", crf=False, chars=False)
+    rows = batch_of(lexicon, range(8)).rows
+    mask = net._mask(rows, 40, 0.5)
+    assert set(np.unique(mask)) == {0, 2}
+    for rank in range(8):
+        assert (mask[rows.ranks == rank] == mask[rank]).all()
+    assert not (mask[0] == mask[1]).all() and net._mask(rows, 40, 0.0) is None
+
+
+# The estimator
+
+
+def test_it_learns(tagger):
+    assert tagger.score(X, Y) > 0.95 and tagger.classes_ == ["O", "B-Drug", "I-Drug"]
+    assert tagger.predict([["the", "aspirin", "acid", "."]]) == [["O", "B-Drug", "I-Drug", "O"]]
+    scores = tagger.evaluate(X, Y)
+    assert set(scores.by_type) == {"Drug"} and scores.accuracy > 0.95
+    plain = Tagger(fine_tune=False, **QUICK).fit(X, Y)
+    assert plain.score(X, Y) > 0.9 and plain.network_.tables == {}
+
+
+def test_other_schemes_come_in_and_go_out():
+    # IOB1: B only where an entity follows another.
+    iob1 = [["I" + t[1:] if t[0] == "B" and before == "O" else t
+             for before, t in zip(["O", *y], y, strict=False)] for y in Y[:30]]  # fmt: skip
+    model = Tagger(scheme="BIOES", crf=True, **QUICK).fit(X[:30], iob1)
+    assert model.classes_ == ["O", "B-Drug", "I-Drug", "E-Drug", "S-Drug"]
+    for tags in model.predict(X):  # constrained: never an end without a beginning
+        assert whole_entities(tags)
+    assert model.score(X[:30], Y[:30]) == model.score(X[:30], iob1)
+
+
+def whole_entities(tags):
+    from fastrnn.data.tags import read_entities, write_tags
+
+    return write_tags(read_entities(tags), len(tags), "BIOES") == tags
+
+
+def test_same_bits_alone_in_any_batch_and_for_any_number_of_threads(tagger, monkeypatch):
+    monkeypatch.setattr("fastrnn.kernels.threads.LEAST", 1)
+    unknown = [[*x, "Unknownase", "1,4-x"] for x in X]
+    wanted, tags = tagger.predict_proba(unknown), tagger.predict(unknown)
+    for threads in (1, 3):
+        fastrnn.set_num_threads(threads)
+        monkeypatch.setattr("fastrnn.models.tagger._TAGGED_AT_ONCE", 17 * threads)
+        order = np.random.default_rng(threads).permutation(len(unknown))
+        shuffled = [unknown[i] for i in order]
+        for i, p, t in zip(order, tagger.predict_proba(shuffled), tagger.predict(shuffled),
+                           strict=True):  # fmt: skip
+            assert np.array_equal(p, wanted[i]) and t == tags[i]
+    assert all(np.array_equal(tagger.predict_proba([x])[0], p)
+               for x, p in zip(unknown[:20], wanted, strict=False))  # fmt: skip
+
+
+def test_probabilities(tagger):
+    softmax = Tagger(**QUICK | {"epochs": 1}).fit(X, Y)
+    for model in (tagger, softmax):
+        for x, p in zip(X[:9], model.predict_proba(X[:9]), strict=True):
+            assert p.shape == (len(x), 3) and p.sum(axis=1) == pytest.approx(np.ones(len(x)))
+    assert [[softmax.classes_[k] for k in p.argmax(axis=1)]
+            for p in softmax.predict_proba(X)] == softmax.predict(X)  # fmt: skip
+    assert softmax.predict([]) == [] == softmax.predict_proba([])
+    assert softmax.predict([[], ["the"], []]) == [[], ["O"], []] and softmax.predict([[]]) == [[]]
+
+
+def test_a_fit_is_reproducible(tagger):
+    again = Tagger(**tagger.get_params()).fit(X, Y, dev=(X[:40], Y[:40]))
+    assert np.array_equal(again.network_.parameters.flat, tagger.network_.parameters.flat)
+    assert np.array_equal(again.network_.tables["words"], tagger.network_.tables["words"])
+
+
+def test_only_rows_that_were_met_are_trained(tagger):
+    words = {w: i for i, w in enumerate(tagger._words)}
+    before, after = tagger._vectors(tagger._words), tagger.network_.tables["words"]
+    assert all(w in words for w in ("naloxone", "clonidine", "the"))
+    assert (before != after).any(axis=1).all()
+    moments = tagger.trainer_.optimizer.state_dict()
+    assert moments["rows.words.first_moment"].shape == after.shape
+
+
+def test_scikit_learn_habits():
+    model = Tagger(hidden_size=7, crf=True)
+    assert repr(model) == "Tagger(hidden_size=7, crf=True)"
+    params = model.get_params()
+    assert params["hidden_size"] == 7 and Tagger(**params).get_params() == params
+    assert model.set_params(lr=0.5) is model and model.lr == 0.5
+    with pytest.raises(ValueError, match="unknown parameters: nonsense"):
+        model.set_params(nonsense=1)
+    base = pytest.importorskip("sklearn.base", reason="scikit-learn is not installed")
+    assert base.clone(model).get_params() == model.get_params()
+
+
+def test_save_and_load(tagger, tmp_path):
+    tagger.save(tmp_path)
+    other = Tagger.load(tmp_path)
+    assert other.get_params() == tagger.get_params()
+    for a, b in zip(other.predict_proba(X), tagger.predict_proba(X), strict=True):
+        assert np.array_equal(a, b)
+    with pytest.raises(ValueError, match="is not of a language model"):
+        LanguageModel.load(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"words": ["a"]}))
+    with pytest.raises(ValueError, match=r"weights\.safetensors does not fit .*words must have"):
+        Tagger.load(tmp_path)
+    del config["tags"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json is damaged: KeyError\('tags'\)"):
+        Tagger.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        Tagger.load(tmp_path / "missing")
+
+
+def test_vectors_stay_where_they_are(tmp_path):
+    rng = np.random.default_rng(0)
+    words = sorted({w.lower() for x in X for w in x})
+    vectors = tmp_path / "vectors.npy"
+    np.save(vectors, rng.standard_normal((len(words), 8)).astype("f"))
+    (tmp_path / "words.txt").write_text("\n".join(words) + "\n")
+    model = Tagger(vectors, fine_tune=False, **QUICK | {"epochs": 1}).fit(X, Y)
+    model.save(tmp_path / "run")
+    wanted = model.predict_proba([["naloxone", "never-seen"]])[0]
+    moved = vectors.rename(tmp_path / "elsewhere.npy")
+    with pytest.raises(FileNotFoundError, match=r"vectors\.npy"):
+        Tagger.load(tmp_path / "run")
+    other = Tagger.load(tmp_path / "run", vectors=moved)
+    assert np.array_equal(other.predict_proba([["naloxone", "never-seen"]])[0], wanted)
+    np.save(moved, rng.standard_normal((len(words), 9)).astype("f"))
+    with pytest.raises(ValueError, match="words of 8 numbers"):
+        Tagger.load(tmp_path / "run", vectors=moved)
+
+
+def test_long_sentences_are_counted():
+    with pytest.warns(UserWarning, match="of 120 sentences are longer than max_len=4: .* tokens"):
+        model = Tagger(max_len=4, **QUICK | {"epochs": 1}).fit(X, Y)
+    assert len(model.predict([["the"] * 9])[0]) == 9
+    with pytest.raises(ValueError, match="max_len must be at least 1"):
+        Tagger(max_len=0).fit(X, Y)
+
+
+@pytest.mark.parametrize("error, message, params, data", [
+    (ValueError, "scheme must be one of", {"scheme": "IOB1"}, (X, Y)),
+    (ValueError, "optimizer must be one of", {"optimizer": "lbfgs"}, (X, Y)),
+    (ValueError, "epochs must be at least 1", {"epochs": 0}, (X, Y)),
+    (ValueError, r"dropout must be in \[0.0, 1.0\)", {"dropout": 1.0}, (X, Y)),
+    (ValueError, "y must have 120 sentences, got 1", {}, (X, Y[:1])),
+    (ValueError, r"y\[0\] must have 1 tags, got 2", {}, ([["a"]], [["O", "O"]])),
+    (ValueError, r"y\[0\]: 'x' is not a tag", {}, ([["a"]], [["x"]])),
+    (TypeError, r"X\[0\] must be a list of tokens, got str", {}, (["a sentence"], [["O"]])),
+    (TypeError, r"X\[0\] must hold strings that are not empty: ''", {}, ([[""]], [["O"]])),
+    (ValueError, "X has no tokens", {}, ([[]], [[]])),
+    (FileNotFoundError, "no such file: nowhere", {"vectors": "nowhere"}, (X, Y)),
+])  # fmt: skip
+def test_wrong_input(error, message, params, data):
+    with pytest.raises(error, match=message):
+        Tagger(**params).fit(*data)
+
+
+def test_not_fitted():
+    for use in (lambda m: m.predict(X), lambda m: m.save("nowhere")):
+        with pytest.raises(ValueError, match="not fitted yet: call fit or load first"):
+            use(Tagger())
+    with pytest.raises(ValueError, match="resume needs the folder of a run"):
+        Tagger().fit(X, Y, resume=True)
+
+
+def test_a_resumed_run_is_the_same(tmp_path):
+    options = QUICK | {"crf": True, "char_hidden": 3}
+    whole = Tagger(**options).fit(X, Y, dev=(X[:40], Y[:40]))
+    Tagger(**options | {"epochs": 2}).fit(X, Y, dev=(X[:40], Y[:40]), run=tmp_path)
+    with pytest.raises(ValueError, match="holds a run"):
+        Tagger(**options).fit(X, Y, run=tmp_path)
+    model = Tagger(**options).fit(X, Y, dev=(X[:40], Y[:40]), run=tmp_path, resume=True)
+    assert np.array_equal(model.network_.parameters.flat, whole.network_.parameters.flat)
+    assert np.array_equal(model.network_.tables["words"], whole.network_.tables["words"])
+    lines = [json.loads(t) for t in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert len(lines) == 6 * 15 and sum("valid_f1" in line for line in lines) == 6
+    assert max(line.get("valid_f1", 0) for line in lines) == model.trainer_.best
+    loaded = Tagger.load(tmp_path)
+    assert loaded.predict(X) == model.predict(X)
+
+
+# The command line
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tagger")
+    for name, part in (("train", slice(0, 90)), ("dev", slice(90, 120))):
+        text = "".join(
+            "".join(f"{a} {b}\n" for a, b in zip(x, y, strict=True)) + "\n"
+            for x, y in zip(X[part], Y[part], strict=True)
+        )
+        (folder / f"{name}.conll").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(files):
+    pytest.importorskip("typer", reason="the extra [cli] is not installed")
+    said = command(
+        "train", "tagger", "--train", files / "train.conll", "--dev", files / "dev.conll",
+        "--test", files / "dev.conll", "--out", files / "run", "--word-dim", 12, "--hidden", 16,
+        "--lr", 0.02, "--batch", 8, "--epochs", 5, "--crf",
+    )  # fmt: skip
+    assert "90 sentences" in said and "valid_f1" in said and "best F1" in said
+    assert "Drug" in said and "token accuracy" in said
+    return files / "run"
+
+
+def test_commands(run, files):
+    assert "all types" in command("eval", run, files / "dev.conll")
+    wanted = Tagger.load(run).predict(X[90:])
+    columns = command("tag", run, files / "dev.conll")
+    parts = [s.splitlines() for s in columns.strip("\n").split("\n\n")]
+    assert [[line.split("\t")[1] for line in s] for s in parts] == wanted
+    text = "".join(" ".join(x) + "\n" for x in X[90:])
+    assert command("tag", run, "-", "--at-once", 7, input=text) == columns
+    (files / "dev.txt").write_text(text)
+    assert command("tag", run, files / "dev.txt") == columns
+    (files / "dev.jsonl").write_text("".join(json.dumps({"tokens": x}) + "\n" for x in X[90:]))
+    assert command("tag", run, files / "dev.jsonl") == columns
+    assert command("tag", run, "-", input="") == ""
+
+
+def test_commands_refuse_what_is_wrong(run, files):
+    (files / "bad.conll").write_text("a O\nb\n")
+    train = ["train", "tagger", "--train"]
+    said = command(*train, files / "bad.conll", "--out", files / "x", code=1)
+    assert "bad.conll, line 2 must have at least 2 columns" in said
+    said = command(*train, files / "train.conll", "--out", run, code=1)
+    assert "holds a run already: add --resume" in said
+    said = command(*train, files / "train.conll", "--out", run, "--resume", "--crf", code=1)
+    assert "cannot go on with other options" in said
+    said = command("tag", run, files / "dev.conll", "--format", "xml", code=1)
+    assert "--format must be columns, jsonl or lines" in said
+    assert "no such file" in command("tag", files / "nothing", code=1)
+
+
+def test_resume_makes_a_run_longer(run, files):
+    said = command(
+        "train", "tagger", "--train", files / "train.conll", "--dev", files / "dev.conll",
+        "--out", run, "--word-dim", 12, "--hidden", 16, "--lr", 0.02, "--batch", 8,
+        "--epochs", 6, "--crf", "--resume",
+    )  # fmt: skip
+    assert f"{6 * 12} steps" in said
+    pytest.importorskip("matplotlib", reason="the extra [plot] is not installed")
+    assert command("plot", run).strip().endswith("curve.png")
