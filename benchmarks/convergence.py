@@ -31,11 +31,11 @@ class RestartedAdam(optim.Adam):
     What is left is a step of the size ``lr`` along the sign of each derivative.
     """
 
-    def _update(self, w, g, scale, lr):
-        for moment in self._state.values():
+    def _update(self, w, g, state, scale, lr):
+        for moment in state.values():
             moment[:] = 0
         self.steps = 1
-        super()._update(w, g, scale, lr)
+        super()._update(w, g, state, scale, lr)
 
 
 class RootlessAdam(optim.Adam):
@@ -44,8 +44,8 @@ class RootlessAdam(optim.Adam):
     A derivative of 1e-3 then moves its weight by 1e3 times the learning rate.
     """
 
-    def _update(self, w, g, scale, lr):
-        m, v = self._state["first_moment"], self._state["second_moment"]
+    def _update(self, w, g, state, scale, lr):
+        m, v = state["first_moment"], state["second_moment"]
         beta1, beta2 = self.betas
         m += (1 - beta1) * (scale * g - m)
         v += (1 - beta2) * ((scale * g) ** 2 - v)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+_LOSSES = ("valid_loss", "valid_bpc")  # metrics that are drawn on the axis of the loss
+
 
 def read_history(run) -> list[dict]:
     """The lines of ``run/history.jsonl``.
@@ -80,6 +82,7 @@ def plot_runs(
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     tops, lows = [], []
+    other = None  # the axis of a metric that is no loss, such as F1
     for number, (label, lines) in enumerate(histories.items()):
         colour = f"C{number}"
         x = [line[against] for line in lines]
@@ -87,11 +90,18 @@ def plot_runs(
         smoothed = np.array([line["smoothed"] for line in lines]) / unit
         axes.plot(x, loss, color=colour, alpha=0.2, linewidth=0.8)
         axes.plot(x, smoothed, color=colour, linewidth=1.8, label=label)
-        metric = [(a, v) for a, line in zip(x, lines, strict=True) for k, v in line.items()
+        metric = [(a, v, k) for a, line in zip(x, lines, strict=True) for k, v in line.items()
                   if k.startswith("valid_")]  # fmt: skip
-        if metric:
-            axes.plot(*zip(*metric, strict=True), "o", color=colour, markeredgecolor="white")
-            lows.append(min(v for _, v in metric))
+        if metric and metric[0][2] in _LOSSES:
+            at, values, _ = zip(*metric, strict=True)
+            axes.plot(at, values, "o", color=colour, markeredgecolor="white")
+            lows.append(min(values))
+        elif metric:
+            at, values, _ = zip(*metric, strict=True)
+            if other is None:
+                other = axes.twinx()
+                other.set_ylabel(f"{metric[0][2].removeprefix('valid_').upper()}, dots (right)")
+            other.plot(at, values, "o--", color=colour, markeredgecolor="white", linewidth=0.8)
         means = [(a, line["epoch_loss"] / unit) for a, line in zip(x, lines, strict=True)
                  if "epoch_loss" in line]  # fmt: skip
         if means:

@@ -24,6 +24,40 @@ def run(optimizer, gradients, w_0, **options):
 
 
 @needs_torch
+# Torch adds its eps before the correction of the second moment, so here it is nothing.
+@pytest.mark.parametrize("ours, theirs, options", [
+    (optim.Adam, "SparseAdam", {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-15}), (optim.SGD, "SGD", {"lr": 0.1}),
+])  # fmt: skip
+def test_some_rows_of_a_table_with_torch(rng, ours, theirs, options):
+    import torch
+
+    table = rng.standard_normal((9, 4))
+    twin = torch.nn.Parameter(torch.from_numpy(table.copy()))
+    judge = getattr(torch.optim, theirs)([twin], **options)
+    optimizer, parameters = ours(**options), Parameters({"w": np.zeros(3)}, "float64")
+    for number in range(20):
+        before = table.copy()
+        rows = rng.permutation(9)[: 1 + number % 4]
+        values = rng.standard_normal((len(rows), 4))
+        norm = optimizer.step(
+            parameters, np.zeros(3), rows={"t": optim.RowGradient(table, rows, values)}
+        )
+        assert norm == pytest.approx(np.sqrt((values**2).sum()))
+        twin.grad = torch.sparse_coo_tensor(rows[None], values, (9, 4), check_invariants=True)
+        judge.step()
+        check_close(table, twin.detach().numpy(), "float64")
+        others = np.setdiff1d(np.arange(9), rows)
+        assert np.array_equal(table[others], before[others])
+        # The state between steps goes through a file.
+        state, optimizer = optimizer.state_dict(), ours(**options)
+        optimizer.load_state_dict(state)
+    optimizer.step(parameters, np.zeros(3), rows={"t": optim.RowGradient(table, rows, values)})
+    with pytest.raises(ValueError, match="must be float64 \\(5, 4\\), got float64 \\(9, 4\\)"):
+        smaller = optim.RowGradient(table[:5], rows[:1], values[:1])
+        optimizer.step(parameters, np.zeros(3), rows={"t": smaller})
+
+
+@needs_torch
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("ours", "theirs", "options"),

@@ -12,17 +12,21 @@ import fastrnn.layers.rnn
 README = Path(__file__).parents[1] / "README.md"
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys, number):
     monkeypatch.chdir(tmp_path)
     Path("train.txt").write_text("a rose is a rose is a rose. " * 400)
+    Path("train.tsv").write_text("Selegiline\tB-Chemical\nhelps\tO\n.\tO\n\n" * 40)
     code = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[number]
-    for large, small in (("steps=600", "steps=2"), ("hidden_size=512", "hidden_size=16")):
+    for large, small in (("steps=600", "steps=2"), ("hidden_size=512", "hidden_size=16"),
+                         ('"glove"', "None")):  # fmt: skip
         code = code.replace(large, small)
     names: dict = {}
     exec(code, names)
     if number == 0:
         assert names["grads"]["weight_hh_l1_reverse"].shape == (512, 128)
+    elif number == 2:
+        assert [len(t) for t in names["tags"]] == [4] and Path("tagger/config.json").exists()
     else:
         assert len(capsys.readouterr().out) > 200
 

@@ -7,6 +7,7 @@ import pytest
 
 import fastrnn
 from fastrnn.data.batches import Lexicon, make_batch
+from fastrnn.data.tags import read_entities, strict_entities, write_tags
 from fastrnn.data.text import Vocabulary
 from fastrnn.data.vectors import WordVectors
 from fastrnn.models import LanguageModel, Tagger
@@ -122,7 +123,8 @@ def test_dropout_is_shared_over_time():
 
 
 def test_it_learns(tagger):
-    assert tagger.score(X, Y) > 0.95 and tagger.classes_ == ["O", "B-Drug", "I-Drug"]
+    assert tagger.score(X, Y) > 0.95
+    assert tagger.classes_ == ["O", "B-Drug", "I-Drug", "E-Drug", "S-Drug"]
     assert tagger.predict([["the", "aspirin", "acid", "."]]) == [["O", "B-Drug", "I-Drug", "O"]]
     scores = tagger.evaluate(X, Y)
     assert set(scores.by_type) == {"Drug"} and scores.accuracy > 0.95
@@ -130,21 +132,28 @@ def test_it_learns(tagger):
     assert plain.score(X, Y) > 0.9 and plain.network_.tables == {}
 
 
-def test_other_schemes_come_in_and_go_out():
+def test_schemes_come_in_and_go_out():
     # IOB1: B only where an entity follows another.
     iob1 = [["I" + t[1:] if t[0] == "B" and before == "O" else t
-             for before, t in zip(["O", *y], y, strict=False)] for y in Y[:30]]  # fmt: skip
-    model = Tagger(scheme="BIOES", crf=True, **QUICK).fit(X[:30], iob1)
-    assert model.classes_ == ["O", "B-Drug", "I-Drug", "E-Drug", "S-Drug"]
-    for tags in model.predict(X):  # constrained: never an end without a beginning
-        assert whole_entities(tags)
-    assert model.score(X[:30], Y[:30]) == model.score(X[:30], iob1)
+             for before, t in zip(["O", *y], y, strict=False)] for y in Y[:60]]  # fmt: skip
+    bioes = [write_tags(read_entities(y), len(y), "BIOES") for y in Y[:60]]
+    wanted = Tagger(**QUICK).fit(X[:60], Y[:60])
+    for given in (iob1, bioes):
+        model = Tagger(**QUICK).fit(X[:60], given)
+        assert np.array_equal(model.network_.parameters.flat, wanted.network_.parameters.flat)
+        assert 0.3 < model.score(X, Y) == wanted.score(X, Y)
+    assert {t[0] for y in wanted.predict(X) for t in y} == {"O", "B", "I"}
+    found = model.predict(X)  # of the one that was trained on BIOES
+    assert {t[0] for y in found for t in y} == {"O", "B", "I", "E", "S"} - {"I"}
+    assert [read_entities(y) for y in found] == [read_entities(y) for y in wanted.predict(X)]
+    plain = Tagger(scheme="IOB2", **QUICK).fit(X[:60], Y[:60])
+    assert plain.classes_ == ["O", "B-Drug", "I-Drug"] and plain.score(X, Y) > 0.3
 
 
-def whole_entities(tags):
-    from fastrnn.data.tags import read_entities, write_tags
-
-    return write_tags(read_entities(tags), len(tags), "BIOES") == tags
+def test_what_is_no_entity_is_o(monkeypatch, tagger):
+    stray = lambda batch: np.full(batch.rows.count, 3)  # E-Drug everywhere  # noqa: E731
+    monkeypatch.setattr(tagger.network_, "decode", stray)
+    assert tagger.predict([["a", "b"]]) == [["O", "O"]]
 
 
 def test_same_bits_alone_in_any_batch_and_for_any_number_of_threads(tagger, monkeypatch):
@@ -167,9 +176,10 @@ def test_probabilities(tagger):
     softmax = Tagger(**QUICK | {"epochs": 1}).fit(X, Y)
     for model in (tagger, softmax):
         for x, p in zip(X[:9], model.predict_proba(X[:9]), strict=True):
-            assert p.shape == (len(x), 3) and p.sum(axis=1) == pytest.approx(np.ones(len(x)))
-    assert [[softmax.classes_[k] for k in p.argmax(axis=1)]
-            for p in softmax.predict_proba(X)] == softmax.predict(X)  # fmt: skip
+            assert p.shape == (len(x), 5) and p.sum(axis=1) == pytest.approx(np.ones(len(x)))
+    for p, tags in zip(softmax.predict_proba(X), softmax.predict(X), strict=True):
+        best = [softmax.classes_[k] for k in p.argmax(axis=1)]
+        assert write_tags(strict_entities(best, "BIOES"), len(best)) == tags
     assert softmax.predict([]) == [] == softmax.predict_proba([])
     assert softmax.predict([[], ["the"], []]) == [[], ["O"], []] and softmax.predict([[]]) == [[]]
 

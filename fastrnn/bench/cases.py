@@ -18,7 +18,7 @@ from fastrnn.kernels.threads import MOVE, Job, spread
 from fastrnn.models import LanguageModel
 from fastrnn.optim import Adam
 
-from . import peers
+from . import peers, tagger
 from .timing import Case
 
 # (T, B, I, H): from a step to a language model.
@@ -356,6 +356,10 @@ def _entries():
     group = "language model, training step"
     yield Entry(group, "embedding 64", partial(language_model, 64), True)
     yield Entry(group, "one-hot", partial(language_model, 0, against=64))
+    yield Entry("tagger, training", "20 batches of 32 sentences", tagger.training, True)
+    for count in (1, 2000):
+        name = f"{count:,} sentence{'s' * (count > 1)}"
+        yield Entry("tagger, tagging", name, partial(tagger.tagging, count), True)
     for letter, shapes in GROWING.items():
         for shape in shapes:
             make = partial(training, fastrnn.LSTM, shape, only_torch=True)

@@ -20,12 +20,10 @@ Vectors = Annotated[
 _FREE = ("epochs", "patience", "test")
 
 
-def _read(path: Path, token_column: int, tag_column: int, scheme: str = "IOB2"):
+def _read(path: Path, token_column: int, tag_column: int):
     from fastrnn.data.sentences import read_sentences
 
-    sentences = list(
-        read_sentences(path, token_column=token_column, tag_column=tag_column, scheme=scheme)
-    )
+    sentences = list(read_sentences(path, token_column=token_column, tag_column=tag_column))
     if not sentences:
         raise ValueError(f"{path} has no sentences")
     return [s.tokens for s in sentences], [s.tags for s in sentences]
@@ -47,9 +45,7 @@ def train_tagger(
     crf: Annotated[bool, typer.Option("--crf", help="A CRF instead of a softmax.")] = False,
     dropout: Annotated[float, typer.Option(help="Of what comes out of the BiLSTM.")] = 0.5,
     input_dropout: Annotated[float, typer.Option(help="Of what goes in.")] = 0.25,
-    scheme: Annotated[str, typer.Option(help="IOB2 or BIOES, inside and in what is tagged.")] = (
-        "IOB2"
-    ),
+    scheme: Annotated[str, typer.Option(help="What is told apart: BIOES or IOB2 tags.")] = "BIOES",
     optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 3e-3,
     clip: Annotated[float, typer.Option(min=0, help="Largest gradient norm; 0: no limit.")] = 5.0,
@@ -78,7 +74,7 @@ def train_tagger(
         from fastrnn.models import Tagger
 
         set_threads(threads)
-        columns = token_column, tag_column, scheme
+        columns = token_column, tag_column
         X, y = _read(train, *columns)
         held_out = None if dev is None else _read(dev, *columns)
         last = None if test is None else _read(test, *columns)

@@ -11,7 +11,15 @@ import numpy as np
 from fastrnn import checks
 from fastrnn.checkpoint import load_arrays, load_json, save_arrays, save_json
 from fastrnn.data.batches import Lexicon, SentenceBatches, Tokens, by_length, make_batch
-from fastrnn.data.tags import SCHEMES, all_tags, check_scheme, may_follow, read_entities, write_tags
+from fastrnn.data.tags import (
+    SCHEMES,
+    all_tags,
+    check_scheme,
+    may_follow,
+    read_entities,
+    strict_entities,
+    write_tags,
+)
 from fastrnn.data.text import Vocabulary
 from fastrnn.data.vectors import WordVectors, load_vectors
 from fastrnn.metrics import EntityScores, entity_scores
@@ -48,8 +56,9 @@ class Tagger:
         With a CRF, forbid what the scheme does not allow, such as I after O.
     dropout, input_dropout : float, default 0.5 and 0.25
         Of what comes out of the BiLSTM, and of what goes in; the same at all tokens of a sentence.
-    scheme : {"IOB2", "BIOES"}
-        Of the tags inside and of those that `predict` returns.
+    scheme : {"BIOES", "IOB2"}
+        Of the tags that the network tells apart. `predict` returns BIOES if that is what it was
+        trained on, and else IOB2.
     optimizer : {"adam", "adamw", "sgd"}
     lr : float, default 3e-3
     max_norm : float or None, default 5.0
@@ -70,7 +79,7 @@ class Tagger:
     Attributes
     ----------
     classes_ : list of str
-        The tags, "O" first.
+        The tags of `predict_proba`, in ``scheme``, "O" first.
     network_ : BiLSTMTagger
     trainer_ : Trainer
         After `fit`.
@@ -90,7 +99,7 @@ class Tagger:
         constrain: bool = True,
         dropout: float = 0.5,
         input_dropout: float = 0.25,
-        scheme: str = "IOB2",
+        scheme: str = "BIOES",
         optimizer: str = "adam",
         lr: float = 3e-3,
         max_norm: float | None = 5.0,
@@ -176,11 +185,13 @@ class Tagger:
         checks.positive_int("epochs", self.epochs)
         if resume and run is None:
             raise ValueError("resume needs the folder of a run")
-        X, y = self._sentences("X", X), self._tags("y", X, y)
+        X, raw = self._sentences("X", X), y
+        y = self._tags("y", X, raw, self.scheme)
+        writes = "BIOES" if any(t[0] in "ESLU" for ts in raw for t in ts) else "IOB2"
         if dev is not None:
             if not isinstance(dev, (tuple, list)) or len(dev) != 2:
                 raise ValueError("dev must be a pair (X, y)")
-            dev = self._sentences("dev[0]", dev[0]), self._tags("dev[1]", *dev)
+            dev = self._sentences("dev[0]", dev[0]), self._tags("dev[1]", dev[0], dev[1], writes)
         pairs = [(x, t) for x, t in zip(X, y, strict=True) if len(x)]
         if not pairs:
             raise ValueError("X has no tokens")
@@ -190,10 +201,10 @@ class Tagger:
         vectors = self._load_vectors()
         words = sorted({vectors.key(w) for x in X for w in x}) if self.fine_tune else []
         types = sorted({t.partition("-")[2] for ts in y for t in ts if t != "O"})
-        symbols = Vocabulary.of("".join(w for x in X for w in x), min_count=1).symbols
-        self._build(
-            vectors, all_tags(types, self.scheme), words, symbols if self.char_hidden else []
-        )
+        symbols: list[str] = []
+        if self.char_hidden:
+            symbols = Vocabulary.of("".join(w for x in X for w in x), min_count=1).symbols
+        self._build(vectors, all_tags(types, self.scheme), words, symbols, writes)
 
         number = {tag: i for i, tag in enumerate(self.classes_)}
         tokens = self._lexicon.encode(X)
@@ -203,7 +214,7 @@ class Tagger:
         )  # fmt: skip
 
         def f1():
-            return 100 * entity_scores(dev[1], self.predict(dev[0]), scheme=self.scheme).micro.f1
+            return 100 * entity_scores(dev[1], self.predict(dev[0]), scheme=writes).micro.f1
 
         with tempfile.TemporaryDirectory() as scratch:
             self.trainer_ = Trainer(
@@ -240,9 +251,9 @@ class Tagger:
             return self.vectors
         return load_vectors(self.vectors, seed=self.vector_seed)
 
-    def _build(self, vectors: WordVectors, tags: list[str], words: list[str], symbols: list[str]):
+    def _build(self, vectors: WordVectors, tags, words, symbols, writes: str) -> None:
         """Everything but the values of what is trained."""
-        self.classes_, self._words, self._symbols = tags, words, symbols
+        self.classes_, self._words, self._symbols, self._writes = tags, words, symbols, writes
         self._vectors = vectors
         allowed = None
         if self.crf and self.constrain:
@@ -276,8 +287,9 @@ class Tagger:
                     raise TypeError(f"{name}[{i}] must hold strings that are not empty: {token!r}")
         return list(X)
 
-    def _tags(self, name: str, X, y) -> list[list[str]]:
-        """Checked, and in the scheme of this tagger."""
+    @staticmethod
+    def _tags(name: str, X, y, scheme: str) -> list[list[str]]:
+        """Checked, and in this scheme."""
         if len(X) != len(y):
             raise ValueError(f"{name} must have {len(X)} sentences, got {len(y)}")
         out = []
@@ -285,7 +297,7 @@ class Tagger:
             if len(x) != len(tags):
                 raise ValueError(f"{name}[{i}] must have {len(x)} tags, got {len(tags)}")
             try:
-                out.append(write_tags(read_entities(tags), len(tags), self.scheme))
+                out.append(write_tags(read_entities(tags), len(tags), scheme))
             except ValueError as error:
                 raise ValueError(f"{name}[{i}]: {error}") from None
         return out
@@ -310,12 +322,19 @@ class Tagger:
         return out, tokens
 
     def predict(self, X) -> list[list[str]]:
-        """The tags of sentences. A sentence's do not depend on the others, to the last bit."""
+        """The tags of sentences. A sentence's do not depend on the others, to the last bit.
+
+        What the network says and is no entity by its scheme, such as an end without a beginning,
+        is O.
+        """
         ids, tokens = self._by_sentence(X, lambda batch: self.network_.decode(batch))
         if ids is None:
             return []
         names = [self.classes_[i] for i in ids]
-        return [names[a : a + n] for a, n in zip(tokens.starts, tokens.lengths, strict=True)]
+        return [
+            write_tags(strict_entities(names[a : a + n], self.scheme), n, self._writes)
+            for a, n in zip(tokens.starts, tokens.lengths, strict=True)
+        ]
 
     def predict_proba(self, X) -> list[np.ndarray]:
         """The probability of each of `classes_` for each token, ``[n, K]`` for each sentence."""
@@ -326,7 +345,8 @@ class Tagger:
 
     def evaluate(self, X, y) -> EntityScores:
         """Entity scores of `predict` against right tags in any scheme."""
-        return entity_scores(self._tags("y", X, y), self.predict(X), scheme=self.scheme)
+        found = self.predict(X)
+        return entity_scores(self._tags("y", X, y, self._writes), found, scheme=self._writes)
 
     def score(self, X, y) -> float:
         """Micro-averaged entity F1, from 0 to 1."""
@@ -343,6 +363,7 @@ class Tagger:
             "model": "Tagger",
             "params": params,
             "tags": self.classes_,
+            "writes": self._writes,
             "words": self._words,
             "symbols": "".join(self._symbols),
             "vectors": {
@@ -384,7 +405,7 @@ class Tagger:
             raise ValueError(f"{path} is not of a tagger")
         try:
             tagger = cls(**config["params"]).set_params(backend=backend)
-            tags, words, symbols = config["tags"], config["words"], list(config["symbols"])
+            parts = config["tags"], config["words"], list(config["symbols"]), config["writes"]
             known = config["vectors"]
             if tagger.scheme not in SCHEMES or not {"count", "dimension"} <= known.keys():
                 raise ValueError("a part of it is missing")
@@ -402,7 +423,7 @@ class Tagger:
         if vectors is not table:  # the table is ours: it need not be summed up again
             table.mean, table.std = known["mean"], known["std"]
         try:
-            tagger._build(table, tags, words, symbols)
+            tagger._build(table, *parts)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
         path = Path(folder) / "weights.safetensors"
