@@ -267,7 +267,8 @@ def test_long_sentences_are_counted():
     (ValueError, r"y\[0\] must have 1 tags, got 2", {}, ([["a"]], [["O", "O"]])),
     (ValueError, r"y\[0\]: 'x' is not a tag", {}, ([["a"]], [["x"]])),
     (TypeError, r"X\[0\] must be a list of tokens, got str", {}, (["a sentence"], [["O"]])),
-    (TypeError, r"X\[0\] must hold strings that are not empty: ''", {}, ([[""]], [["O"]])),
+    (TypeError, r"X\[0\] must hold strings that are not empty, got \['']", {}, ([[""]], [["O"]])),
+    (TypeError, r"X\[0\] must hold strings", {}, ([["a", 1]], [["O", "O"]])),
     (ValueError, "X has no tokens", {}, ([[]], [[]])),
     (FileNotFoundError, "no such file: nowhere", {"vectors": "nowhere"}, (X, Y)),
 ])  # fmt: skip

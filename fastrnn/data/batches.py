@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -41,13 +42,11 @@ class Tokens(NamedTuple):
     starts: np.ndarray
     lengths: np.ndarray
 
-
-def flatten(sequences: Sequence[np.ndarray]) -> Tokens:
-    """Arrays one after the other."""
-    lengths = np.array([len(s) for s in sequences], np.int64)
-    starts = np.cumsum(lengths) - lengths
-    ids = np.concatenate(sequences) if len(sequences) else np.empty(0)
-    return Tokens(np.asarray(ids, np.int64), starts, lengths)
+    @classmethod
+    def of(cls, ids, lengths) -> "Tokens":
+        """From the ids of all and how many each sequence has."""
+        lengths = np.array(lengths, np.int64)
+        return cls(np.array(ids, np.int64), np.cumsum(lengths) - lengths, lengths)
 
 
 class Lexicon:
@@ -86,20 +85,16 @@ class Lexicon:
 
     def encode(self, sentences: Sequence[Sequence[str]]) -> Tokens:
         """An id for each token."""
-        ids, new = self._ids, list[str]()
-        rows = []
+        known, flat = self._ids, list[int]()
+        before = len(known)
         for sentence in sentences:
-            row = np.empty(len(sentence), np.int64)
-            for i, token in enumerate(sentence):
-                at = ids.get(token, -1)
-                if at < 0:
-                    at = ids[token] = len(ids)
-                    new.append(token)
-                row[i] = at
-            rows.append(row)
-        if new:
-            self._add(new)
-        return flatten(rows)
+            row = [known.get(token, -1) for token in sentence]
+            if -1 in row:
+                row = [known.setdefault(token, len(known)) for token in sentence]
+            flat += row
+        if len(known) > before:
+            self._add(list(islice(known, before, None)))
+        return Tokens.of(flat, [len(s) for s in sentences])
 
     def _add(self, new: list[str]) -> None:
         first, last = len(self._ids) - len(new), len(self._ids)
@@ -116,7 +111,8 @@ class Lexicon:
 
     def spellings(self, ids: np.ndarray) -> Tokens:
         """The characters of tokens by their ids."""
-        return flatten([self._spellings[i] for i in ids])
+        parts = [self._spellings[i] for i in ids]
+        return Tokens.of(np.concatenate(parts) if parts else [], [len(p) for p in parts])
 
 
 class Spelling(NamedTuple):

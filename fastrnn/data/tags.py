@@ -6,6 +6,7 @@ neighbour of its type; in BIOES it is ``B I E``, or ``S`` alone (BILOU says L an
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 SCHEMES = ("IOB2", "BIOES")
@@ -20,6 +21,7 @@ class Entity(NamedTuple):
     last: int
 
 
+@lru_cache(maxsize=4096)
 def split_tag(tag: str) -> tuple[str, str]:
     """The prefix, one of O, B, I, E and S, and the type (empty for O).
 
@@ -80,6 +82,8 @@ def strict_entities(tags: Sequence[str], scheme: str = "IOB2") -> list[Entity]:
     out: list[Entity] = []
     first, kind = -1, ""
     for i, tag in enumerate([*tags, "O"]):
+        if tag == "O" and first < 0:
+            continue
         prefix, k = split_tag(tag)
         goes_on = first >= 0 and k == kind and prefix in "IE"
         if first >= 0 and not goes_on:

@@ -282,9 +282,9 @@ class Tagger:
         for i, x in enumerate(X):
             if isinstance(x, str) or not isinstance(x, Sequence | np.ndarray):
                 raise TypeError(f"{name}[{i}] must be a list of tokens, got {type(x).__name__}")
-            for token in x:
-                if not isinstance(token, str) or not token:
-                    raise TypeError(f"{name}[{i}] must hold strings that are not empty: {token!r}")
+            # NumPy's strings are strings too.
+            if "" in x or not all(issubclass(kind, str) for kind in set(map(type, x))):
+                raise TypeError(f"{name}[{i}] must hold strings that are not empty, got {x!r}")
         return list(X)
 
     @staticmethod

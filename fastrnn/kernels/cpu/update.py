@@ -1,6 +1,7 @@
 """Optimizer updates: one pass over the flat vectors. Plain loops; memory is the limit.
 
-w, g are the parameters and their gradient [n]; every number has the type of w.
+w, g are the parameters and their gradient [n]; every number has the type of w. Bare pointers,
+as an index that might be negative would keep the compiler from using vectors.
 """
 
 import math
@@ -10,6 +11,7 @@ import numpy as np
 from fastrnn.kernels.threads import MOVE, Job, spread
 
 from .compiler import kernel
+from .simd import pointer
 
 # Partial sums have this many terms whatever the number of threads, so the bits stay.
 CHUNK = 1 << 14
@@ -17,11 +19,18 @@ CHUNK = 1 << 14
 
 @kernel
 def _squares(x, out, first, last):
+    x_p = pointer(x)
     for i in range(first, last):
-        total = 0.0
-        for k in range(i * CHUNK, min((i + 1) * CHUNK, x.shape[0])):
-            total += np.float64(x[k]) * np.float64(x[k])
-        out[i] = total
+        start, stop = i * CHUNK, min((i + 1) * CHUNK, x.shape[0])
+        a = b = c = d = 0.0  # four sums, as each addition waits for the one before
+        for k in range(start, stop - 3, 4):
+            a += np.float64(x_p[k]) * np.float64(x_p[k])
+            b += np.float64(x_p[k + 1]) * np.float64(x_p[k + 1])
+            c += np.float64(x_p[k + 2]) * np.float64(x_p[k + 2])
+            d += np.float64(x_p[k + 3]) * np.float64(x_p[k + 3])
+        for k in range(start + (stop - start) // 4 * 4, stop):
+            a += np.float64(x_p[k]) * np.float64(x_p[k])
+        out[i] = (a + b) + (c + d)
 
 
 def norm(x: np.ndarray) -> float:
@@ -33,6 +42,7 @@ def norm(x: np.ndarray) -> float:
 
 @kernel
 def _sgd(w, g, v, scale, lr, momentum, decay, nesterov, first, last):
+    w, g, v = pointer(w), pointer(g), pointer(v)
     for k in range(first, last):
         d = g[k] * scale + decay * w[k]
         v[k] = momentum * v[k] + d
@@ -41,6 +51,7 @@ def _sgd(w, g, v, scale, lr, momentum, decay, nesterov, first, last):
 
 @kernel
 def _adam(w, g, m, v, scale, lr, new1, beta2, new2, eps, l2, shrink, root2, first, last):
+    w, g, m, v = pointer(w), pointer(g), pointer(m), pointer(v)
     for k in range(first, last):
         d = g[k] * scale + l2 * w[k]
         m[k] += (d - m[k]) * new1
