@@ -16,7 +16,6 @@ import numpy as np
 from report import put_between
 
 from fastrnn.data.sentences import read_sentences
-from fastrnn.data.vectors import WordVectors, load_vectors
 from fastrnn.kernels.threads import set_num_threads
 from fastrnn.models import Tagger
 from fastrnn.plots import plot_runs, read_history
@@ -30,7 +29,7 @@ FILES = {
 LONGEST = 154  # what sentences are padded to, where they are
 
 ONE = {"batch_size": 1, "optimizer": "sgd", "lr": 0.1, "max_norm": None, "fine_tune": False}
-CHARS, CRF = {"char_hidden": 25}, {"crf": True}
+CHARS, CRF, MEAN = {"char_hidden": 25}, {"crf": True}, {"unknown": "mean"}
 
 # name: (corpus, label, parameters of Tagger, what is done to the data)
 RUNS = {
@@ -43,10 +42,10 @@ RUNS = {
     "crf": ("bc5cdr", "with a CRF", CRF, ""),
     "chars": ("bc5cdr", "with characters", CHARS, ""),
     "chars-crf": ("bc5cdr", "with characters and a CRF", CHARS | CRF, ""),
-    "one-vector": ("bc5cdr", "one vector for all unknown words", {}, "one vector"),
+    "one-vector": ("bc5cdr", "one vector for all unknown words", MEAN, ""),
     "frozen": ("bc5cdr", "vectors not trained", {"fine_tune": False}, ""),
     "frozen-one-vector": ("bc5cdr", "vectors not trained, one for all unknown words",
-                          {"fine_tune": False}, "one vector"),
+                          {"fine_tune": False} | MEAN, ""),
     "padded": ("bc5cdr", f"padded to {LONGEST}, padding learnt as O", {}, "padded"),
     "one": ("bc5cdr", "one sentence at a time, SGD 0.1", ONE | {"epochs": 3}, ""),
     "one-padded": ("bc5cdr", f"the same, padded to {LONGEST}, padding learnt as O",
@@ -82,9 +81,6 @@ def padded(X, y):
 def train(name, seed, folder, corpus, vectors):
     """Make one run, or what is left of it, and score it."""
     _, _, options, change = RUNS[name]
-    if change == "one vector":
-        vectors = WordVectors(list(vectors._rows), vectors.table[list(vectors._rows.values())],
-                              mean=vectors.mean, std=0.0, source=vectors.source)  # fmt: skip
     (X, y), dev, test = corpus
     if change == "padded":
         X, y = padded(X, y)
@@ -149,14 +145,13 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     set_num_threads(arguments.threads)
-    vectors = load_vectors(arguments.vectors)
     folders = {c: getattr(arguments, c) for c in FILES}
     corpora = {c: read(folder, c) for c, folder in folders.items() if folder}
     for name in arguments.only:
         for seed in SEEDS:
             folder = arguments.runs / f"{name}-{seed}"
             if RUNS[name][0] in corpora and not (folder / "scores.json").exists():
-                train(name, seed, folder, corpora[RUNS[name][0]], vectors)
+                train(name, seed, folder, corpora[RUNS[name][0]], arguments.vectors)
                 print(folder.name, (folder / "scores.json").read_text().strip(), flush=True)
     results = summary(arguments.runs)
     DOCS.mkdir(parents=True, exist_ok=True)

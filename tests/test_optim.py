@@ -26,7 +26,8 @@ def run(optimizer, gradients, w_0, **options):
 @needs_torch
 # Torch adds its eps before the correction of the second moment, so here it is nothing.
 @pytest.mark.parametrize("ours, theirs, options", [
-    (optim.Adam, "SparseAdam", {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-15}), (optim.SGD, "SGD", {"lr": 0.1}),
+    (optim.Adam, "SparseAdam", {"lr": 1e-2, "betas": (0.8, 0.99), "eps": 1e-15}),
+    (optim.SGD, "SGD", {"lr": 0.1}),
 ])  # fmt: skip
 def test_some_rows_of_a_table_with_torch(rng, ours, theirs, options):
     import torch

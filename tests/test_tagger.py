@@ -250,6 +250,13 @@ def test_vectors_stay_where_they_are(tmp_path):
         Tagger.load(tmp_path / "run", vectors=moved)
 
 
+def test_one_vector_for_all_unknown_words(tmp_path):
+    model = Tagger(unknown="mean", fine_tune=False, **QUICK | {"epochs": 1}).fit(X, Y)
+    model.save(tmp_path)
+    p = Tagger.load(tmp_path).predict_proba([["one"], ["another"]])
+    assert np.array_equal(p[0], p[1])
+
+
 def test_long_sentences_are_counted():
     with pytest.warns(UserWarning, match="of 120 sentences are longer than max_len=4: .* tokens"):
         model = Tagger(max_len=4, **QUICK | {"epochs": 1}).fit(X, Y)
@@ -260,6 +267,7 @@ def test_long_sentences_are_counted():
 
 @pytest.mark.parametrize("error, message, params, data", [
     (ValueError, "scheme must be one of", {"scheme": "IOB1"}, (X, Y)),
+    (ValueError, "unknown must be normal or mean, got 'zero'", {"unknown": "zero"}, (X, Y)),
     (ValueError, "optimizer must be one of", {"optimizer": "lbfgs"}, (X, Y)),
     (ValueError, "epochs must be at least 1", {"epochs": 0}, (X, Y)),
     (ValueError, r"dropout must be in \[0.0, 1.0\)", {"dropout": 1.0}, (X, Y)),

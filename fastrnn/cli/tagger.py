@@ -38,6 +38,9 @@ def train_tagger(
     vectors: Vectors = None,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("run"),
     word_dim: Annotated[int, typer.Option(min=1, help="Without --vectors.")] = 50,
+    unknown: Annotated[
+        str, typer.Option(help="Vectors of words that --vectors lacks: normal (random) or mean.")
+    ] = "normal",
     fine_tune: Annotated[bool, typer.Option(help="Train the words' vectors too.")] = True,
     hidden: Annotated[int, typer.Option(min=1, help="Units of the BiLSTM each way.")] = 100,
     layers: Annotated[int, typer.Option(min=1, help="BiLSTM layers.")] = 1,
@@ -83,7 +86,7 @@ def train_tagger(
         # To be compared when the run goes on: the same names could hold other sentences.
         options["checksum"] = zlib.crc32(repr((X, y, held_out)).encode("utf-8", "surrogatepass"))
         model = Tagger(
-            vectors, word_dim=word_dim, fine_tune=fine_tune, hidden_size=hidden,
+            vectors, word_dim=word_dim, unknown=unknown, fine_tune=fine_tune, hidden_size=hidden,
             num_layers=layers, char_hidden=chars, crf=crf, dropout=dropout,
             input_dropout=input_dropout, scheme=scheme, optimizer=optimizer, lr=lr,
             max_norm=clip or None, epochs=epochs, patience=patience, batch_size=batch,

@@ -43,6 +43,9 @@ class Tagger:
         the word and ``vector_seed``.
     word_dim : int, default 50
         Without ``vectors``.
+    unknown : {"normal", "mean"}
+        What a word that the table lacks gets: numbers drawn from a normal distribution, or the
+        same for all, the table's mean. A `WordVectors` that is given says so itself.
     fine_tune : bool, default True
         Train the vectors of the training set's words too; a batch touches only those it has.
     hidden_size, num_layers : int, default 100 and 1
@@ -90,6 +93,7 @@ class Tagger:
         vectors=None,
         *,
         word_dim: int = 50,
+        unknown: str = "normal",
         fine_tune: bool = True,
         hidden_size: int = 100,
         num_layers: int = 1,
@@ -114,7 +118,7 @@ class Tagger:
         backend: str = "cpu",
     ):
         self.vectors = vectors
-        self.word_dim, self.fine_tune = word_dim, fine_tune
+        self.word_dim, self.unknown, self.fine_tune = word_dim, unknown, fine_tune
         self.hidden_size, self.num_layers = hidden_size, num_layers
         self.char_hidden, self.char_dim = char_hidden, char_dim
         self.crf, self.constrain = crf, constrain
@@ -245,11 +249,17 @@ class Tagger:
         return [(x[:limit], t[:limit]) for x, t in pairs]
 
     def _load_vectors(self) -> WordVectors:
-        if self.vectors is None:
-            return WordVectors.none(self.word_dim, seed=self.vector_seed)
         if isinstance(self.vectors, WordVectors):
             return self.vectors
-        return load_vectors(self.vectors, seed=self.vector_seed)
+        if self.unknown not in ("normal", "mean"):
+            raise ValueError(f"unknown must be normal or mean, got {self.unknown!r}")
+        if self.vectors is None:
+            vectors = WordVectors.none(self.word_dim, seed=self.vector_seed)
+        else:
+            vectors = load_vectors(self.vectors, seed=self.vector_seed)
+        if self.unknown == "mean":
+            vectors.std = 0.0
+        return vectors
 
     def _build(self, vectors: WordVectors, tags, words, symbols, writes: str) -> None:
         """Everything but the values of what is trained."""
