@@ -91,7 +91,8 @@ class Optimizer:
             raise ValueError(
                 f"gradient must be {flat.dtype} {flat.shape}, got {gradient.dtype} {gradient.shape}"
             )
-        rows = rows or {}
+        gradient = np.ascontiguousarray(gradient)
+        rows = {name: self._checked(name, given) for name, given in (rows or {}).items()}
         parts = [gradient, *(g.values.reshape(-1) for g in rows.values())]
         norm = math.hypot(*map(update.norm, parts))
         if not math.isfinite(norm):
@@ -117,6 +118,20 @@ class Optimizer:
             for slot, held in of_table.items():
                 held[at] = state[slot].reshape(values.shape)
         return norm
+
+    def _checked(self, name: str, given: RowGradient) -> RowGradient:
+        """Kernels do not look."""
+        table, rows, values = given
+        rows = checks.integer_array(f"{name}: rows", rows)
+        shape = len(rows), table.shape[1]
+        if values.shape != shape or values.dtype != table.dtype:
+            raise ValueError(
+                f"{name}: values must be {table.dtype} {shape}, got {values.dtype} {values.shape}"
+            )
+        checks.below(f"{name}: rows", "row", rows, len(table))
+        for slot in self.slots:
+            self._rows_state(f"{name}.{slot}", table)
+        return RowGradient(table, rows, np.ascontiguousarray(values))
 
     def _rows_state(self, name: str, table: np.ndarray) -> np.ndarray:
         if name not in self._tables:

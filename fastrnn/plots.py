@@ -124,7 +124,7 @@ def plot_runs(
     axes.plot([], [], "o", color="grey", label="evaluation")
     if any("epoch_loss" in line for lines in histories.values() for line in lines):
         axes.plot([], [], "D", color="grey", markerfacecolor="none", label="mean of an epoch")
-    axes.legend()
+    axes.legend(loc="center right" if other else "best")
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)

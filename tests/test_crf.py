@@ -83,12 +83,15 @@ def test_gradients(rng, backend, allowed):
     check_gradient(loss, inputs, [d_scores, *(grads[n] for n in names)])
 
 
-@pytest.mark.parametrize("scale", [1.0, 60.0])
+@pytest.mark.parametrize("scale", [1.0, 60.0, 2000.0])
 def test_agrees_with_the_reference(rng, scale):
     """Also where scores differ by hundreds, as those of an overconfident network do."""
     for tags in (2, 5, 9):
-        crf, scores = example(rng, tags=tags, scale=scale)
-        judge = CRF(tags, dtype="float64", backend="reference")
+        allowed = (
+            None if tags == 2 else np.pad(banned(), ((0, tags - 3),) * 2, constant_values=True)
+        )
+        crf, scores = example(rng, tags=tags, scale=scale, allowed=allowed)
+        judge = CRF(tags, dtype="float64", backend="reference", allowed=allowed)
         judge.load_state_dict(crf.state_dict())
         right = judge.decode(rng.standard_normal(scores.shape), LENGTHS)
         assert np.array_equal(crf.decode(scores, LENGTHS), judge.decode(scores, LENGTHS))
@@ -130,5 +133,8 @@ def test_wrong_input(rng):
         crf.forward(scores, tags + 3)
     with pytest.raises(ValueError, match="tags must be a sequence that is allowed"):
         crf.forward(scores, tags + 1)
+    nothing = np.zeros((4, 4), bool)
+    with pytest.raises(ValueError, match="allowed must have a path of 1 tags, it has none"):
+        CRF(3, allowed=nothing)
     with pytest.raises(ValueError, match=r"allowed must be bool \(4, 4\)"):
         CRF(3, allowed=np.ones((3, 3), bool))

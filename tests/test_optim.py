@@ -53,8 +53,18 @@ def test_some_rows_of_a_table_with_torch(rng, ours, theirs, options):
         state, optimizer = optimizer.state_dict(), ours(**options)
         optimizer.load_state_dict(state)
     optimizer.step(parameters, np.zeros(3), rows={"t": optim.RowGradient(table, rows, values)})
+    before = parameters.flat.copy(), table.copy()
+    for bad, error, message in (
+        ((table, rows, values[:1]), ValueError, "t: values must be float64"),
+        ((table, rows, values.astype("f")), ValueError, "t: values must be float64"),
+        ((table, rows + 9, values), IndexError, "t: rows: row"),
+        ((table, -rows - 1, values), IndexError, "t: rows: row"),
+    ):
+        with pytest.raises(error, match=message):
+            optimizer.step(parameters, np.ones(3), rows={"t": optim.RowGradient(*bad)})
+    assert np.array_equal(parameters.flat, before[0]) and np.array_equal(table, before[1])
     with pytest.raises(ValueError, match="must be float64 \\(5, 4\\), got float64 \\(9, 4\\)"):
-        smaller = optim.RowGradient(table[:5], rows[:1], values[:1])
+        smaller = optim.RowGradient(table[:5], rows[:1] * 0, values[:1])
         optimizer.step(parameters, np.zeros(3), rows={"t": smaller})
 
 
@@ -218,3 +228,12 @@ def test_reduce_on_plateau():
     other = optim.ReduceOnPlateau(shrink=0.5, patience=2, least=0.2)
     other.load(schedule.state())
     assert other.factor(0) == 0.2 and other.state() == schedule.state()
+
+
+def test_a_gradient_with_strides(rng):
+    whole = rng.standard_normal(12)
+    for gradient in (whole[::2], whole[:6][::-1]):
+        parameters = Parameters({"w": np.zeros(6)}, "float64")
+        norm = optim.SGD(1.0).step(parameters, gradient)
+        assert np.array_equal(parameters.flat, -gradient)
+        assert norm == pytest.approx(np.linalg.norm(gradient))

@@ -40,6 +40,8 @@ def test_columns(tmp_path):
     path = write(tmp_path, "b.tsv", "\ufeffa b\tO\r\n\r\nc\tB-X")
     assert list(read_sentences(path)) == [Sentence(["a b"], ["O"]), Sentence(["c"], ["B-X"])]
     assert list(read_sentences(write(tmp_path, "empty", ""))) == []
+    path = write(tmp_path, "c.conll", "10\u00a0mg NN  O\n\u2009 O\n")  # spaces of a token's own
+    assert next(read_sentences(path)).tokens == ["10\u00a0mg", "\u2009"]
 
 
 def test_json_lines(tmp_path):
@@ -59,6 +61,7 @@ def test_json_lines(tmp_path):
     ("a.jsonl", '{"tokens": "ab", "tags": []}', "line 1: tokens must be a list of strings"),
     ("a.jsonl", '{"tokens": ["a"], "tags": []}', "line 1 has 1 tokens but 0 tags"),
     ("a.jsonl", '{"tokens": ["a"], "tags": ["-"]}', "line 1: '-' is not a tag"),
+    ("a.jsonl", '{"tokens": ["a", ""], "tags": ["O", "O"]}', "line 1: a token is empty"),
     ("a.jsonl", '["a"]', "line 1 must be"),
     ("a.jsonl", "{", "line 1 must be"),
 ])  # fmt: skip
@@ -131,7 +134,7 @@ def test_formats(tmp_path):
     lines = "".join(f"{w} {x[0]} {x[1]}\n" for w, x in zip(words, table, strict=True))
     np.save(tmp_path / "vectors.npy", table)
     sources = [
-        write(tmp_path, "glove.txt", lines), write(tmp_path, "w2v.vec", "3 2\n" + lines),
+        write(tmp_path, "glove.txt", "\ufeff" + lines), write(tmp_path, "w2v.vec", "3 2\n" + lines),
         tmp_path, tmp_path / "vectors.npy",
     ]  # fmt: skip
     write(tmp_path, "words.txt", "\n".join(words) + "\n")
@@ -146,6 +149,7 @@ def test_formats(tmp_path):
     ("a 1 2\nb 1 x\n", r"v\.txt, line 2 is damaged"),
     ("a 1 nan\n", r"v\.txt, line 1 is damaged: expected a word and 2 finite numbers"),
     (b"a 1 2\n\xff 1 2\n", r"v\.txt, line 2 is damaged"),
+    ("5 2\na 1 2\n", r"v\.txt is damaged: it says 5 words and has 1"),
     ("", r"v\.txt has no vectors"),
 ])  # fmt: skip
 def test_damaged_vectors_are_refused(tmp_path, text, message):
@@ -165,6 +169,15 @@ def test_damaged_tables_are_refused(tmp_path):
     write(tmp_path, "words.txt", "a\n")
     with pytest.raises(ValueError, match=r"vectors\.npy must have a row for each of 1 words"):
         load_vectors(tmp_path)
+
+
+def test_rows_that_are_not_numbers_are_refused():
+    vectors = WordVectors(["a", "b"], [[1.0, 2.0], [np.nan, 1.0]], source="x.npy")
+    assert vectors(["a"]).tolist() == [[1, 2]]
+    with pytest.raises(ValueError, match=r"x\.npy is damaged: 'b' is not finite"):
+        vectors(["a", "b"])
+    with pytest.raises(ValueError, match="read-only"):
+        WordVectors.none(2).unknown("a")[:] = 0
 
 
 def test_the_extra():

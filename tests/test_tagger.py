@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 import fastrnn
+from fastrnn import optim
 from fastrnn.data.batches import Lexicon, make_batch
 from fastrnn.data.tags import read_entities, strict_entities, write_tags
 from fastrnn.data.text import Vocabulary
 from fastrnn.data.vectors import WordVectors
 from fastrnn.models import LanguageModel, Tagger
 from fastrnn.models.bilstm import BiLSTMTagger
+from fastrnn.trainer import Trainer
 from helpers import check_close, check_gradient
 from helpers import fastrnn as command
 
@@ -162,7 +164,7 @@ def test_same_bits_alone_in_any_batch_and_for_any_number_of_threads(tagger, monk
     wanted, tags = tagger.predict_proba(unknown), tagger.predict(unknown)
     for threads in (1, 3):
         fastrnn.set_num_threads(threads)
-        monkeypatch.setattr("fastrnn.models.tagger._TAGGED_AT_ONCE", 17 * threads)
+        monkeypatch.setattr("fastrnn.models.fitted._AT_ONCE", 17 * threads)
         order = np.random.default_rng(threads).permutation(len(unknown))
         shuffled = [unknown[i] for i in order]
         for i, p, t in zip(order, tagger.predict_proba(shuffled), tagger.predict(shuffled),
@@ -191,12 +193,22 @@ def test_a_fit_is_reproducible(tagger):
 
 
 def test_only_rows_that_were_met_are_trained(tagger):
-    words = {w: i for i, w in enumerate(tagger._words)}
-    before, after = tagger._vectors(tagger._words), tagger.network_.tables["words"]
-    assert all(w in words for w in ("naloxone", "clonidine", "the"))
-    assert (before != after).any(axis=1).all()
+    net, lexicon = network("float32", crf=False, chars=False)
+    before, batch = net.tables["words"].copy(), batch_of(lexicon, [0, 1])
+    _, gradient, _ = net.loss_and_gradient(batch)
+    optim.Adam().step(net.parameters, gradient, rows=net.row_gradients())
+    changed = (net.tables["words"] != before).any(axis=1)
+    assert set(np.flatnonzero(changed)) == set(batch.words) and not changed.all()
     moments = tagger.trainer_.optimizer.state_dict()
-    assert moments["rows.words.first_moment"].shape == after.shape
+    assert moments["rows.words.first_moment"].shape == tagger.network_.tables["words"].shape
+
+
+def test_a_batch_may_have_words_that_are_not_trained():
+    net, lexicon = network("float32", crf=False, chars=False)
+    batch = batch_of(lexicon, [0, 1])
+    batch.words[1] = -1
+    net.loss_and_gradient(batch)
+    assert set(net.row_gradients()["words"].rows) == set(batch.words) - {-1}
 
 
 def test_scikit_learn_habits():
@@ -220,12 +232,18 @@ def test_save_and_load(tagger, tmp_path):
     with pytest.raises(ValueError, match="is not of a language model"):
         LanguageModel.load(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
+    with pytest.raises(ValueError, match="backend must be one of"):
+        Tagger.load(tmp_path, backend="gpu")
+    for change in ({"writes": "XX"}, {"tags": ["O", "foo"]}, {"params": {"nonsense": 1}}):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ValueError, match=r"config\.json is damaged"):
+            Tagger.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"words": ["a"]}))
     with pytest.raises(ValueError, match=r"weights\.safetensors does not fit .*words must have"):
         Tagger.load(tmp_path)
     del config["tags"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"config\.json is damaged: KeyError\('tags'\)"):
+    with pytest.raises(ValueError, match=r"config\.json is damaged: tags must be of type list"):
         Tagger.load(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         Tagger.load(tmp_path / "missing")
@@ -245,9 +263,57 @@ def test_vectors_stay_where_they_are(tmp_path):
         Tagger.load(tmp_path / "run")
     other = Tagger.load(tmp_path / "run", vectors=moved)
     assert np.array_equal(other.predict_proba([["naloxone", "never-seen"]])[0], wanted)
-    np.save(moved, rng.standard_normal((len(words), 9)).astype("f"))
-    with pytest.raises(ValueError, match="words of 8 numbers"):
-        Tagger.load(tmp_path / "run", vectors=moved)
+    for size in (8, 9):  # others of the same size are others too
+        np.save(moved, rng.standard_normal((len(words), size)).astype("f"))
+        with pytest.raises(ValueError, match=r"elsewhere\.npy must be the vectors that .* 8 numb"):
+            Tagger.load(tmp_path / "run", vectors=moved)
+
+
+def test_the_seed_of_given_vectors_is_kept(tmp_path):
+    given = WordVectors.none(8, seed=3)
+    model = Tagger(given, **QUICK | {"epochs": 1}).fit(X, Y)
+    model.save(tmp_path)
+    with pytest.raises(ValueError, match="must be the vectors that"):
+        Tagger.load(tmp_path)
+    other = Tagger.load(tmp_path, vectors=WordVectors.none(8, seed=3))
+    for a, b in zip(other.predict_proba([["new"]]), model.predict_proba([["new"]]), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_what_is_fitted_stays_as_it_is(tmp_path):
+    model = Tagger(**QUICK).fit(X, Y, run=tmp_path / "run")
+    wanted = model.predict(X)
+    with pytest.raises(ValueError, match="holds a run"):
+        model.fit(X, Y, run=tmp_path / "run")
+    for params in ({"lr": -1.0}, {"dropout": 2.0}, {"scheme": "IOB1"}):
+        with pytest.raises(ValueError):
+            model.set_params(**params).fit(X, Y)
+    model.set_params(scheme="IOB2", hidden_size=3)
+    assert model.predict(X) == wanted
+    model.save(tmp_path / "saved")
+    assert Tagger.load(tmp_path / "saved").predict(X) == wanted
+
+
+def test_settings_from_a_search_are_saved(tmp_path):
+    sizes = {"hidden_size": np.int64(8), "dtype": np.float32, "lr": np.float64(0.01)}
+    Tagger(**QUICK | {"epochs": 1} | sizes).fit(X, Y).save(tmp_path)
+    assert Tagger.load(tmp_path).get_params()["hidden_size"] == 8
+
+
+def test_an_interrupted_lexicon_is_whole(monkeypatch):
+    known = Lexicon(WordVectors.none(4), Vocabulary.of("abc", min_count=1))
+    known.encode([["a"]])
+
+    def interrupt(word):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(known.vectors, "unknown", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            known.encode([["b", "c"]])
+    ids = known.encode([["c", "a"]]).ids
+    assert np.array_equal(known.table[ids[0], :4], known.vectors.unknown("c"))
+    assert [len(known.spellings(ids[k : k + 1]).ids) for k in (0, 1)] == [1, 1]
 
 
 def test_one_vector_for_all_unknown_words(tmp_path):
@@ -263,12 +329,20 @@ def test_long_sentences_are_counted():
     assert len(model.predict([["the"] * 9])[0]) == 9
     with pytest.raises(ValueError, match="max_len must be at least 1"):
         Tagger(max_len=0).fit(X, Y)
+    with pytest.warns(UserWarning, match="max_len=1"):  # what is cut is still of the scheme
+        Tagger(max_len=1, crf=True, **QUICK | {"epochs": 1}).fit(X, Y)
 
 
 @pytest.mark.parametrize("error, message, params, data", [
     (ValueError, "scheme must be one of", {"scheme": "IOB1"}, (X, Y)),
-    (ValueError, "unknown must be normal or mean, got 'zero'", {"unknown": "zero"}, (X, Y)),
+    (ValueError, "unknown must be one of normal, mean; got 'zero'", {"unknown": "zero"}, (X, Y)),
     (ValueError, "optimizer must be one of", {"optimizer": "lbfgs"}, (X, Y)),
+    (TypeError, r"y\[0\] must be a list of tags, got str", {}, ([["a", "b"]], ["OO"])),
+    (TypeError, "y must be a sequence of lists of tags, got NoneType", {}, (X, None)),
+    (TypeError, r"y\[0\] must hold strings, got \[1\]", {}, ([["a"]], [[1]])),
+    (ValueError, "max_tokens must be at least 1", {"max_tokens": 0}, (X, Y)),
+    (TypeError, "seed must be an int", {"seed": None}, (X, Y)),
+    (TypeError, "max_norm must be a number", {"max_norm": "a"}, (X, Y)),
     (ValueError, "epochs must be at least 1", {"epochs": 0}, (X, Y)),
     (ValueError, r"dropout must be in \[0.0, 1.0\)", {"dropout": 1.0}, (X, Y)),
     (ValueError, "y must have 120 sentences, got 1", {}, (X, Y[:1])),
@@ -294,19 +368,40 @@ def test_not_fitted():
 
 
 def test_a_resumed_run_is_the_same(tmp_path):
-    options = QUICK | {"crf": True, "char_hidden": 3}
-    whole = Tagger(**options).fit(X, Y, dev=(X[:40], Y[:40]))
-    Tagger(**options | {"epochs": 2}).fit(X, Y, dev=(X[:40], Y[:40]), run=tmp_path)
+    options = QUICK | {"crf": True, "char_hidden": 3, "lr": 2e-3}
+
+    def fit(epochs, folder, **more):
+        model = Tagger(**options | {"epochs": epochs})
+        return model.fit(X, Y, dev=(X[:40], Y[:40]), run=tmp_path / folder, **more)
+
+    def losses(folder):
+        lines = (tmp_path / folder / "history.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    whole = fit(6, "whole")
+    fit(2, "parts")
     with pytest.raises(ValueError, match="holds a run"):
-        Tagger(**options).fit(X, Y, run=tmp_path)
-    model = Tagger(**options).fit(X, Y, dev=(X[:40], Y[:40]), run=tmp_path, resume=True)
-    assert np.array_equal(model.network_.parameters.flat, whole.network_.parameters.flat)
-    assert np.array_equal(model.network_.tables["words"], whole.network_.tables["words"])
-    lines = [json.loads(t) for t in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert len(lines) == 6 * 15 and sum("valid_f1" in line for line in lines) == 6
-    assert max(line.get("valid_f1", 0) for line in lines) == model.trainer_.best
-    loaded = Tagger.load(tmp_path)
-    assert loaded.predict(X) == model.predict(X)
+        fit(6, "parts")
+    for what, message in (((X[:50], Y[:50]), "data"), ((X, [["O"] * len(x) for x in X]), "tags")):
+        with pytest.raises(ValueError, match=f"holds another run: .*{message}.* differ"):
+            Tagger(**options).fit(*what, run=tmp_path / "parts", resume=True)
+    with pytest.raises(ValueError, match="holds another run: hidden_size differ"):
+        Tagger(**options | {"hidden_size": 9}).fit(X, Y, run=tmp_path / "parts", resume=True)
+    model = fit(6, "parts", resume=True)
+    assert losses("parts") == losses("whole") and len(losses("whole")) == 6 * 15
+    for name, last in whole.trainer_._last_weights.items():
+        assert np.array_equal(model.trainer_._last_weights[name], last), name
+    assert Tagger.load(tmp_path / "parts").predict(X) == model.predict(X) == whole.predict(X)
+
+
+def test_a_run_without_dev_keeps_a_checkpoint_for_each_epoch(tmp_path):
+    Tagger(**QUICK | {"epochs": 3}).fit(X, Y, run=tmp_path)
+    kept = []
+    whole_save = Trainer.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "save", lambda self: (kept.append(self.step), whole_save(self)))
+        Tagger(**QUICK | {"epochs": 5}).fit(X, Y, run=tmp_path, resume=True)
+    assert kept == [4 * 15, 5 * 15]
 
 
 # The command line

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from fastrnn.data.batches import CASES, SentenceBatches, by_length, case_of, make_batch
-from fastrnn.data.tags import all_tags
 from fastrnn.data.vectors import WordVectors
 from fastrnn.kernels.threads import get_num_threads
 from fastrnn.models import Tagger
+from fastrnn.models.fitted import FittedTagger
 from fastrnn.optim import Adam
 
 from . import peers
@@ -34,25 +34,25 @@ def sentences(count: int = SENTENCES):
 def _tagger(dtype="float32", backend="cpu", vectors=None):
     """A tagger that is ready to be trained, its sentences as numbers, and their tags."""
     X, y = sentences()
-    model = Tagger(vectors or WordVectors.none(50), hidden_size=UNITS, dropout=DROP_OUT,
-                   input_dropout=DROP_IN, dtype=dtype, backend=backend)  # fmt: skip
-    tags = all_tags(["C", "D"], "BIOES")
     words = [f"word{i}" for i in range(WORDS)]
-    model._build(model._load_vectors(), tags, words, [], "BIOES")
-    number = {tag: i for i, tag in enumerate(tags)}
-    return model, model._lexicon.encode(X), np.array([number[t] for ts in y for t in ts])
+    model = Tagger(vectors or WordVectors.none(50), hidden_size=UNITS, dropout=DROP_OUT,
+                   input_dropout=DROP_IN, dtype=dtype)  # fmt: skip
+    config = model._config([words], [["S-C", "S-D"]], "BIOES")
+    fitted = FittedTagger(config, model._vectors(), backend)
+    number = {tag: i for i, tag in enumerate(fitted.tags)}
+    return fitted, fitted.lexicon.encode(X), np.array([number[t] for ts in y for t in ts])
 
 
 def _check(model, tokens, tags):
     """Loss and gradients of some sentences against the reference, without dropout."""
-    oracle, others, _ = _tagger("float64", "reference", model._vectors)
-    oracle.network_.parameters.load_state_dict(model.network_.parameters.state_dict())
+    oracle, others, _ = _tagger("float64", "reference", model.vectors)
+    oracle.network.parameters.load_state_dict(model.network.parameters.state_dict())
     results = []
     for m, t in ((model, tokens), (oracle, others)):
-        net = m.network_
+        net = m.network
         kept = net.dropout, net.input_dropout
         net.dropout = net.input_dropout = 0.0
-        loss, gradient, _ = net.loss_and_gradient(make_batch(m._lexicon, t, np.arange(4), tags))
+        loss, gradient, _ = net.loss_and_gradient(make_batch(m.lexicon, t, np.arange(4), tags))
         results.append((loss, gradient.copy(), net.row_gradients()["words"].values))
         net.dropout, net.input_dropout = kept
     for got, wanted in zip(*results, strict=True):
@@ -63,8 +63,8 @@ def _check(model, tokens, tags):
 def training() -> Case:
     """Epochs of 20 batches: loss, gradient, clipping, Adam, the words' vectors trained too."""
     model, tokens, tags = _tagger()
-    net, optimizer = model.network_, Adam(3e-3)
-    batches = list(SentenceBatches(model._lexicon, tokens, tags, batch_size=BATCH).batches())
+    net, optimizer = model.network, Adam(3e-3)
+    batches = list(SentenceBatches(model.lexicon, tokens, tags, batch_size=BATCH).batches())
 
     def ours():
         for batch in batches:
@@ -79,10 +79,8 @@ def training() -> Case:
             others[f"torch, {name}"] = _torch_training(model, padded, packed=name == "packed")
     if peers.has("keras", "jax"):
         others["keras"] = _keras_training(model, padded)
-    width = model._lexicon.table.shape[1]
-    flops = (
-        3 * 2.0 * len(tokens.ids) * (8 * UNITS * (width + UNITS) + 2 * UNITS * len(model.classes_))
-    )
+    width = model.lexicon.table.shape[1]
+    flops = 3 * 2.0 * len(tokens.ids) * (8 * UNITS * (width + UNITS) + 2 * UNITS * len(model.tags))
     return Case(ours, lambda: _check(model, tokens, tags), others, flops, items=SENTENCES)
 
 
@@ -93,8 +91,8 @@ def _padded(model, tokens, tags, part):
     cases, own = np.zeros_like(ids), np.full_like(ids, -100)
     for i, s in enumerate(part):
         at = slice(tokens.starts[s], tokens.starts[s] + lengths[i])
-        ids[i, : lengths[i]] = model._lexicon.words[tokens.ids[at]]
-        cases[i, : lengths[i]] = model._lexicon.table[tokens.ids[at], -CASES:].argmax(axis=1)
+        ids[i, : lengths[i]] = model.lexicon.words[tokens.ids[at]]
+        cases[i, : lengths[i]] = model.lexicon.table[tokens.ids[at], -CASES:].argmax(axis=1)
         own[i, : lengths[i]] = tags[at]
     return ids, cases, own, lengths
 
@@ -105,7 +103,7 @@ def _torch_model(model, packed: bool) -> Any:
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
     torch.set_num_threads(get_num_threads())
-    net = model.network_
+    net = model.network
 
     class Twin(nn.Module):
         def __init__(self):
@@ -115,7 +113,7 @@ def _torch_model(model, packed: bool) -> Any:
             self.cases = nn.Embedding.from_pretrained(torch.eye(CASES))
             self.drop_in, self.drop_out = nn.Dropout(DROP_IN), nn.Dropout(DROP_OUT)
             self.lstm = nn.LSTM(50 + CASES, UNITS, bidirectional=True, batch_first=True)
-            self.linear = nn.Linear(2 * UNITS, len(model.classes_))
+            self.linear = nn.Linear(2 * UNITS, len(model.tags))
             for part in ("lstm", "linear"):
                 weights = getattr(net, part).state_dict()
                 getattr(self, part).load_state_dict(
@@ -165,13 +163,13 @@ def _keras_training(model, padded) -> Callable:
     from keras import layers
 
     ids, cases = (keras.Input((None,), dtype="int32") for _ in range(2))
-    words = model.network_.tables["words"]
+    words = model.network.tables["words"]
     x = layers.Concatenate()([
         layers.Embedding(WORDS, 50, embeddings_initializer=lambda *a, **k: words)(ids),
         layers.Embedding(CASES, CASES, trainable=False, embeddings_initializer="identity")(cases),
     ])  # fmt: skip
     h = layers.Bidirectional(layers.LSTM(UNITS, return_sequences=True))(layers.Dropout(DROP_IN)(x))
-    scores = layers.Dense(len(model.classes_))(layers.Dropout(DROP_OUT)(h))
+    scores = layers.Dense(len(model.tags))(layers.Dropout(DROP_OUT)(h))
     theirs = keras.Model([ids, cases], scores)
     theirs.compile(
         keras.optimizers.Adam(3e-3, clipnorm=5.0),
@@ -202,25 +200,25 @@ def tagging(count: int) -> Case:
     def check():
         # Every sentence alone gives what it gives among the others, and torch says the same where
         # it is packed; padded, its second direction has read the padding first.
-        wanted = model.predict(X)
+        wanted = model.tag(X)
         for i in range(0, len(X), max(1, len(X) // 10)):
-            assert model.predict(X[i : i + 1])[0] == wanted[i]
+            assert model.tag(X[i : i + 1])[0] == wanted[i]
         if "torch, packed" in others:
             theirs: Any = others["torch, packed"]()
-            ours = [[model.classes_[k] for k in p.argmax(axis=1)] for p in model.predict_proba(X)]
+            ours = [[model.tags[k] for k in p.argmax(axis=1)] for p in model.probabilities(X)]
             same = [a == b for t, o in zip(theirs, ours, strict=True)
                     for a, b in zip(t, o, strict=True)]  # fmt: skip
             assert np.mean(same) > 0.999, np.mean(same)  # but for ties within rounding
 
-    return Case(lambda: model.predict(X), check, others, items=len(X))
+    return Case(lambda: model.tag(X), check, others, items=len(X))
 
 
 def _torch_tagging(model, X, *, packed: bool) -> Callable:
     import torch
 
     twin = _torch_model(model, packed).eval()
-    rows = {word: i for i, word in enumerate(model._words)}
-    names = model.classes_
+    rows = {word: i for i, word in enumerate(model.config["words"])}
+    names = model.tags
 
     @torch.no_grad()
     def run():

@@ -44,9 +44,9 @@ def open_run(out: Path, resume: bool, options: dict[str, Any], free: tuple[str, 
     """
     from fastrnn.checkpoint import load_json, save_json
 
-    path = out / "options.json"
+    path, history = out / "options.json", out / "history.jsonl"
     if not resume:
-        if path.exists() or (out / "history.jsonl").exists():
+        if history.exists() and history.stat().st_size:
             raise ValueError(f"{out} holds a run already: add --resume, or choose another --out")
         save_json(path, options)
         return

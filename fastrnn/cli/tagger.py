@@ -45,7 +45,9 @@ def train_tagger(
     hidden: Annotated[int, typer.Option(min=1, help="Units of the BiLSTM each way.")] = 100,
     layers: Annotated[int, typer.Option(min=1, help="BiLSTM layers.")] = 1,
     chars: Annotated[int, typer.Option(min=0, help="Units of a character BiLSTM; 0: none.")] = 0,
+    char_dim: Annotated[int, typer.Option(min=1, help="Embedding of a character.")] = 25,
     crf: Annotated[bool, typer.Option("--crf", help="A CRF instead of a softmax.")] = False,
+    constrain: Annotated[bool, typer.Option(help="A CRF forbids what no scheme has.")] = True,
     dropout: Annotated[float, typer.Option(help="Of what comes out of the BiLSTM.")] = 0.5,
     input_dropout: Annotated[float, typer.Option(help="Of what goes in.")] = 0.25,
     scheme: Annotated[str, typer.Option(help="What is told apart: BIOES or IOB2 tags.")] = "BIOES",
@@ -87,10 +89,10 @@ def train_tagger(
         options["checksum"] = zlib.crc32(repr((X, y, held_out)).encode("utf-8", "surrogatepass"))
         model = Tagger(
             vectors, word_dim=word_dim, unknown=unknown, fine_tune=fine_tune, hidden_size=hidden,
-            num_layers=layers, char_hidden=chars, crf=crf, dropout=dropout,
-            input_dropout=input_dropout, scheme=scheme, optimizer=optimizer, lr=lr,
-            max_norm=clip or None, epochs=epochs, patience=patience, batch_size=batch,
-            max_tokens=max_tokens or None, max_len=max_len or None, seed=seed,
+            num_layers=layers, char_hidden=chars, char_dim=char_dim, crf=crf,
+            constrain=constrain, dropout=dropout, input_dropout=input_dropout, scheme=scheme,
+            optimizer=optimizer, lr=lr, max_norm=clip or None, epochs=epochs, patience=patience,
+            batch_size=batch, max_tokens=max_tokens or None, max_len=max_len or None, seed=seed,
             vector_seed=vector_seed,
         )  # fmt: skip
         open_run(out, resume, options, _FREE)
@@ -116,7 +118,7 @@ def tag(
         typer.Option(
             "--format",
             help="columns (CoNLL), jsonl, or lines: a sentence on each, tokens parted by blanks. "
-            "By the file's name when left out, lines for .txt and standard input.",
+            "By the file's name when left out: lines for .txt, none and standard input.",
         ),
     ] = "",
     token_column: TokenColumn = 0,
@@ -163,7 +165,7 @@ def _untagged(file: str, form: str, token_column: int) -> Iterator[list[str]]:
             yield sentence.tokens
         return
     for line in lines:
-        yield line.split()
+        yield [token for token in line.replace("\t", " ").split(" ") if token]
 
 
 @app.command("eval")

@@ -3,7 +3,6 @@
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -77,6 +76,7 @@ class Lexicon:
         self.table = np.zeros((1024, vectors.dimension + CASES), dtype)
         self.words = np.zeros(1024, np.int64)  # rows of the trained table, or -1
         self._ids: dict[str, int] = {}
+        self._growing = threading.Lock()
         self._spellings: list[np.ndarray] = []
 
     def __len__(self) -> int:
@@ -85,29 +85,30 @@ class Lexicon:
 
     def encode(self, sentences: Sequence[Sequence[str]]) -> Tokens:
         """An id for each token."""
+        with self._growing:
+            new = {t: None for s in sentences for t in s if t not in self._ids}
+            if new:
+                self._add(list(new))
         known, flat = self._ids, list[int]()
-        before = len(known)
         for sentence in sentences:
-            row = [known.get(token, -1) for token in sentence]
-            if -1 in row:
-                row = [known.setdefault(token, len(known)) for token in sentence]
-            flat += row
-        if len(known) > before:
-            self._add(list(islice(known, before, None)))
+            flat += [known[token] for token in sentence]
         return Tokens.of(flat, [len(s) for s in sentences])
 
     def _add(self, new: list[str]) -> None:
-        first, last = len(self._ids) - len(new), len(self._ids)
+        first, last = len(self._ids), len(self._ids) + len(new)
         if last > len(self.table):
             more = max(last, 2 * len(self.table)) - len(self.table)
             self.table = np.pad(self.table, ((0, more), (0, 0)))
             self.words = np.pad(self.words, (0, more))
-        key, rows = self.vectors.key, self.table[first:last]
+        key, rows, dimension = self.vectors.key, self.table[first:last], self.vectors.dimension
         self.words[first:last] = [self._trained.get(key(token), -1) for token in new]
-        rows[:, : self.vectors.dimension] = self.vectors(new)
-        rows[np.arange(len(new)), [self.vectors.dimension + case_of(t) for t in new]] = 1
+        rows[:] = 0
+        rows[:, :dimension] = self.vectors(new)
+        rows[np.arange(len(new)), [dimension + case_of(t) for t in new]] = 1
         if self.characters is not None:
-            self._spellings += [self.characters.encode(token) for token in new]
+            self._spellings[first:] = [self.characters.encode(token) for token in new]
+        # Last, so that whatever interrupts us has done nothing.
+        self._ids.update(zip(new, range(first, last), strict=True))
 
     def spellings(self, ids: np.ndarray) -> Tokens:
         """The characters of tokens by their ids."""
@@ -196,7 +197,9 @@ class SentenceBatches:
     def __init__(self, lexicon, tokens: Tokens, tags, *, batch_size=32, max_tokens=None, seed=0):
         self._lexicon, self._tokens, self._tags, self._seed = lexicon, tokens, tags, seed
         self._size = checks.positive_int("batch_size", batch_size)
-        self._budget = max_tokens and checks.positive_int("max_tokens", max_tokens)
+        self._budget = None
+        if max_tokens is not None:
+            self._budget = checks.positive_int("max_tokens", max_tokens)
         self._count = len(self._split(tokens.lengths))
 
     def _split(self, lengths):

@@ -8,6 +8,8 @@ from typing import IO, NamedTuple
 
 from .tags import read_entities, split_tag, write_tags
 
+_BLANKS = " \t"  # other spaces, such as one that does not break, may be part of a token
+
 
 class Sentence(NamedTuple):
     """Tokens and their tags; no tags where none were asked for."""
@@ -88,23 +90,23 @@ def parse_columns(
     tokens: list[str] = []
     tags: list[str] = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("-DOCSTART-"):
+        if not line.strip(_BLANKS) or line.startswith("-DOCSTART-"):
             if tokens:
                 yield Sentence(tokens, write_tags(read_entities(tags), len(tags), scheme))
                 tokens, tags = [], []
             continue
-        columns = line.split("\t") if "\t" in line else line.split()
+        columns = line.split("\t") if "\t" in line else [c for c in line.split(" ") if c]
         if len(columns) < needed:
             raise ValueError(
                 f"{name}, line {number} must have at least {needed} columns, "
                 f"got {len(columns)}: {line!r}"
             )
-        token = columns[token_column].strip()
+        token = columns[token_column].strip(_BLANKS)
         if not token:
             raise ValueError(f"{name}, line {number} has an empty token: {line!r}")
         tokens.append(token)
         if tag_column is not None:
-            tags.append(_checked(columns[tag_column].strip(), name, number))
+            tags.append(_checked(columns[tag_column].strip(_BLANKS), name, number))
     if tokens:
         yield Sentence(tokens, write_tags(read_entities(tags), len(tags), scheme))
 
@@ -132,6 +134,8 @@ def _from_json(lines, name: str, with_tags: bool, scheme: str) -> Iterator[Sente
         for what, values in (("tokens", tokens), ("tags", tags)):
             if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
                 raise ValueError(f"{name}, line {number}: {what} must be a list of strings")
+        if any(not t or "\t" in t or "\n" in t for t in tokens):
+            raise ValueError(f"{name}, line {number}: a token is empty or has a tab or line break")
         if with_tags and len(tokens) != len(tags):
             raise ValueError(f"{name}, line {number} has {len(tokens)} tokens but {len(tags)} tags")
         for tag in tags:

@@ -1,12 +1,14 @@
 """Word vectors: tables that are looked into, and a vector for every word that is in none.
 
 A word that the table lacks gets numbers drawn from a normal distribution with the table's own
-mean and standard deviation, cut at two of them. They are a function of the word and a seed
-alone: nothing is stored, and training and tagging, on any machine, see the same.
+mean and standard deviation, cut at two of them. For a table they are a function of the word and a
+seed alone: no table of them is kept, and training and tagging, on any machine, see the same.
 """
 
 import hashlib
+import zlib
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +40,7 @@ class WordVectors:
     """
 
     def __init__(self, words: Sequence[str], table, *, mean=None, std=None, seed=0, source=""):
+        table = table if isinstance(table, np.ndarray) else np.asarray(table, np.float32)
         if table.ndim != 2 or len(words) != len(table):
             raise ValueError(
                 f"{source or 'table'} must have a row for each of {len(words)} words, "
@@ -90,6 +93,21 @@ class WordVectors:
         """E."""
         return self.table.shape[1]
 
+    def with_moments(self, mean: float, std: float) -> "WordVectors":
+        """The same table with another mean and deviation for unknown words."""
+        other = copy(self)
+        other.mean, other.std, other._unknown = mean, std, {}
+        return other
+
+    def facts(self) -> dict:
+        """What tells these vectors from others, in what JSON holds."""
+        some = np.ascontiguousarray(self.table[:: max(1, len(self) // 1000)])
+        return {
+            "count": len(self), "dimension": self.dimension, "seed": self.seed,
+            "checksum": zlib.crc32(some.data) if some.size else 0,
+            "mean": self.mean, "std": self.std,
+        }  # fmt: skip
+
     def key(self, word: str) -> str:
         """The word under which it is looked up: as it is if the table has it, or in lower case."""
         return word if word in self._rows else word.lower()
@@ -110,6 +128,7 @@ class WordVectors:
             vector = (self.mean + self.std * ndtri(uniform)).astype(np.float32)
             if len(self._unknown) >= _REMEMBERED:
                 self._unknown.clear()
+            vector.flags.writeable = False
             self._unknown[word] = vector
         return vector
 
@@ -121,6 +140,9 @@ class WordVectors:
         out[known] = self.table[rows[known]]
         for i in np.flatnonzero(~known).tolist():
             out[i] = self.unknown(words[i])
+        if not np.isfinite(out).all():
+            bad = int(np.flatnonzero(~np.isfinite(out).all(axis=1))[0])
+            raise ValueError(f"{self.source or 'table'} is damaged: {words[bad]!r} is not finite")
         return out
 
 
@@ -146,7 +168,7 @@ def load_vectors(source, *, seed: int = 0) -> WordVectors:
     ImportError
         "glove" is not installed; says how to get it.
     """
-    if str(source) == "glove":
+    if isinstance(source, str) and source == "glove":
         return _glove(seed)
     path = Path(source)
     if path.is_dir():
@@ -171,7 +193,7 @@ def load_vectors(source, *, seed: int = 0) -> WordVectors:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: byte {error.start} ({error.reason})") from None
 
@@ -179,13 +201,13 @@ def _text(path: Path) -> str:
 def _read_text(path: Path) -> tuple[list[str], np.ndarray]:
     words: list[str] = []
     numbers = bytearray()  # grows in place; a list of rows would need twice the memory
-    size = 0
+    size = promised = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                parts = line.decode("utf-8").rstrip().split(" ")
+                parts = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip().split(" ")
                 if number == 1 and len(parts) == 2:  # word2vec
-                    size = int(parts[1])
+                    promised, size = map(int, parts)
                     continue
                 size = size or len(parts) - 1
                 # From the right, as there are words with blanks in them.
@@ -198,6 +220,8 @@ def _read_text(path: Path) -> tuple[list[str], np.ndarray]:
             numbers += row.tobytes()
     if not words:
         raise ValueError(f"{path} has no vectors")
+    if promised and promised != len(words):
+        raise ValueError(f"{path} is damaged: it says {promised:,} words and has {len(words):,}")
     return words, np.frombuffer(numbers, np.float32).reshape(-1, size)
 
 

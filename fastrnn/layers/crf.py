@@ -53,6 +53,11 @@ class CRF(Layer):
             raise ValueError(
                 f"allowed must be bool {(k + 1, k + 1)}, got {mask.dtype} {mask.shape}"
             )
+        reach = mask[k, :k]
+        for length in range(1, 2 * k + 1):
+            if not (reach & mask[:k, k]).any():
+                raise ValueError(f"allowed must have a path of {length} tags, it has none")
+            reach = mask[:k, :k][reach].any(axis=0)
         self.allowed = mask
         rng = np.random.default_rng(seed)
         values = {

@@ -42,8 +42,8 @@ class BiLSTMTagger:
     dropout : float, default 0.5
         Of what the BiLSTM returns and between its layers.
     input_dropout : float, default 0.25
-        Of what goes into the BiLSTM. Both drop the same numbers at all tokens of a sentence
-        (Gal & Ghahramani 2016).
+        Of what goes into the BiLSTM. What goes in and comes out loses the same numbers at all
+        tokens of a sentence (Gal & Ghahramani 2016); between layers each token loses its own.
     crf : bool, default False
     allowed : array of bool, optional
         As `CRF` takes it.
@@ -163,8 +163,10 @@ class BiLSTMTagger:
             dx *= mask_in
         if self.tables:
             table = self.tables["words"]
-            values = np.ascontiguousarray(dx[:, : table.shape[1]])
-            sums = scatter_add_rows(values, batch.words, num_rows=len(table))
+            values, words = np.ascontiguousarray(dx[:, : table.shape[1]]), batch.words
+            if (words < 0).any():
+                values, words = values[words >= 0], words[words >= 0]
+            sums = scatter_add_rows(values, words, num_rows=len(table))
             self._row_gradients = {"words": RowGradient(table, *sums)}
         if self.characters is not None:
             assert batch.spelling is not None

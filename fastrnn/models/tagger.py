@@ -2,6 +2,8 @@
 
 import inspect
 import tempfile
+import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,27 +11,18 @@ from typing import Any
 import numpy as np
 
 from fastrnn import checks
-from fastrnn.checkpoint import load_arrays, load_json, save_arrays, save_json
-from fastrnn.data.batches import Lexicon, SentenceBatches, Tokens, by_length, make_batch
-from fastrnn.data.tags import (
-    SCHEMES,
-    all_tags,
-    check_scheme,
-    may_follow,
-    read_entities,
-    strict_entities,
-    write_tags,
-)
+from fastrnn.data.batches import SentenceBatches
+from fastrnn.data.tags import all_tags, check_scheme, read_entities, split_tag, write_tags
 from fastrnn.data.text import Vocabulary
 from fastrnn.data.vectors import WordVectors, load_vectors
 from fastrnn.metrics import EntityScores, entity_scores
 from fastrnn.optim import OPTIMIZERS
-from fastrnn.trainer import Trainer, take_weights
+from fastrnn.trainer import Trainer
 
 from .bilstm import BiLSTMTagger
+from .fitted import FittedTagger, read_config
 
-_TAGGED_AT_ONCE = 4096  # tokens of a batch that is not trained on
-_REMEMBERED = 1 << 17  # distinct tokens that tagging keeps the features of
+UNKNOWN = ("normal", "mean")
 
 
 class Tagger:
@@ -81,11 +74,8 @@ class Tagger:
 
     Attributes
     ----------
-    classes_ : list of str
-        The tags of `predict_proba`, in ``scheme``, "O" first.
-    network_ : BiLSTMTagger
     trainer_ : Trainer
-        After `fit`.
+        After `fit`; its ``stopped`` says why training came to an end.
     """
 
     def __init__(
@@ -127,6 +117,8 @@ class Tagger:
         self.epochs, self.patience = epochs, patience
         self.batch_size, self.max_tokens, self.max_len = batch_size, max_tokens, max_len
         self.seed, self.vector_seed, self.dtype, self.backend = seed, vector_seed, dtype, backend
+        self._loaded: tuple[Any, WordVectors] | None = None
+        self._fitted: FittedTagger | None = None
 
     # scikit-learn's habits: parameters are set as they come and looked at in `fit`.
 
@@ -180,13 +172,17 @@ class Tagger:
         ------
         ValueError, TypeError
             A parameter or a sentence does not fit, or the folder holds another run.
+        FileNotFoundError, ImportError
+            There are no such vectors.
+        Diverged
+            The loss is not finite any more.
+
+        Notes
+        -----
+        Ctrl-C ends the step that is under way; ``trainer_.stopped`` is then "interrupted", and a
+        run in a folder goes on with ``resume=True``.
         """
-        check_scheme(self.scheme)
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(
-                f"optimizer must be one of {', '.join(OPTIMIZERS)}; got {self.optimizer!r}"
-            )
-        checks.positive_int("epochs", self.epochs)
+        self._check_params()
         if resume and run is None:
             raise ValueError("resume needs the folder of a run")
         X, raw = self._sentences("X", X), y
@@ -200,88 +196,125 @@ class Tagger:
         if not pairs:
             raise ValueError("X has no tokens")
         if self.max_len is not None:
-            pairs = self._cut(pairs, checks.positive_int("max_len", self.max_len))
+            pairs = self._cut(pairs, self.max_len)
         X, y = [x for x, _ in pairs], [t for _, t in pairs]
-        vectors = self._load_vectors()
-        words = sorted({vectors.key(w) for x in X for w in x}) if self.fine_tune else []
-        types = sorted({t.partition("-")[2] for ts in y for t in ts if t != "O"})
-        symbols: list[str] = []
-        if self.char_hidden:
-            symbols = Vocabulary.of("".join(w for x in X for w in x), min_count=1).symbols
-        self._build(vectors, all_tags(types, self.scheme), words, symbols, writes)
 
-        number = {tag: i for i, tag in enumerate(self.classes_)}
-        tokens = self._lexicon.encode(X)
+        fitted = FittedTagger(self._config(X, y, writes), self._vectors(), self.backend)
+        number = {tag: i for i, tag in enumerate(fitted.tags)}
+        tags = np.array([number[t] for ts in y for t in ts])
         data = SentenceBatches(
-            self._lexicon, tokens, np.array([number[t] for ts in y for t in ts]),
+            fitted.lexicon, fitted.lexicon.encode(X), tags,
             batch_size=self.batch_size, max_tokens=self.max_tokens, seed=self.seed,
         )  # fmt: skip
 
         def f1():
-            return 100 * entity_scores(dev[1], self.predict(dev[0]), scheme=writes).micro.f1
+            return 100 * entity_scores(dev[1], fitted.tag(dev[0]), scheme=writes).micro.f1
 
         with tempfile.TemporaryDirectory() as scratch:
-            self.trainer_ = Trainer(
-                self.network_, OPTIMIZERS[self.optimizer](self.lr), data, run or scratch,
+            trainer = Trainer(
+                fitted.network, OPTIMIZERS[self.optimizer](self.lr), data, run or scratch,
                 max_norm=self.max_norm, evaluate=None if dev is None else f1,
                 metric="valid_f1", maximize=True, patience=self.patience or None,
-                checkpoint_every=10**9,  # at each epoch, as an epoch takes seconds
-                progress=progress, report=report,
+                checkpoint_every=len(data), progress=progress, report=report,
             )  # fmt: skip
-            resumed = resume and self.trainer_.resume()
-            if run is not None and not resumed and not self.trainer_.begun:
-                self._save_config(Path(run))
-            self.trainer_.train(epochs=self.epochs)
+            if run is not None:
+                self._begin(fitted, trainer, Path(run), resume)
+            self._fitted, self.trainer_ = fitted, trainer
+            trainer.train(epochs=self.epochs)
         return self
 
-    @staticmethod
-    def _cut(pairs, limit: int):
+    def _check_params(self) -> None:
+        """What would otherwise be found out late, or under another name."""
+        check_scheme(self.scheme)
+        for name, value, choices in (
+            ("optimizer", self.optimizer, OPTIMIZERS), ("unknown", self.unknown, UNKNOWN)
+        ):  # fmt: skip
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+        for name, least in (
+            ("word_dim", 1), ("hidden_size", 1), ("num_layers", 1), ("char_hidden", 0),
+            ("char_dim", 1), ("epochs", 1), ("patience", 0), ("batch_size", 1), ("max_tokens", 1),
+            ("max_len", 1), ("seed", 0), ("vector_seed", 0),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None or name not in ("max_tokens", "max_len"):
+                checks.positive_int(name, value, least)
+        if self.max_norm is not None:
+            checks.number("max_norm", self.max_norm, 0.0, np.inf)
+        checks.float_dtype("dtype", self.dtype)
+
+    def _begin(self, fitted: FittedTagger, trainer: Trainer, run: Path, resume: bool) -> None:
+        """Go on with the run in the folder if that is asked for and it is this one."""
+        if not resume:
+            if trainer.begun:
+                raise ValueError(f"{run} holds a run: resume it, or choose another folder")
+            fitted.save_config(run)
+            return
+        if trainer.checkpoint.exists():
+            before, now = read_config(run / "config.json"), fitted.config
+            free = ("params", "epochs", "patience")  # the last two may change as it goes on
+            others = {k for k in now if before.get(k) != now[k]}
+            others |= {k for k, v in now["params"].items() if before["params"].get(k) != v}
+            if others - {*free}:
+                named = ", ".join(sorted(others - {*free}))
+                raise ValueError(f"{run} holds another run: {named} differ")
+        if not trainer.resume():
+            fitted.save_config(run)
+
+    def _config(self, X, y, writes: str) -> dict:
+        """See `FittedTagger`; with a checksum of what is trained on."""
+        vectors = self._vectors()
+        words = sorted({str(vectors.key(w)) for x in X for w in x}) if self.fine_tune else []
+        types = sorted({split_tag(t)[1] for ts in y for t in ts} - {""})
+        text = "".join(w for x in X for w in x) if self.char_hidden else ""
+        source = vectors.source if self.vectors is not None else None
+        if source and source != "glove":
+            source = str(Path(source).resolve())
+        params = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in self.get_params().items()
+        }
+        params |= {"vectors": source or None, "dtype": np.dtype(self.dtype).name}
+        return {
+            "model": "Tagger",
+            "params": params,
+            "tags": all_tags(types, self.scheme),
+            "words": words,
+            "symbols": "".join(Vocabulary.of(text, min_count=1).symbols) if text else "",
+            "writes": writes,
+            "vectors": vectors.facts(),
+            "data": zlib.crc32(repr((X, y)).encode("utf-8", "surrogatepass")),
+        }
+
+    def _cut(self, pairs, limit: int):
         longer = sum(len(x) > limit for x, _ in pairs)
         if longer:
-            import warnings
-
             lost = sum(max(0, len(x) - limit) for x, _ in pairs)
             warnings.warn(
                 f"{longer:,} of {len(pairs):,} sentences are longer than max_len={limit}: "
                 f"{lost:,} tokens are not trained on",
                 stacklevel=3,
             )
-        return [(x[:limit], t[:limit]) for x, t in pairs]
 
-    def _load_vectors(self) -> WordVectors:
+        def cut(tags):  # an entity that is cut ends there
+            return write_tags(read_entities(tags[:limit]), len(tags[:limit]), self.scheme)
+
+        return [(x[:limit], cut(t)) for x, t in pairs]
+
+    def _vectors(self) -> WordVectors:
+        """As the parameters say; loaded once for them."""
         if isinstance(self.vectors, WordVectors):
             return self.vectors
-        if self.unknown not in ("normal", "mean"):
-            raise ValueError(f"unknown must be normal or mean, got {self.unknown!r}")
-        if self.vectors is None:
-            vectors = WordVectors.none(self.word_dim, seed=self.vector_seed)
-        else:
-            vectors = load_vectors(self.vectors, seed=self.vector_seed)
-        if self.unknown == "mean":
-            vectors.std = 0.0
-        return vectors
-
-    def _build(self, vectors: WordVectors, tags, words, symbols, writes: str) -> None:
-        """Everything but the values of what is trained."""
-        self.classes_, self._words, self._symbols, self._writes = tags, words, symbols, writes
-        self._vectors = vectors
-        allowed = None
-        if self.crf and self.constrain:
-            ends = [*tags, "O"]  # the start and the end are like an O
-            allowed = np.array([[may_follow(a, b, self.scheme) for b in ends] for a in ends])
-        self._new_lexicon()
-        self.network_ = BiLSTMTagger(
-            self._lexicon.table.shape[1], len(tags), words=vectors(words) if words else None,
-            characters=len(symbols), char_dim=self.char_dim, char_hidden=self.char_hidden or 1,
-            hidden_size=self.hidden_size, num_layers=self.num_layers, dropout=self.dropout,
-            input_dropout=self.input_dropout, crf=self.crf, allowed=allowed,
-            dtype=self.dtype, backend=self.backend, seed=self.seed,
-        )  # fmt: skip
-
-    def _new_lexicon(self) -> None:
-        characters = Vocabulary(self._symbols) if self._symbols else None
-        trained = {word: row for row, word in enumerate(self._words)}
-        self._lexicon = Lexicon(self._vectors, characters, trained, self.dtype)
+        key = self.vectors, self.word_dim, self.unknown, self.vector_seed
+        if self._loaded is None or self._loaded[0] != key:
+            if self.vectors is None:
+                vectors = WordVectors.none(self.word_dim, seed=self.vector_seed)
+            else:
+                vectors = load_vectors(self.vectors, seed=self.vector_seed)
+            if self.unknown == "mean":
+                vectors = vectors.with_moments(vectors.mean, 0.0)
+            self._loaded = key, vectors
+        return self._loaded[1]
 
     # What comes in
 
@@ -298,38 +331,51 @@ class Tagger:
         return list(X)
 
     @staticmethod
-    def _tags(name: str, X, y, scheme: str) -> list[list[str]]:
+    def _tags(name: str, X, y: Any, scheme: str) -> list[list[str]]:
         """Checked, and in this scheme."""
+        if isinstance(y, str) or not isinstance(y, Sequence | np.ndarray):
+            raise TypeError(f"{name} must be a sequence of lists of tags, got {type(y).__name__}")
         if len(X) != len(y):
             raise ValueError(f"{name} must have {len(X)} sentences, got {len(y)}")
         out = []
-        for i, (x, tags) in enumerate(zip(X, y, strict=True)):
+        for i, (x, given) in enumerate(zip(X, y, strict=True)):
+            tags: Any = given
+            if isinstance(tags, str) or not isinstance(tags, Sequence | np.ndarray):
+                raise TypeError(f"{name}[{i}] must be a list of tags, got {type(tags).__name__}")
             if len(x) != len(tags):
                 raise ValueError(f"{name}[{i}] must have {len(x)} tags, got {len(tags)}")
+            if not all(isinstance(tag, str) for tag in tags):
+                raise TypeError(f"{name}[{i}] must hold strings, got {tags!r}")
             try:
-                out.append(write_tags(read_entities(tags), len(tags), scheme))
+                out.append(write_tags(read_entities(list(tags)), len(tags), scheme))
             except ValueError as error:
                 raise ValueError(f"{name}[{i}]: {error}") from None
         return out
 
     # Use
 
-    def _by_sentence(self, X, compute) -> tuple[np.ndarray | None, Tokens]:
-        """What ``compute`` gives for each token, of all sentences one after the other."""
-        if not hasattr(self, "network_"):
+    @property
+    def fitted_(self) -> FittedTagger:
+        """What `fit` or `load` made.
+
+        Raises
+        ------
+        ValueError
+            Neither was called yet.
+        """
+        if self._fitted is None:
             raise ValueError("this Tagger is not fitted yet: call fit or load first")
-        X = self._sentences("X", X)
-        if len(self._lexicon) > _REMEMBERED:
-            self._new_lexicon()  # training goes on with the one that it began with
-        tokens = self._lexicon.encode(X)
-        out = None
-        for chosen in by_length(tokens.lengths, max_tokens=_TAGGED_AT_ONCE):
-            batch = make_batch(self._lexicon, tokens, chosen)
-            values = compute(batch)
-            if out is None:
-                out = np.empty((len(tokens.ids), *values.shape[1:]), values.dtype)
-            out[batch.places] = values
-        return out, tokens
+        return self._fitted
+
+    @property
+    def network_(self) -> BiLSTMTagger:
+        """The network."""
+        return self.fitted_.network
+
+    @property
+    def classes_(self) -> list[str]:
+        """The tags of `predict_proba`, "O" first."""
+        return self.fitted_.tags
 
     def predict(self, X) -> list[list[str]]:
         """The tags of sentences. A sentence's do not depend on the others, to the last bit.
@@ -337,26 +383,17 @@ class Tagger:
         What the network says and is no entity by its scheme, such as an end without a beginning,
         is O.
         """
-        ids, tokens = self._by_sentence(X, lambda batch: self.network_.decode(batch))
-        if ids is None:
-            return []
-        names = [self.classes_[i] for i in ids]
-        return [
-            write_tags(strict_entities(names[a : a + n], self.scheme), n, self._writes)
-            for a, n in zip(tokens.starts, tokens.lengths, strict=True)
-        ]
+        return self.fitted_.tag(self._sentences("X", X))
 
     def predict_proba(self, X) -> list[np.ndarray]:
         """The probability of each of `classes_` for each token, ``[n, K]`` for each sentence."""
-        p, tokens = self._by_sentence(X, lambda batch: self.network_.probabilities(batch))
-        if p is None:
-            return []
-        return [p[a : a + n] for a, n in zip(tokens.starts, tokens.lengths, strict=True)]
+        return self.fitted_.probabilities(self._sentences("X", X))
 
     def evaluate(self, X, y) -> EntityScores:
         """Entity scores of `predict` against right tags in any scheme."""
-        found = self.predict(X)
-        return entity_scores(self._tags("y", X, y, self._writes), found, scheme=self._writes)
+        writes = self.fitted_.writes
+        X = self._sentences("X", X)
+        return entity_scores(self._tags("y", X, y, writes), self.fitted_.tag(X), scheme=writes)
 
     def score(self, X, y) -> float:
         """Micro-averaged entity F1, from 0 to 1."""
@@ -364,32 +401,9 @@ class Tagger:
 
     # Files
 
-    def _save_config(self, folder: Path) -> None:
-        source = self._vectors.source if self.vectors is not None else None
-        if source and source != "glove":
-            source = str(Path(source).resolve())
-        params = self.get_params() | {"vectors": source or None}
-        config = {
-            "model": "Tagger",
-            "params": params,
-            "tags": self.classes_,
-            "writes": self._writes,
-            "words": self._words,
-            "symbols": "".join(self._symbols),
-            "vectors": {
-                "count": len(self._vectors), "dimension": self._vectors.dimension,
-                "mean": self._vectors.mean, "std": self._vectors.std,
-            },
-        }  # fmt: skip
-        save_json(folder / "config.json", config)
-
     def save(self, folder) -> None:
         """Write ``config.json`` and ``weights.safetensors``; word vectors stay where they are."""
-        if not hasattr(self, "network_"):
-            raise ValueError("this Tagger is not fitted yet: call fit or load first")
-        self._save_config(Path(folder))
-        weights = self.network_.parameters.state_dict() | self.network_.tables
-        save_arrays(Path(folder) / "weights.safetensors", weights)
+        self.fitted_.save(Path(folder))
 
     @classmethod
     def load(cls, folder, *, vectors=None, backend: str = "cpu") -> "Tagger":
@@ -409,36 +423,17 @@ class Tagger:
         ValueError
             A file is damaged or of another model, or the vectors are others; names the file.
         """
-        path = Path(folder) / "config.json"
-        config = load_json(path)
-        if not isinstance(config, dict) or config.get("model") != "Tagger":
-            raise ValueError(f"{path} is not of a tagger")
-        try:
-            tagger = cls(**config["params"]).set_params(backend=backend)
-            parts = config["tags"], config["words"], list(config["symbols"]), config["writes"]
-            known = config["vectors"]
-            if tagger.scheme not in SCHEMES or not {"count", "dimension"} <= known.keys():
-                raise ValueError("a part of it is missing")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged: {error!r}") from error
-        if vectors is not None:
-            tagger.vectors = vectors
-        table = tagger._load_vectors()
-        if (len(table), table.dimension) != (known["count"], known["dimension"]):
-            raise ValueError(
-                f"{table.source or 'vectors'} must have {known['count']:,} words of "
-                f"{known['dimension']} numbers, as in {path}; got {len(table):,} of "
-                f"{table.dimension}"
-            )
-        if vectors is not table:  # the table is ours: it need not be summed up again
-            table.mean, table.std = known["mean"], known["std"]
-        try:
-            tagger._build(table, *parts)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
-        path = Path(folder) / "weights.safetensors"
-        try:
-            take_weights(tagger.network_, load_arrays(path)[0])
-        except ValueError as error:
-            raise ValueError(f"{path} does not fit {folder}/config.json: {error}") from error
-        return tagger
+        made: list[Tagger] = []
+
+        def find(params: dict) -> WordVectors:
+            try:
+                tagger = cls(**params).set_params(backend=backend)
+            except TypeError as error:
+                raise ValueError(f"{folder}/config.json is damaged: {error}") from error
+            tagger.vectors = vectors if vectors is not None else tagger.vectors
+            made.append(tagger)
+            return tagger._vectors()
+
+        fitted = FittedTagger.load(Path(folder), find, backend)
+        made[0]._fitted = fitted
+        return made[0]

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from fastrnn.kernels import reference_crf
 from fastrnn.kernels.rows import Rows
 from fastrnn.kernels.threads import Job, spread
 
@@ -147,13 +148,17 @@ def crf_gradient(scores, tags, rows: Rows, pair, start, end):
     n, k = scores.shape
     loss, d_scores = np.zeros(rows.batch), np.zeros((n, k))
     d_pair, ends = np.zeros((rows.batch, k, k)), np.zeros((rows.batch, 2, k))
-    exps = [np.exp(a.astype(np.float64)) for a in (pair, start, end)]
+    with np.errstate(over="ignore"):
+        exps = [np.exp(a.astype(np.float64)) for a in (pair, start, end)]
     has_tags = tags is not None
     args = (
         scores, tags if has_tags else np.empty(0, np.int64), rows.offsets, rows.lengths, *exps,
         has_tags, loss, d_scores, d_pair, ends, np.empty((n, k)), np.empty((rows.batch, 3, k)),
     )  # fmt: skip
     spread(Job(_gradient, args, rows.batch, n * k * (4 * k + 20)))
+    if not (np.isfinite(loss).all() and np.isfinite(d_scores).all()):
+        # Scores so far apart that a probability is not a number any more: logarithms are slower.
+        return reference_crf.crf_gradient(scores, tags, rows, pair, start, end)
     # One sequence after the other: the sums do not depend on who computed what.
     return loss, d_scores, d_pair.sum(axis=0), ends[:, 0].sum(axis=0), ends[:, 1].sum(axis=0)
 

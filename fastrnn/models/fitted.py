@@ -1,0 +1,154 @@
+"""What a `Tagger` is once it is fitted: its settings, its words and its network, and its files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fastrnn.checkpoint import load_arrays, load_json, save_arrays, save_json
+from fastrnn.data.batches import Batch, Lexicon, Tokens, by_length, make_batch
+from fastrnn.data.tags import check_scheme, may_follow, split_tag, strict_entities, write_tags
+from fastrnn.data.text import Vocabulary
+from fastrnn.data.vectors import WordVectors
+from fastrnn.kernels import get_backend
+from fastrnn.trainer import take_weights
+
+from .bilstm import BiLSTMTagger
+
+_AT_ONCE = 4096  # tokens of a batch that is not trained on
+_REMEMBERED = 1 << 17  # distinct tokens that tagging keeps the features of
+
+
+class FittedTagger:
+    """A tagger's network with what it takes to feed it.
+
+    Parameters
+    ----------
+    config : dict
+        What JSON holds: "params" of the `Tagger`, "tags" that the network tells apart, "words"
+        whose vectors it trains, "symbols" of its characters, "writes", the scheme of what is
+        returned, and "vectors", what is known of them.
+    vectors : WordVectors
+    backend : {"cpu", "reference"}
+    """
+
+    def __init__(self, config: dict, vectors: WordVectors, backend: str):
+        self.config, self.vectors = config, vectors
+        p, self.tags, self.writes = config["params"], config["tags"], config["writes"]
+        self.scheme = p["scheme"]
+        for scheme in (self.scheme, self.writes):
+            check_scheme(scheme)
+        for tag in self.tags:
+            split_tag(tag)
+        allowed = None
+        if p["crf"] and p["constrain"]:
+            ends = [*self.tags, "O"]  # the start and the end are like an O
+            allowed = np.array([[may_follow(a, b, self.scheme) for b in ends] for a in ends])
+        words, self._symbols = config["words"], config["symbols"]
+        self._trained = {word: row for row, word in enumerate(words)}
+        self.lexicon = self.new_lexicon()
+        self.network = BiLSTMTagger(
+            self.lexicon.table.shape[1], len(self.tags), words=vectors(words) if words else None,
+            characters=len(self._symbols), char_dim=p["char_dim"],
+            char_hidden=p["char_hidden"] or 1, hidden_size=p["hidden_size"],
+            num_layers=p["num_layers"], dropout=p["dropout"], input_dropout=p["input_dropout"],
+            crf=p["crf"], allowed=allowed, dtype=p["dtype"], backend=backend, seed=p["seed"],
+        )  # fmt: skip
+
+    def new_lexicon(self) -> Lexicon:
+        """One that knows no token yet."""
+        characters = Vocabulary(list(self._symbols)) if self._symbols else None
+        return Lexicon(self.vectors, characters, self._trained, self.config["params"]["dtype"])
+
+    # Use
+
+    def _by_token(self, X: Sequence[Sequence[str]], compute) -> tuple[np.ndarray, Tokens]:
+        """What ``compute`` gives for each token, of all sentences one after the other."""
+        if len(self.lexicon) > _REMEMBERED:
+            self.lexicon = self.new_lexicon()
+        lexicon = self.lexicon
+        tokens = lexicon.encode(X)
+        out = np.empty(0)
+        for chosen in by_length(tokens.lengths, max_tokens=_AT_ONCE):
+            batch: Batch = make_batch(lexicon, tokens, chosen)
+            values = compute(batch)
+            if len(out) < len(tokens.ids):
+                out = np.empty((len(tokens.ids), *values.shape[1:]), values.dtype)
+            out[batch.places] = values
+        return out, tokens
+
+    def tag(self, X) -> list[list[str]]:
+        """The tags of sentences."""
+        ids, tokens = self._by_token(X, self.network.decode)
+        names = [self.tags[i] for i in ids]
+        return [
+            write_tags(strict_entities(names[a : a + n], self.scheme), n, self.writes)
+            for a, n in zip(tokens.starts, tokens.lengths, strict=True)
+        ]
+
+    def probabilities(self, X) -> list[np.ndarray]:
+        """The probability of each of ``tags`` for each token."""
+        p, tokens = self._by_token(X, self.network.probabilities)
+        return [p[a : a + n] for a, n in zip(tokens.starts, tokens.lengths, strict=True)]
+
+    # Files
+
+    def save_config(self, folder: Path) -> None:
+        """Write ``config.json``."""
+        save_json(folder / "config.json", self.config)
+
+    def save(self, folder: Path) -> None:
+        """Write ``config.json`` and ``weights.safetensors``."""
+        self.save_config(folder)
+        weights = self.network.parameters.state_dict() | self.network.tables
+        save_arrays(folder / "weights.safetensors", weights)
+
+    @classmethod
+    def load(cls, folder: Path, load_vectors, backend: str) -> "FittedTagger":
+        """The tagger of a folder; ``load_vectors(params)`` is called for its vectors.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            See `Tagger.load`.
+        """
+        get_backend(backend)
+        path = folder / "config.json"
+        config = read_config(path)
+        known = config["vectors"]
+        vectors = load_vectors(config["params"])
+        if vectors.facts() | {"mean": 0, "std": 0} != known | {"mean": 0, "std": 0}:
+            raise ValueError(
+                f"{vectors.source or 'vectors'} must be the vectors that {path} was trained with, "
+                f"{known['count']:,} words of {known['dimension']} numbers; got "
+                f"{len(vectors):,} of {vectors.dimension} or others"
+            )
+        vectors = vectors.with_moments(known["mean"], known["std"])
+        try:
+            fitted = cls(config, vectors, backend)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error!r}") from error
+        path = folder / "weights.safetensors"
+        try:
+            take_weights(fitted.network, load_arrays(path)[0])
+        except ValueError as error:
+            raise ValueError(f"{path} does not fit {folder}/config.json: {error}") from error
+        return fitted
+
+
+_PARTS = {
+    "params": dict, "tags": list, "words": list, "symbols": str, "writes": str, "vectors": dict,
+}  # fmt: skip
+
+
+def read_config(path: Path) -> dict:
+    """``config.json`` of a tagger, refused by name if a part is missing."""
+    config = load_json(path)
+    if not isinstance(config, dict) or config.get("model") != "Tagger":
+        raise ValueError(f"{path} is not of a tagger")
+    for name, kind in _PARTS.items():
+        if not isinstance(config.get(name), kind):
+            raise ValueError(f"{path} is damaged: {name} must be of type {kind.__name__}")
+    if config["vectors"].keys() != WordVectors.none(1).facts().keys():
+        raise ValueError(f"{path} is damaged: vectors has {sorted(config['vectors'])}")
+    return config
