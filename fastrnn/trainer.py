@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from fastrnn import checks
 from fastrnn.checkpoint import load_arrays, save_arrays, write_bytes
-from fastrnn.optim import Constant, Optimizer, ReduceOnPlateau, RowGradient
+from fastrnn.optim import Constant, Optimizer, ReduceOnPlateau
 from fastrnn.parameters import Parameters
 
 SMOOTHING = 0.95  # weight of the past in the smoothed loss: about the last 20 batches
@@ -33,14 +33,14 @@ _LINE = ("step", "epoch", "seconds", "loss", "smoothed", "grad_norm", "lr", "ite
 
 
 class Model(Protocol):
-    """What can be trained."""
+    """What can be trained.
+
+    A model may also have ``tables``, a dict of arrays of which a batch trains some rows only, and
+    then ``row_gradients()``: a `RowGradient` by the same names, of the last `loss_and_gradient`.
+    """
 
     parameters: Parameters
     rng: np.random.Generator
-    tables: dict[str, np.ndarray]  # of which a batch trains some rows
-
-    def row_gradients(self) -> dict[str, RowGradient]:
-        """The gradients of rows of `tables`, by the last `loss_and_gradient`."""
 
     def loss_and_gradient(self, batch: Any) -> tuple[float, np.ndarray, int]:
         """Mean loss of a batch, its gradient as a flat vector, and how much was averaged."""
@@ -66,6 +66,10 @@ class Diverged(FloatingPointError):
     """The loss or the gradient is not finite."""
 
 
+def _tables(model: Model) -> dict[str, np.ndarray]:
+    return getattr(model, "tables", {})
+
+
 def take_weights(model: Model, weights: Mapping[str, np.ndarray]) -> None:
     """Set all that is trained, as `Trainer` writes it; nothing changes unless all of it fits.
 
@@ -74,12 +78,12 @@ def take_weights(model: Model, weights: Mapping[str, np.ndarray]) -> None:
     ValueError
         A name is missing or unknown, or a shape differs.
     """
-    for name, table in model.tables.items():
+    for name, table in _tables(model).items():
         if name not in weights or weights[name].shape != table.shape:
             raise ValueError(f"{name} must have shape {table.shape}")
-    rest = {name: array for name, array in weights.items() if name not in model.tables}
+    rest = {name: array for name, array in weights.items() if name not in _tables(model)}
     model.parameters.load_state_dict(rest)
-    for name, table in model.tables.items():
+    for name, table in _tables(model).items():
         table[:] = weights[name]
 
 
@@ -260,7 +264,7 @@ class Trainer:
 
     def _weights(self) -> dict[str, np.ndarray]:
         """A copy of all that is trained."""
-        tables = {name: table.copy() for name, table in self.model.tables.items()}
+        tables = {name: table.copy() for name, table in _tables(self.model).items()}
         return self.model.parameters.state_dict() | tables
 
     def _take(self, weights: Mapping[str, np.ndarray]) -> None:
@@ -278,7 +282,7 @@ class Trainer:
                 gradient,
                 lr=lr,
                 max_norm=self.max_norm,
-                rows=self.model.row_gradients(),
+                rows=getattr(self.model, "row_gradients", dict)(),
             )
         except FloatingPointError as error:
             raise self._diverged(str(error)) from None

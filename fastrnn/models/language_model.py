@@ -86,7 +86,6 @@ class LanguageModel:
             self.lstm.load_state_dict(values)
         layers = {"embedding": self.embedding, "lstm": self.lstm, "linear": self.linear}
         self.parameters = parameters.join({k: v for k, v in layers.items() if v is not None})
-        self.tables: dict[str, np.ndarray] = {}  # none: an embedding is small here
         self._gradient = np.zeros_like(self.parameters.flat)
         self._state: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -97,10 +96,6 @@ class LanguageModel:
         return ids
 
     # Training
-
-    def row_gradients(self) -> dict:
-        """None, see `tables`."""
-        return {}
 
     def loss_and_gradient(self, chunk: Chunk) -> tuple[float, np.ndarray, int]:
         """Mean loss in nats per character, its gradient, and the number of characters.
