@@ -226,7 +226,7 @@ def test_ctrl_c_saves(tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    helper = threading.Thread(target=interrupt)
+    helper = threading.Thread(target=interrupt, daemon=True)
     helper.start()
     trainer.train(steps=10**7)
     helper.join()

@@ -253,4 +253,4 @@ def ahead(items, depth: int = 2) -> Iterator:
             yield item
     finally:
         stop.set()
-        thread.join()
+        thread.join(1.0)  # not for ever: as Python ends, the thread does not run any more
