@@ -343,6 +343,7 @@ def test_long_sentences_are_counted():
     (ValueError, "max_tokens must be at least 1", {"max_tokens": 0}, (X, Y)),
     (TypeError, "seed must be an int", {"seed": None}, (X, Y)),
     (TypeError, "max_norm must be a number", {"max_norm": "a"}, (X, Y)),
+    (ValueError, "patience needs dev", {"patience": 2}, (X, Y)),
     (ValueError, "epochs must be at least 1", {"epochs": 0}, (X, Y)),
     (ValueError, r"dropout must be in \[0.0, 1.0\)", {"dropout": 1.0}, (X, Y)),
     (ValueError, "y must have 120 sentences, got 1", {}, (X, Y[:1])),

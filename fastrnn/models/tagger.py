@@ -185,6 +185,8 @@ class Tagger:
         self._check_params()
         if resume and run is None:
             raise ValueError("resume needs the folder of a run")
+        if self.patience and dev is None:
+            raise ValueError("patience needs dev, sentences to measure F1 on")
         X, raw = self._sentences("X", X), y
         y = self._tags("y", X, raw, self.scheme)
         writes = "BIOES" if any(t[0] in "ESLU" for ts in raw for t in ts) else "IOB2"
