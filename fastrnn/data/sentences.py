@@ -2,9 +2,11 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
+
+import numpy as np
 
 from .tags import read_entities, split_tag, write_tags
 
@@ -142,3 +144,38 @@ def _from_json(lines, name: str, with_tags: bool, scheme: str) -> Iterator[Sente
             _checked(tag, name, number)
         if tokens:
             yield Sentence(tokens, write_tags(read_entities(tags), len(tags), scheme))
+
+
+def checked_sentences(name: str, X) -> list[Sequence[str]]:
+    """``X`` as a list of sequences of tokens, refused by ``name``."""
+    if isinstance(X, str) or not isinstance(X, Sequence | np.ndarray):
+        raise TypeError(f"{name} must be a sequence of sentences, got {type(X).__name__}")
+    for i, x in enumerate(X):
+        if isinstance(x, str) or not isinstance(x, Sequence | np.ndarray):
+            raise TypeError(f"{name}[{i}] must be a list of tokens, got {type(x).__name__}")
+        # NumPy's strings are strings too.
+        if "" in x or not all(issubclass(kind, str) for kind in set(map(type, x))):
+            raise TypeError(f"{name}[{i}] must hold strings that are not empty, got {x!r}")
+    return list(X)
+
+
+def checked_tags(name: str, X, y: Any, scheme: str) -> list[list[str]]:
+    """The tags ``y`` of the tokens ``X`` in this scheme, refused by ``name``."""
+    if isinstance(y, str) or not isinstance(y, Sequence | np.ndarray):
+        raise TypeError(f"{name} must be a sequence of lists of tags, got {type(y).__name__}")
+    if len(X) != len(y):
+        raise ValueError(f"{name} must have {len(X)} sentences, got {len(y)}")
+    out = []
+    for i, (x, given) in enumerate(zip(X, y, strict=True)):
+        tags: Any = given
+        if isinstance(tags, str) or not isinstance(tags, Sequence | np.ndarray):
+            raise TypeError(f"{name}[{i}] must be a list of tags, got {type(tags).__name__}")
+        if len(x) != len(tags):
+            raise ValueError(f"{name}[{i}] must have {len(x)} tags, got {len(tags)}")
+        if not all(isinstance(tag, str) for tag in tags):
+            raise TypeError(f"{name}[{i}] must hold strings, got {tags!r}")
+        try:
+            out.append(write_tags(read_entities(list(tags)), len(tags), scheme))
+        except ValueError as error:
+            raise ValueError(f"{name}[{i}]: {error}") from None
+    return out

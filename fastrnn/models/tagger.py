@@ -4,7 +4,6 @@ import inspect
 import tempfile
 import warnings
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from fastrnn import checks
 from fastrnn.data.batches import SentenceBatches
+from fastrnn.data.sentences import checked_sentences, checked_tags
 from fastrnn.data.tags import all_tags, check_scheme, read_entities, split_tag, write_tags
 from fastrnn.data.text import Vocabulary
 from fastrnn.data.vectors import WordVectors, load_vectors
@@ -187,13 +187,16 @@ class Tagger:
             raise ValueError("resume needs the folder of a run")
         if self.patience and dev is None:
             raise ValueError("patience needs dev, sentences to measure F1 on")
-        X, raw = self._sentences("X", X), y
-        y = self._tags("y", X, raw, self.scheme)
+        X, raw = checked_sentences("X", X), y
+        y = checked_tags("y", X, raw, self.scheme)
         writes = "BIOES" if any(t[0] in "ESLU" for ts in raw for t in ts) else "IOB2"
         if dev is not None:
             if not isinstance(dev, (tuple, list)) or len(dev) != 2:
                 raise ValueError("dev must be a pair (X, y)")
-            dev = self._sentences("dev[0]", dev[0]), self._tags("dev[1]", dev[0], dev[1], writes)
+            dev = (
+                checked_sentences("dev[0]", dev[0]),
+                checked_tags("dev[1]", dev[0], dev[1], writes),
+            )
         pairs = [(x, t) for x, t in zip(X, y, strict=True) if len(x)]
         if not pairs:
             raise ValueError("X has no tokens")
@@ -318,42 +321,6 @@ class Tagger:
             self._loaded = key, vectors
         return self._loaded[1]
 
-    # What comes in
-
-    @staticmethod
-    def _sentences(name: str, X) -> list[Sequence[str]]:
-        if isinstance(X, str) or not isinstance(X, Sequence | np.ndarray):
-            raise TypeError(f"{name} must be a sequence of sentences, got {type(X).__name__}")
-        for i, x in enumerate(X):
-            if isinstance(x, str) or not isinstance(x, Sequence | np.ndarray):
-                raise TypeError(f"{name}[{i}] must be a list of tokens, got {type(x).__name__}")
-            # NumPy's strings are strings too.
-            if "" in x or not all(issubclass(kind, str) for kind in set(map(type, x))):
-                raise TypeError(f"{name}[{i}] must hold strings that are not empty, got {x!r}")
-        return list(X)
-
-    @staticmethod
-    def _tags(name: str, X, y: Any, scheme: str) -> list[list[str]]:
-        """Checked, and in this scheme."""
-        if isinstance(y, str) or not isinstance(y, Sequence | np.ndarray):
-            raise TypeError(f"{name} must be a sequence of lists of tags, got {type(y).__name__}")
-        if len(X) != len(y):
-            raise ValueError(f"{name} must have {len(X)} sentences, got {len(y)}")
-        out = []
-        for i, (x, given) in enumerate(zip(X, y, strict=True)):
-            tags: Any = given
-            if isinstance(tags, str) or not isinstance(tags, Sequence | np.ndarray):
-                raise TypeError(f"{name}[{i}] must be a list of tags, got {type(tags).__name__}")
-            if len(x) != len(tags):
-                raise ValueError(f"{name}[{i}] must have {len(x)} tags, got {len(tags)}")
-            if not all(isinstance(tag, str) for tag in tags):
-                raise TypeError(f"{name}[{i}] must hold strings, got {tags!r}")
-            try:
-                out.append(write_tags(read_entities(list(tags)), len(tags), scheme))
-            except ValueError as error:
-                raise ValueError(f"{name}[{i}]: {error}") from None
-        return out
-
     # Use
 
     @property
@@ -385,17 +352,17 @@ class Tagger:
         What the network says and is no entity by its scheme, such as an end without a beginning,
         is O.
         """
-        return self.fitted_.tag(self._sentences("X", X))
+        return self.fitted_.tag(checked_sentences("X", X))
 
     def predict_proba(self, X) -> list[np.ndarray]:
         """The probability of each of `classes_` for each token, ``[n, K]`` for each sentence."""
-        return self.fitted_.probabilities(self._sentences("X", X))
+        return self.fitted_.probabilities(checked_sentences("X", X))
 
     def evaluate(self, X, y) -> EntityScores:
         """Entity scores of `predict` against right tags in any scheme."""
         writes = self.fitted_.writes
-        X = self._sentences("X", X)
-        return entity_scores(self._tags("y", X, y, writes), self.fitted_.tag(X), scheme=writes)
+        X = checked_sentences("X", X)
+        return entity_scores(checked_tags("y", X, y, writes), self.fitted_.tag(X), scheme=writes)
 
     def score(self, X, y) -> float:
         """Micro-averaged entity F1, from 0 to 1."""
