@@ -220,7 +220,7 @@ class Trainer:
         if not self.step and self.begun:
             raise ValueError(f"{self.run} holds a run: call resume first, or choose another folder")
         if self._last_weights is not None:
-            self._take(self._last_weights)
+            take_weights(self.model, self._last_weights)
         self.run.mkdir(parents=True, exist_ok=True)
         self.stopped, self._asked_to_stop = "", False
         with (
@@ -260,15 +260,12 @@ class Trainer:
         if self.best is None:
             save_arrays(self.weights, self._last_weights)
         else:
-            self._take(load_arrays(self.weights)[0])
+            take_weights(self.model, load_arrays(self.weights)[0])
 
     def _weights(self) -> dict[str, np.ndarray]:
         """A copy of all that is trained."""
         tables = {name: table.copy() for name, table in _tables(self.model).items()}
         return self.model.parameters.state_dict() | tables
-
-    def _take(self, weights: Mapping[str, np.ndarray]) -> None:
-        take_weights(self.model, weights)
 
     def _train_batch(self, batch, epoch: int) -> dict:
         started = time.perf_counter()
@@ -402,7 +399,7 @@ class Trainer:
             return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
 
         try:
-            self._take(part("parameters."))
+            take_weights(self.model, part("parameters."))
             self.optimizer.load_state_dict(part("optimizer."))
             self.model.carry(part("carried."))
             self.model.rng.bit_generator.state = notes["rng"]

@@ -182,6 +182,7 @@ def test_probabilities(tagger):
     for p, tags in zip(softmax.predict_proba(X), softmax.predict(X), strict=True):
         best = [softmax.classes_[k] for k in p.argmax(axis=1)]
         assert write_tags(strict_entities(best, "BIOES"), len(best)) == tags
+    assert [p.shape for p in softmax.predict_proba([[], []])] == [(0, 5)] * 2
     assert softmax.predict([]) == [] == softmax.predict_proba([])
     assert softmax.predict([[], ["the"], []]) == [[], ["O"], []] and softmax.predict([[]]) == [[]]
 

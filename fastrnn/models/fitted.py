@@ -68,14 +68,14 @@ class FittedTagger:
             self.lexicon = self.new_lexicon()
         lexicon = self.lexicon
         tokens = lexicon.encode(X)
-        out = np.empty(0)
+        out: np.ndarray | None = None
         for chosen in by_length(tokens.lengths, max_tokens=_AT_ONCE):
             batch: Batch = make_batch(lexicon, tokens, chosen)
             values = compute(batch)
-            if len(out) < len(tokens.ids):
+            if out is None:
                 out = np.empty((len(tokens.ids), *values.shape[1:]), values.dtype)
             out[batch.places] = values
-        return out, tokens
+        return np.empty(0) if out is None else out, tokens
 
     def tag(self, X) -> list[list[str]]:
         """The tags of sentences."""
