@@ -91,12 +91,14 @@ def _means(members, peers, columns) -> list[str]:
 
 def summary(rows: list[dict]) -> str:
     """One table: for groups of like cases the geometric mean of the ratios (and the worst), for
-    others the ratio of each case."""
+    others the ratio of each case. The last column is the limit that the machine sets: what
+    torch's would be if we did nothing but multiply-adds, at the peak."""
     peers = list(dict.fromkeys(p.split(",")[0].split(" ")[0] for row in rows for p in row["peers"]))
     peers = [p for p in peers if p in COLOURS]
     lines = [
-        f"| | {' | '.join(peers)} | the best of each case | of the FMA peak |",
-        "|---|" + "--:|" * (len(peers) + 2),
+        f"| | {' | '.join(peers)} | the best of each case | of the FMA peak "
+        "| torch, if all of the peak |",
+        "|---|" + "--:|" * (len(peers) + 3),
     ]
     for name, members in groups(rows):
         if "grows" in name:
@@ -113,6 +115,7 @@ def summary(rows: list[dict]) -> str:
             shares = [share for row in counted if (share := peak_share(row))]
             low_high = f"{min(shares):.0%} - {max(shares):.0%}" if len(shares) > 1 else ""
             cells.append(low_high or (f"{shares[0]:.0%}" if shares else ""))
+            cells.append(_spread([_at_peak(row) for row in counted]).split(" ")[0])
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -125,6 +128,12 @@ def _of_kind(row: dict, kind: str | None) -> float | None:
         if (peer.startswith(kind) if kind else peer.startswith(tuple(COLOURS)))
     ]
     return min(times) / row["ours"] if times else None
+
+
+def _at_peak(row: dict) -> float | None:
+    """The ratio to torch if all of the multiply-add peak were used."""
+    of_torch, share = _of_kind(row, "torch"), peak_share(row)
+    return of_torch / share if of_torch and share else None
 
 
 def _spread(ratios: list[float | None]) -> str:
