@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-from fastrnn.cells import gru, lstm, rnn
+from fastrnn.cells import LAYOUTS, Layout, gru, lstm, rnn
 
 from .barrier import meet
 from .compiler import kernel
@@ -45,18 +45,13 @@ from .tile import (
 
 
 class Loops(NamedTuple):
-    """The compiled time loops of a cell and its single step, and how its panels are made up.
+    """The compiled time loops of a cell and its single step.
 
-    ``gates`` and ``states`` are how many a cell has. ``of_x`` and ``of_h`` are the gates (by their
-    place in PyTorch's order) that W_ih adds to the first vectors of a panel, and W_hh to those
-    from ``h_first`` on. In a cell with one gate a panel is four vectors of units instead.
+    A vector of a panel is a slot of the cell's layout for a vector of units; in a cell with one
+    slot a panel is four vectors of units instead.
     """
 
-    gates: int
-    states: int
-    of_x: tuple[int, ...]
-    of_h: tuple[int, ...]
-    h_first: int
+    layout: Layout
     forward: Callable
     backward: Callable
     step: Callable
@@ -158,11 +153,11 @@ def _relu_step_back(g, at, state, state_at, dc, dc_at, dh):
 _dh_tile = tile(begin_row, finish_row)
 
 
-def _loops(name, gate_count, states, of_x, of_h, finish, step_back) -> Loops:
+def _loops(name, finish, step_back) -> Loops:
     """Compile what a cell needs."""
-    one_gate = gate_count == 1
-    h_first = 0 if one_gate else PANEL - len(of_h)
-    parts = None if one_gate else (range(len(of_x)), range(h_first, PANEL))
+    layout = LAYOUTS[name]
+    states, h_first, one_gate = layout.states, layout.h_first, layout.slots == 1
+    parts = None if one_gate else (range(len(layout.of_x)), range(h_first, PANEL))
     step_tile = tile(_begin_step, finish, parts)
     step_back = register_jitable(step_back)
     unit_vectors = PANEL if one_gate else 1  # vectors of units in a panel
@@ -318,15 +313,13 @@ def _loops(name, gate_count, states, of_x, of_h, finish, step_back) -> Loops:
         return finite
 
     return Loops(
-        gate_count, states, of_x, of_h, h_first,
-        forward, kernel(backward, f"{name}_backward"), kernel(step, f"{name}_step"),
-    )  # fmt: skip
+        layout, forward, kernel(backward, f"{name}_backward"), kernel(step, f"{name}_step")
+    )
 
 
-# GRU: the panel is (n of x, r, z, n of h), so what belongs to x and to h is three vectors each.
 CELLS = {
-    "lstm": _loops("lstm", 4, 2, (0, 1, 2, 3), (0, 1, 2, 3), _lstm_finish, _lstm_step_back),
-    "gru": _loops("gru", 3, 1, (2, 0, 1), (0, 1, 2), _gru_finish, _gru_step_back),
-    "rnn_tanh": _loops("rnn_tanh", 1, 1, (0,), (0,), _tanh_finish, _tanh_step_back),
-    "rnn_relu": _loops("rnn_relu", 1, 1, (0,), (0,), _relu_finish, _relu_step_back),
+    "lstm": _loops("lstm", _lstm_finish, _lstm_step_back),
+    "gru": _loops("gru", _gru_finish, _gru_step_back),
+    "rnn_tanh": _loops("rnn_tanh", _tanh_finish, _tanh_step_back),
+    "rnn_relu": _loops("rnn_relu", _relu_finish, _relu_step_back),
 }

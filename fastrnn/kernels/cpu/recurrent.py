@@ -28,13 +28,14 @@ class Weights:
     Parameters
     ----------
     cell : str
-        One of `loops.CELLS`.
+        One of `fastrnn.cells.LAYOUTS`.
     parameters : sequence over the D directions
         Of ``(weight_ih [G H, I], weight_hh [G H, H], bias_ih [G H] or None, bias_hh or None)``.
     """
 
     def __init__(self, cell: str, parameters):
-        self.cell = CELLS[cell]
+        self.loops = CELLS[cell]
+        self.layout = self.loops.layout
         self.parameters = parameters
         w_ih, w_hh = parameters[0][:2]
         self.inputs, self.units, self.directions = w_ih.shape[1], w_hh.shape[1], len(parameters)
@@ -43,9 +44,9 @@ class Weights:
         self.panel = PANEL * self.lanes
         self.hp = -(-self.units // self.lanes) * self.lanes
         # PyTorch's rows behind the packed columns, and back; in whole panels where it is one gate.
-        of = [(self.units, gates, self.dtype) for gates in (self.cell.of_x, self.cell.of_h)]
+        of = [(self.units, gates, self.dtype) for gates in (self.layout.of_x, self.layout.of_h)]
         self.x_places, self.h_places = (pack.gate_places(*a) for a in of)
-        if self.cell.gates == 1:
+        if self.layout.gates == 1:
             self.x_columns = self.h_columns = pack.plain_columns(self.units, self.dtype)
             self.panels = len(self.x_columns) // self.panel
             self.gates_row = self.hp  # numbers of a row of gates, of one direction
@@ -54,10 +55,10 @@ class Weights:
             self.x_columns, self.h_columns = (pack.gate_columns(*a) for a in of)
             self.panels = self.hp // self.lanes
             self.gates_row = self.panels * self.panel
-            self.runs = len(self.cell.of_x) * self.lanes, self.panel
+            self.runs = len(self.layout.of_x) * self.lanes, self.panel
         # A row of states is not a multiple of 1 KB, or columns of them share few cache sets.
         self.state_row = self.hp + self.lanes * (self.hp * self.dtype.itemsize % 1024 == 0)
-        self.h_at = self.cell.h_first * self.lanes
+        self.h_at = self.layout.h_first * self.lanes
         self._packed: dict[str, np.ndarray] = {}
         self.scratch: dict[int, list] = {}  # of `step`, by the size of the batch
 
@@ -89,7 +90,7 @@ class Weights:
     def _backward(self, which, jobs) -> np.ndarray:
         """Of h for each direction, [D, R, ., 4W]; of x one above the other, [R, D ., 4W]."""
         columns = self.x_columns if which == "x" else self.h_columns
-        columns = columns[: self.hp] if self.cell.gates == 1 else columns
+        columns = columns[: self.hp] if self.layout.gates == 1 else columns
         depth = self.inputs if which == "x" else self.units
         r, m, d = -(-depth // self.panel), len(columns), self.directions
         if which == "x":
@@ -206,12 +207,12 @@ def forward(weights: Weights, x, rows: Rows, state_0, *, training: bool):
 
     x is [N, I], or int64 [N] for a one-hot input given by its index.
     """
-    w, cell = weights, weights.cell
+    w, layout = weights, weights.layout
     d_count, units, batch, dtype = w.directions, w.units, rows.batch, w.dtype
     tokens = x.ndim == 1
     w.ready(training=training, dx=not tokens)
     y = buffers.empty((rows.count, d_count * units), dtype)
-    cost = rows.count * d_count * cell.gates * units * (units if tokens else units + w.inputs)
+    cost = rows.count * d_count * layout.gates * units * (units if tokens else units + w.inputs)
     slices, parties = _slices(rows, cost, d_count, w.panels)
     # With few rows a step's tiles are too low to pay for their weights: take all steps at once.
     whole = parties > 1 or len(slices) == 1
@@ -232,15 +233,15 @@ def forward(weights: Weights, x, rows: Rows, state_0, *, training: bool):
     barrier = Barrier(d_count)
     states, tasks = [], []
     for d in range(d_count):
-        own = [buffers.empty((slots, w.state_row), dtype) for _ in range(cell.states)]
+        own = [buffers.empty((slots, w.state_row), dtype) for _ in range(layout.states)]
         for state, initial in zip(own, state_0, strict=True):
             _place_initial(state, initial[d], rows, training, d == 1)
         states.append(own)
-        c = own[1] if cell.states == 2 else np.empty((0, 0), dtype)
+        c = own[1] if layout.states == 2 else np.empty((0, 0), dtype)
         start_at = d * (w.gates_row if hoist else w.panels * start_panel)
         for first, last, a, b in slices:
             loop = partial(
-                cell.forward,
+                w.loops.forward,
                 x_in, w_x[d], start.reshape(-1), start_row, start_panel, start_at, ids,
                 w["h"][d], own[0], c, y, d * units, gates, d * w.gates_row, training,
                 rows.sizes, rows.offsets, state_at, d == 1,
@@ -249,7 +250,7 @@ def forward(weights: Weights, x, rows: Rows, state_0, *, training: bool):
             tasks.append((_project_and_loop, w, x, gates, d, a, b, loop) if hoist else (loop,))
     run(tasks, len(tasks) if parties > 1 else None, barrier.abandon)
     state_n = tuple(
-        np.stack([s[k][slots - batch :, :units] for s in states]) for k in range(cell.states)
+        np.stack([s[k][slots - batch :, :units] for s in states]) for k in range(layout.states)
     )
     return y, state_n, Tape(x, rows, states, gates) if training else None
 
@@ -267,7 +268,7 @@ def step(layers: list[Weights], x, state) -> tuple[np.ndarray, tuple[np.ndarray,
         own = np.empty((states, 2 * batch, w.hp), w.dtype), np.array((batch, 0, batch))
     finite = True
     for number, w in enumerate(layers):
-        finite &= w.cell.step(x, *w.for_step, state[0], state[-1], number, out, *own)
+        finite &= w.loops.step(x, *w.for_step, state[0], state[-1], number, out, *own)
         x = out[number]
     layers[0].scratch.setdefault(batch, []).append(own)
     return out[-1], tuple([out[s * count : (s + 1) * count] for s in range(states)]), finite
@@ -276,26 +277,26 @@ def step(layers: list[Weights], x, state) -> tuple[np.ndarray, tuple[np.ndarray,
 def backward(weights: Weights, tape: Tape, dy, dstate_n, *, need_dx: bool = True):
     """Gradients of `forward`: ``(dx or None, states' [D, B, H], (dW_ih, dW_hh, db_ih, db_hh)
     of each direction)``."""
-    w, cell, rows, gates = weights, weights.cell, tape.rows, tape.gates
+    w, layout, rows, gates = weights, weights.layout, tape.rows, tape.gates
     if gates is None:
         raise ValueError("tape was used by an earlier backward: run forward again for a new one")
     tape.gates = None
     units, batch, dtype, tokens = w.units, rows.batch, w.dtype, tape.x.ndim == 1
     need_dx = need_dx and not tokens
     w.ready(training=True, dx=need_dx)
-    cost = rows.count * w.directions * cell.gates * units * units
+    cost = rows.count * w.directions * layout.gates * units * units
     slices, parties = _slices(rows, cost, w.directions, w["back_h"].shape[1])
     barrier = Barrier(w.directions)
     tasks, dstates = [], []
     for d in range(w.directions):
-        own = [np.zeros((batch, w.hp), dtype) for _ in range(cell.states)]
+        own = [np.zeros((batch, w.hp), dtype) for _ in range(layout.states)]
         for state, final in zip(own, dstate_n, strict=True):
             state[:, :units] = final[d]
         dstates.append(own)
-        dc = own[1] if cell.states == 2 else np.empty((0, 0), dtype)
+        dc = own[1] if layout.states == 2 else np.empty((0, 0), dtype)
         for first, last, a, b in slices:
             tasks.append((
-                cell.backward,
+                w.loops.backward,
                 dy, d * units, gates, d * w.gates_row, tape.states[d][-1],
                 w["back_h"][d], *w.runs, own[0], dc,
                 units, rows.sizes, rows.offsets, d == 1,
@@ -320,7 +321,7 @@ def backward(weights: Weights, tape: Tape, dy, dstate_n, *, need_dx: bool = True
             db[:] = packed.sum(axis=1)
     dw_db = [(dw, db.reshape(-1)[places]) for dw, db, _, places in parts]
     grads = [(x[0], h[0], x[1], h[1]) for x, h in zip(dw_db[::2], dw_db[1::2], strict=True)]
-    dstate_0 = tuple(np.stack([s[k][:, :units] for s in dstates]) for k in range(cell.states))
+    dstate_0 = tuple(np.stack([s[k][:, :units] for s in dstates]) for k in range(layout.states))
     return dx, dstate_0, grads
 
 
