@@ -1,5 +1,10 @@
 """Fixtures."""
 
+import os
+
+# CUDA kernels run as plain Python unless somebody asks for a GPU; Numba looks when it is imported.
+os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
+
 import numpy as np
 import pytest
 from hypothesis import settings

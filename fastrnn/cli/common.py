@@ -11,12 +11,11 @@ try:
 except ImportError:
     sys.exit('the command line needs typer: pip install "fastrnn[cli]"')
 
-app = typer.Typer(
-    help="Fast recurrent networks on the CPU.", no_args_is_help=True, add_completion=False
-)
+app = typer.Typer(help="Fast recurrent networks.", no_args_is_help=True, add_completion=False)
 train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 
+Backend = Annotated[str, typer.Option(help="cpu, cuda (an NVIDIA GPU) or reference (slow).")]
 Threads = Annotated[int | None, typer.Option(min=1, help="All CPUs when left out.")]
 
 

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Threads, app, clear_errors, open_run, set_threads, train_app
+from .common import Backend, Threads, app, clear_errors, open_run, set_threads, train_app
 
 if TYPE_CHECKING:
     from fastrnn.models import LanguageModel
 
 
 def _train_language_model(
-    text: str, valid: str | None, out: Path, options: dict[str, Any], *, resume: bool = False
+    text: str,
+    valid: str | None,
+    out: Path,
+    options: dict[str, Any],
+    *,
+    backend: str = "cpu",
+    resume: bool = False,
 ) -> "LanguageModel":
     """Train by the options into the folder ``out``; the model with the best weights."""
     from tqdm import tqdm
@@ -44,6 +50,7 @@ def _train_language_model(
         hidden_size=o["hidden"],
         num_layers=o["layers"],
         dropout=o["dropout"],
+        backend=backend,
         seed=o["seed"],
     )
     valid_ids = None if valid is None else vocabulary.encode(valid)
@@ -113,11 +120,13 @@ def train_lm(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights and dropout.")] = 0,
+    backend: Backend = "cpu",
     threads: Threads = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
     """Train a character language model; Ctrl-C saves, --resume goes on."""
-    options = {k: v for k, v in context.params.items() if k not in ("out", "threads", "resume")}
+    elsewhere = "out", "backend", "threads", "resume"
+    options = {k: v for k, v in context.params.items() if k not in elsewhere}
     with clear_errors():
         from fastrnn.data.text import read_text
 
@@ -130,7 +139,7 @@ def train_lm(
         options["text"] = [str(path) for path in text]
         options["valid"] = valid and str(valid)
         options["checksum"] = zlib.crc32(f"{whole}\0{held_out}".encode("utf-8", "surrogatepass"))
-        _train_language_model(whole, held_out, out, options, resume=resume)
+        _train_language_model(whole, held_out, out, options, backend=backend, resume=resume)
         typer.echo(f"model and history: {out}")
 
 
@@ -193,6 +202,7 @@ def sample(
     prime: Annotated[str, typer.Option(help="Text to go on from.")] = "\n",
     temperature: Annotated[float, typer.Option(help="0: the most likely each time.")] = 0.7,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
+    backend: Backend = "cpu",
     threads: Threads = None,
 ) -> None:
     """Let a language model write."""
@@ -200,5 +210,5 @@ def sample(
         from fastrnn.models import LanguageModel
 
         set_threads(threads)
-        model = LanguageModel.load(run)
+        model = LanguageModel.load(run, backend=backend)
         typer.echo(prime + model.sample(length, prime=prime, temperature=temperature, seed=seed))

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-from .common import Threads, app, clear_errors, open_run, set_threads, train_app, typer
+from .common import Backend, Threads, app, clear_errors, open_run, set_threads, train_app, typer
 
 TokenColumn = Annotated[int, typer.Option(help="Column of the tokens, from 0; the last is -1.")]
 TagColumn = Annotated[int, typer.Option(help="Column of the tags.")]
@@ -65,12 +65,13 @@ def train_tagger(
     tag_column: TagColumn = -1,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, dropout and batches.")] = 0,
     vector_seed: Annotated[int, typer.Option(min=0, help="Of unknown words' vectors.")] = 0,
+    backend: Backend = "cpu",
     threads: Threads = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
     """Train a tagger of entities; Ctrl-C saves, --resume goes on."""
     options: dict[str, Any] = {
-        k: v for k, v in context.params.items() if k not in ("out", "threads", "resume")
+        k: v for k, v in context.params.items() if k not in ("out", "backend", "threads", "resume")
     }
     with clear_errors():
         from tqdm import tqdm
@@ -93,7 +94,7 @@ def train_tagger(
             constrain=constrain, dropout=dropout, input_dropout=input_dropout, scheme=scheme,
             optimizer=optimizer, lr=lr, max_norm=clip or None, epochs=epochs, patience=patience,
             batch_size=batch, max_tokens=max_tokens or None, max_len=max_len or None, seed=seed,
-            vector_seed=vector_seed,
+            vector_seed=vector_seed, backend=backend,
         )  # fmt: skip
         open_run(out, resume, options, _FREE)
         typer.echo(f"{len(X):,} sentences, {sum(map(len, X)):,} tokens")
@@ -126,6 +127,7 @@ def tag(
     at_once: Annotated[
         int, typer.Option(min=1, help="Sentences read before they are tagged; 1 on a terminal.")
     ] = 1024,
+    backend: Backend = "cpu",
     threads: Threads = None,
 ) -> None:
     """Tag sentences: a token, a tab and its tag on each line, an empty line after a sentence."""
@@ -133,7 +135,7 @@ def tag(
         from fastrnn.models import Tagger
 
         set_threads(threads)
-        model = Tagger.load(run, vectors=vectors)
+        model = Tagger.load(run, vectors=vectors, backend=backend)
         if file == "-" and sys.stdin.isatty():
             at_once = 1
         sentences = _untagged(file, form, token_column)
@@ -175,6 +177,7 @@ def evaluate(
     token_column: TokenColumn = 0,
     tag_column: TagColumn = -1,
     vectors: Vectors = None,
+    backend: Backend = "cpu",
     threads: Threads = None,
 ) -> None:
     """Score a tagger: precision, recall and F1 of entities, by type and in all."""
@@ -183,5 +186,5 @@ def evaluate(
         from fastrnn.models import Tagger
 
         set_threads(threads)
-        model = Tagger.load(run, vectors=vectors)
+        model = Tagger.load(run, vectors=vectors, backend=backend)
         typer.echo(report(model.evaluate(*_read(file, token_column, tag_column))))

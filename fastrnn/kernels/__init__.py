@@ -43,22 +43,29 @@ Inputs are neither checked nor changed but where it says so (layers check); resu
 
 from types import ModuleType
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("cpu", "cuda", "reference")
 
 
 def get_backend(name: str) -> ModuleType:
-    """The backend called ``name``: ``"cpu"``, or ``"reference"`` (plain NumPy, slow).
+    """The backend called ``name``: ``"cpu"``, ``"cuda"``, or ``"reference"`` (plain NumPy, slow).
 
     Raises
     ------
     ValueError
-        There is none of that name.
+        There is none of that name, or no GPU.
+    ImportError
+        "cuda" without the extra of that name.
     """
     # Imported late: the CPU backend brings Numba.
     if name == "cpu":
         from . import cpu
 
         return cpu
+    if name == "cuda":
+        from . import cuda
+
+        cuda.require()
+        return cuda
     if name == "reference":
         from . import reference_backend
 

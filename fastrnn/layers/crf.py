@@ -22,7 +22,7 @@ class CRF(Layer):
         ``allowed[i, j]``: tag j may follow tag i; ``allowed[K, j]``: a sequence may begin with
         j; ``allowed[i, K]``: it may end with i. Everything is when left out.
     dtype : {"float32", "float64"}
-    backend : {"cpu", "reference"}
+    backend : {"cpu", "cuda", "reference"}
     seed : int, optional
         Of the initial scores, uniform in [-0.1, 0.1].
 

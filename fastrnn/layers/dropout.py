@@ -28,7 +28,7 @@ class Dropout:
     ----------
     p : float, default 0.5
         In [0, 1).
-    backend : {"cpu", "reference"}
+    backend : {"cpu", "cuda", "reference"}
     seed : int, optional
 
     Raises

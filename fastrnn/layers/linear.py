@@ -16,7 +16,7 @@ class Linear(PackedLayer):
     in_features, out_features : int
     bias : bool, default True
     dtype : {"float32", "float64"}
-    backend : {"cpu", "reference"}
+    backend : {"cpu", "cuda", "reference"}
     seed : int, optional
         Of the initial weight, Glorot uniform; the bias starts at 0.
 

@@ -27,7 +27,7 @@ class LSTM(Recurrent):
     bidirectional : bool, default False
         A second direction runs from each sequence's own end; D is 2, else 1.
     dtype : {"float32", "float64"}
-    backend : {"cpu", "reference"}
+    backend : {"cpu", "cuda", "reference"}
     seed : int, optional
         Of the initial weights and of dropout. Input weights are Glorot uniform per gate,
         recurrent weights orthogonal per gate, the forget gate's bias is 1, others are 0.

@@ -29,7 +29,7 @@ class FittedTagger:
         whose vectors it trains, "symbols" of its characters, "writes", the scheme of what is
         returned, and "vectors", what is known of them.
     vectors : WordVectors
-    backend : {"cpu", "reference"}
+    backend : {"cpu", "cuda", "reference"}
     """
 
     def __init__(self, config: dict, vectors: WordVectors, backend: str):

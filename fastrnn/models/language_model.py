@@ -36,7 +36,7 @@ class LanguageModel:
     dropout : float, default 0.0
         Between LSTM layers and before the linear layer, in training.
     dtype : {"float32", "float64"}
-    backend : {"cpu", "reference"}
+    backend : {"cpu", "cuda", "reference"}
     seed : int, optional
         Of the initial weights and of dropout.
 

@@ -70,7 +70,7 @@ class Tagger:
     seed, vector_seed : int, default 0
         Of everything random; of the vectors of unknown words.
     dtype : {"float32", "float64"}
-    backend : {"cpu", "reference"}
+    backend : {"cpu", "cuda", "reference"}
 
     Attributes
     ----------
@@ -383,7 +383,7 @@ class Tagger:
         folder : path
         vectors : optional
             Where the word vectors are now, if they are not where they were.
-        backend : {"cpu", "reference"}
+        backend : {"cpu", "cuda", "reference"}
 
         Raises
         ------

@@ -1,0 +1,162 @@
+"""Products of whole sequences, and sums over their rows. Every sum has one order.
+
+Kernels see matrices as parts of flat arrays, see `Matrix`.
+"""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda
+
+from .device import SIMULATED, empty, kernel
+
+# Rows and columns of a block's tile, how deep it reads at once, and a thread's share of each side.
+TILE, DEPTH, SHARE = (4, 3, 2) if SIMULATED else (64, 16, 4)
+SIDE = TILE // SHARE  # threads along a side
+COLUMNS = 4 if SIMULATED else 128  # threads that sum or gather a column each
+
+
+@cache
+def _product(dtype):
+    number = np.dtype(dtype).type
+    tile, depth, share, side, threads = TILE, DEPTH, SHARE, SIDE, SIDE * SIDE
+    row = tile + 1  # of the shared tiles: not the same bank for all of a column
+    size = 2 * depth * row
+
+    def product(
+        a, a_at, a_row, a_col, b, b_at, b_row, b_col, bias, c, c_at, c_row,
+        rows, inner, columns, add,
+    ):  # fmt: skip
+        """``c = a @ b``, plus bias [columns] if it is not empty, plus c itself if ``add``."""
+        shared = cuda.shared.array(size, dtype)
+        t, i0, j0 = cuda.threadIdx.x, cuda.blockIdx.y * tile, cuda.blockIdx.x * tile
+        ti, tj = t // side, t % side
+        sums = cuda.local.array((share, share), dtype)
+        for i in range(share):
+            for j in range(share):
+                sums[i, j] = number(0)
+        for k0 in range(0, inner, depth):
+            cuda.syncthreads()
+            # Neighbouring threads read what lies side by side.
+            for q in range(t, tile * depth, threads):
+                i, k = (q // depth, q % depth) if a_col == 1 else (q % tile, q // tile)
+                v = number(0)
+                if i0 + i < rows and k0 + k < inner:
+                    v = a[a_at + (i0 + i) * a_row + (k0 + k) * a_col]
+                shared[k * row + i] = v
+                j, k = (q % tile, q // tile) if b_col == 1 else (q // depth, q % depth)
+                v = number(0)
+                if j0 + j < columns and k0 + k < inner:
+                    v = b[b_at + (k0 + k) * b_row + (j0 + j) * b_col]
+                shared[(depth + k) * row + j] = v
+            cuda.syncthreads()
+            for k in range(depth):
+                for i in range(share):
+                    x = shared[k * row + ti + i * side]
+                    for j in range(share):
+                        sums[i, j] += x * shared[(depth + k) * row + tj + j * side]
+        for i in range(share):
+            for j in range(share):
+                p, q = i0 + ti + i * side, j0 + tj + j * side
+                if p < rows and q < columns:
+                    v = sums[i, j]
+                    if bias.size > 0:
+                        v += bias[q]
+                    if add:
+                        v += c[c_at + p * c_row + q]
+                    c[c_at + p * c_row + q] = v
+
+    return kernel(product, threads)
+
+
+@cache
+def _sum_rows(dtype):
+    number, threads = np.dtype(dtype).type, COLUMNS
+
+    def sum_rows(a, a_at, a_row, rows, columns, out):
+        """``out[j] = sum over i of a[i, j]``."""
+        j = cuda.blockIdx.x * threads + cuda.threadIdx.x
+        if j < columns:
+            total = number(0)
+            for i in range(rows):
+                total += a[a_at + i * a_row + j]
+            out[j] = total
+
+    return kernel(sum_rows, threads)
+
+
+@cache
+def _pick(dtype):
+    threads = COLUMNS
+
+    def pick(table, table_at, width, ids, out, out_at, out_row, columns):
+        """``out[n, j] = table[j, ids[n]]``: what a one-hot input is multiplied to."""
+        j = cuda.blockIdx.x * threads + cuda.threadIdx.x
+        if j < columns:
+            for n in range(cuda.blockIdx.y, ids.size, cuda.gridDim.y):
+                out[out_at + n * out_row + j] = table[table_at + j * width + ids[n]]
+
+    return kernel(pick, threads)
+
+
+@cache
+def _put_back(dtype):
+    number, threads = np.dtype(dtype).type, COLUMNS
+
+    def put_back(a, a_at, a_row, ids, out, out_at, width, columns):
+        """Its gradient: ``out[j, v] = sum of a[n, j] over the n with ids[n] == v``."""
+        j = cuda.blockIdx.x * threads + cuda.threadIdx.x
+        if j < columns:
+            for v in range(width):
+                out[out_at + j * width + v] = number(0)
+            for n in range(ids.size):
+                out[out_at + j * width + ids[n]] += a[a_at + n * a_row + j]
+
+    return kernel(put_back, threads)
+
+
+def _blocks(count: int, of: int) -> int:
+    return -(-count // of)
+
+
+class Matrix(NamedTuple):
+    """Part of a flat array: element (i, j) is ``flat[at + i * row + j * column]``."""
+
+    flat: Any
+    at: int
+    row: int
+    column: int = 1
+
+    @property
+    def transposed(self) -> "Matrix":
+        return Matrix(self.flat, self.at, self.column, self.row)
+
+
+def product(a: Matrix, b: Matrix, out: Matrix, sizes, *, bias=None, add=False) -> None:
+    """``out = a @ b``, plus bias [columns], plus what is there if ``add``; ``sizes`` are rows,
+    what is summed over, and columns."""
+    rows, inner, columns = sizes
+    dtype = out.flat.dtype
+    bias = empty(0, dtype) if bias is None else bias
+    grid = _blocks(columns, TILE), _blocks(rows, TILE)
+    _product(dtype)(grid, *a, *b, bias, *out[:3], rows, inner, columns, add)
+
+
+def sum_rows(a: Matrix, rows: int, columns: int):
+    """The sum of all rows, [columns]."""
+    out = empty(columns, a.flat.dtype)
+    _sum_rows(a.flat.dtype)((_blocks(columns, COLUMNS), 1), *a[:3], rows, columns, out)
+    return out
+
+
+def pick(table: Matrix, ids, out: Matrix, columns: int) -> None:
+    """``out[n, j] = table[j, ids[n]]`` for j below ``columns``."""
+    grid = _blocks(columns, COLUMNS), min(ids.size, 1 << 15)
+    _pick(out.flat.dtype)(grid, *table[:3], ids, *out[:3], columns)
+
+
+def put_back(a: Matrix, ids, out: Matrix, columns: int) -> None:
+    """``out[j, v] = sum of a[n, j] over the n with ids[n] == v``."""
+    grid = _blocks(columns, COLUMNS), 1
+    _put_back(out.flat.dtype)(grid, *a[:3], ids, *out[:3], columns)

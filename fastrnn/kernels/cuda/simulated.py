@@ -1,0 +1,207 @@
+"""Kernels as plain Python, for machines without a GPU: what Numba's own simulator cannot do.
+
+There blocks run one after another, so nothing that waits for another block can be tried. Here
+all threads of a grid are coroutines that change places where they wait for each other, in an
+order drawn anew at every turn: what forgets to wait is found out. Memory begins as NaN.
+"""
+
+import threading
+from collections import defaultdict
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+
+
+class _Dim(NamedTuple):
+    x: int
+    y: int = 1
+    z: int = 1
+
+
+class _Array(np.ndarray):
+    """Refuses indices below 0, which a GPU would not count from the end."""
+
+    def __getitem__(self, key):
+        _check_index(key)
+        return super().__getitem__(key)
+
+    def __setitem__(self, key, value):
+        _check_index(key)
+        super().__setitem__(key, value)
+
+
+def _check_index(key):
+    for part in key if isinstance(key, tuple) else (key,):
+        if not isinstance(part, slice) and part < 0:
+            raise IndexError(f"index {key} is below 0")
+
+
+def _new(shape, dtype) -> np.ndarray:
+    dtype = np.dtype(getattr(dtype, "name", dtype))
+    blank = np.nan if dtype.kind == "f" else np.iinfo(dtype).max
+    return np.full(shape, blank, dtype).view(_Array)
+
+
+class DeviceArray:
+    """Memory of the device as Numba's `DeviceNDArray` gives it: nothing can be done with it on
+    the host but to copy it, to reshape it and to take a part."""
+
+    def __init__(self, array: np.ndarray):
+        self._array = array
+        self.shape, self.dtype = array.shape, array.dtype
+        self.size, self.ndim = array.size, array.ndim
+
+    def reshape(self, *shape):
+        return DeviceArray(self._array.reshape(*shape))
+
+    def __getitem__(self, key):
+        return DeviceArray(self._array[key])
+
+    def __len__(self):
+        return self.shape[0]
+
+    def copy_to_host(self) -> np.ndarray:
+        return self._array.view(np.ndarray).copy()
+
+
+def to_device(x: np.ndarray) -> DeviceArray:
+    return DeviceArray(np.array(x, order="C").view(_Array))
+
+
+def empty(shape, dtype) -> DeviceArray:
+    return DeviceArray(_new(shape, dtype))
+
+
+class _Thread(NamedTuple):
+    """One of them: its place, and the coroutine that it is."""
+
+    blockIdx: _Dim
+    threadIdx: _Dim
+    rank: int  # of the thread in its block
+    block: int  # of the block in the grid
+
+
+class _Machine:
+    """What a kernel calls ``cuda``, while it runs."""
+
+    def __init__(self, grid: _Dim, block: _Dim, shared_bytes: int, cluster: int, seed: int):
+        from greenlet import getcurrent, greenlet
+
+        self._coroutine, self._current = greenlet, getcurrent
+        self._hub = getcurrent()
+        self.gridDim, self.blockDim, self._cluster = grid, block, cluster
+        self._shared_bytes, self._rng = shared_bytes, np.random.default_rng(seed)
+        self._shared: dict = {}
+        self._boxes: dict = defaultdict(dict)
+        self._threads: dict = {}
+
+    # What kernels ask for.
+
+    @property
+    def _me(self) -> _Thread:
+        return self._threads[self._current()]
+
+    threadIdx = property(lambda self: self._me.threadIdx)
+    blockIdx = property(lambda self: self._me.blockIdx)
+
+    def syncthreads(self):
+        self._wait(("block", self._me.block), self.blockDim.x)
+
+    @property
+    def cg(self):
+        count = self.gridDim.x * self.gridDim.y * self.blockDim.x
+        grid = SimpleNamespace(sync=lambda: self._wait(("grid",), count))
+        return SimpleNamespace(this_grid=lambda: grid)
+
+    @property
+    def shared(self):
+        block = self._me.block
+        return SimpleNamespace(array=lambda shape, dtype: self.shared_of(block, shape, dtype))
+
+    local = SimpleNamespace(array=_new)
+
+    # What `ptx` asks for.
+
+    def shared_of(self, block: int, shape, dtype) -> np.ndarray:
+        """The one shared array of a block."""
+        if block not in self._shared:
+            dtype = np.dtype(getattr(dtype, "name", dtype))
+            self._shared[block] = _new(shape or self._shared_bytes // dtype.itemsize, dtype)
+        return self._shared[block]
+
+    def exchange(self, value) -> list:
+        """What every lane of my warp has."""
+        warp = self._me.block, self._me.rank // 32
+        box = self._boxes[warp]
+        box[self._me.rank % 32] = value
+        self._wait(("warp", *warp), 32)
+        out = [box[lane] for lane in range(32)]
+        self._wait(("warp", *warp), 32)
+        return out
+
+    def sync_cluster(self):
+        cluster = self._me.block // self._cluster
+        self._wait(("cluster", cluster), self._cluster * self.blockDim.x)
+
+    # How they change places.
+
+    def _wait(self, whom: tuple, count: int):
+        self._hub.switch((whom, count))
+
+    def run(self, function, args):
+        places = [
+            (_Dim(bx, by), _Dim(t), t, by * self.gridDim.x + bx)
+            for by in range(self.gridDim.y)
+            for bx in range(self.gridDim.x)
+            for t in range(self.blockDim.x)
+        ]
+        for place in places:
+            self._threads[self._coroutine(lambda: function(*args))] = _Thread(*place)
+        ready, waiting = list(self._threads), defaultdict(list)
+        while ready:
+            thread = ready.pop(int(self._rng.integers(len(ready))))
+            asked = thread.switch()
+            if thread.dead:
+                continue
+            waiting[asked].append(thread)
+            if len(waiting[asked]) == asked[1]:
+                ready += waiting.pop(asked)
+        if waiting:
+            stuck = {whom[0]: len(threads) for (whom, _), threads in waiting.items()}
+            raise RuntimeError(f"{function.__name__}: threads wait for ever, at {stuck}")
+
+
+_lock = threading.Lock()
+_machine: _Machine | None = None
+
+
+def machine() -> _Machine:
+    """That of the kernel which is running."""
+    assert _machine is not None
+    return _machine
+
+
+@contextmanager
+def _instead(function, cuda, machine):
+    """Let the kernel's module see ``machine`` where it says ``cuda``."""
+    global _machine
+    names = [name for name, value in function.__globals__.items() if value is cuda]
+    with _lock:
+        _machine = machine
+        function.__globals__.update(dict.fromkeys(names, machine))
+        try:
+            yield
+        finally:
+            _machine = None
+            function.__globals__.update(dict.fromkeys(names, cuda))
+
+
+def run(function, cuda, grid, block: int, args, *, shared=0, cluster=1, seed=0) -> None:
+    """Run a kernel: ``grid`` is (x, y), ``shared`` in bytes, ``cuda`` what its module calls so."""
+    grid = _Dim(*grid)
+    here = _Machine(grid, _Dim(block), shared, cluster, seed)
+    args = [a._array if isinstance(a, DeviceArray) else a for a in args]
+    with _instead(function, cuda, here), np.errstate(all="ignore"):
+        here.run(function, args)

@@ -1,0 +1,248 @@
+"""The CUDA backend, as plain Python: every block and thread at once, on small tiles."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import cuda
+
+import fastrnn
+from fastrnn.data.text import UNKNOWN, Chunk, Vocabulary
+from fastrnn.kernels.cuda import device, gemm, loops, recurrent, simulated
+from fastrnn.models import LanguageModel, Tagger
+from helpers import check_close
+from test_recurrent import CELLS, DTYPES, draw, each_cell, everything
+
+pytestmark = pytest.mark.skipif(
+    not device.SIMULATED, reason="NUMBA_ENABLE_CUDASIM is 0: kernels are compiled for a GPU"
+)
+
+
+def twins(cell, *sizes, dtype="float32", **options):
+    """A layer on the device, and the same by the reference in float64."""
+    ours = CELLS[cell](*sizes, **options, dtype=dtype, backend="cuda", seed=0)
+    oracle = CELLS[cell](*sizes, **options, dtype="float64", backend="reference")
+    oracle.load_state_dict(ours.state_dict())
+    return ours, oracle
+
+
+def check(rng, cell, steps, batch, sizes, *, lengths=None, dtype="float32", **options):
+    ours, oracle = twins(cell, *sizes, dtype=dtype, **options)
+    x, state, dy, dstate = draw(rng, ours, steps, batch)
+    got = everything(ours, x, state, lengths, dy, dstate)
+    for name, wanted in everything(oracle, x, state, lengths, dy, dstate).items():
+        assert got[name].dtype == np.dtype(dtype)
+        check_close(got[name], wanted, dtype, name, least=1.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@each_cell
+def test_agrees_with_the_reference(rng, cell, dtype):
+    check(rng, cell, 4, 5, (3, 7), dtype=dtype)
+    check(
+        rng, cell, 4, 6, (3, 5, 2), lengths=[2, 4, 0, 1, 4, 3], dtype=dtype,
+        bidirectional=True, batch_first=True,
+    )  # fmt: skip
+
+
+@each_cell
+def test_smallest_and_widest(rng, cell):
+    check(rng, cell, 1, 1, (1, 1), bias=False)
+    check(rng, cell, 3, 1, (2, 6))
+    # More units than all blocks own at once, and more weights than a block can keep.
+    check(rng, cell, 2, 3, (2, 40))
+    check(rng, cell, 2, 13, (2, 3), lengths=np.arange(13) % 3)
+
+
+def test_which_loops_keep_their_weights():
+    kept = loops.forward_loop("lstm", 3, np.dtype("float32"))
+    assert kept.kept and kept.units > 1
+    assert not loops.forward_loop("lstm", 40, np.dtype("float32")).kept
+    assert not loops.forward_loop("lstm", 3, np.dtype("float32"), keep=False).kept
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_any_shape(data):
+    steps, batch = data.draw(st.integers(1, 4), "T"), data.draw(st.integers(1, 9), "B")
+    inputs, units = data.draw(st.integers(1, 6), "I"), data.draw(st.integers(1, 12), "H")
+    lengths = data.draw(
+        st.none() | st.lists(st.integers(0, steps), min_size=batch, max_size=batch), "lengths"
+    )
+    check(
+        np.random.default_rng(0), data.draw(st.sampled_from(list(CELLS)), "cell"),
+        steps, batch, (inputs, units), lengths=lengths,
+        bidirectional=data.draw(st.booleans(), "bidirectional"),
+    )  # fmt: skip
+
+
+@each_cell
+def test_one_hot(rng, cell):
+    ours, oracle = twins(cell, 5, 4)
+    ids, rows = rng.integers(0, 5, 12), fastrnn.kernels.rows.Rows(4, 3)
+    dy = rng.standard_normal((12, 4))
+    out = []
+    for layer in (ours, oracle):
+        y, state, tape = layer.rows_forward(ids, rows, training=True)
+        dx, dstate, grads = layer.rows_backward(tape, dy.astype(layer.dtype))
+        assert dx is None
+        out.append({"y": y, "h": state[0], "dh": dstate[0], **grads})
+    for name, wanted in out[1].items():
+        check_close(out[0][name], wanted, "float32", name, least=1.0)
+
+
+@each_cell
+def test_a_row_does_not_depend_on_its_batch(rng, cell):
+    layer, _ = twins(cell, 3, 6)
+    x, lengths = rng.standard_normal((4, 7, 3)), [4, 1, 3, 4, 2, 4, 4]
+    y, _ = layer(x, lengths=lengths)
+    for b in (0, 2, 5):
+        alone, _ = layer(x[:, b : b + 1], lengths=lengths[b : b + 1])
+        assert np.array_equal(alone[:, 0], y[:, b])
+
+
+def test_step_and_a_used_tape(rng):
+    layer, oracle = twins("lstm", 3, 4, 2)
+    x, state = rng.standard_normal((3, 2, 3)), None
+    for x_t in x:
+        y, state = layer.step(x_t, state)
+    wanted, (h, c) = oracle(x)
+    check_close(y, wanted[-1], "float32")
+    check_close(state[0], h, "float32")
+    check_close(state[1], c, "float32")
+    _, _, tape = layer.forward(x)
+    layer.backward(tape, np.zeros((3, 2, 4)))
+    with pytest.raises(ValueError, match="tape was used"):
+        layer.backward(tape, np.zeros((3, 2, 4)))
+
+
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("turned", ["", "a", "b", "ab"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (9, 7, 5), (4, 3, 8), (2, 0, 3)])
+def test_product(rng, sizes, turned, add):
+    m, k, n = sizes
+    a, b, bias, c = (rng.standard_normal(s) for s in ((m, k), (k, n), n, (m, n)))
+    parts = []
+    for name, x in (("a", a), ("b", b)):
+        stored = x.T if name in turned else x
+        flat = device.to_device(np.concatenate([[9.0, 9.0], stored.ravel()]))
+        matrix = gemm.Matrix(flat, 2, stored.shape[1])
+        parts.append(matrix.transposed if name in turned else matrix)
+    out = device.to_device(c)
+    gemm.product(
+        *parts, gemm.Matrix(out.reshape(-1), 0, n), sizes, bias=device.to_device(bias), add=add
+    )
+    check_close(device.to_host(out), a @ b + bias + (c if add else 0), "float64")
+
+
+# Whole models
+
+
+@pytest.mark.parametrize("embedding_dim", [0, 3])
+def test_a_language_model(rng, embedding_dim):
+    models = [
+        LanguageModel(
+            Vocabulary([UNKNOWN, *"abcd"]), embedding_dim=embedding_dim, hidden_size=4,
+            dtype="float64", backend=backend, seed=0,
+        )
+        for backend in ("cuda", "reference")
+    ]  # fmt: skip
+    ids = rng.integers(0, 5, (3, 2))
+    for first in (True, False):  # the second goes on from the state of the first
+        (loss, gradient, _), (wanted, wanted_gradient, _) = (
+            model.loss_and_gradient(Chunk(ids, ids[::-1], first)) for model in models
+        )
+        assert loss == pytest.approx(wanted, rel=1e-12)
+        check_close(gradient, wanted_gradient, "float64")
+
+
+def test_a_tagger():
+    X, y = [["a", "B", "c"], ["d"]], [["O", "B-x", "I-x"], ["O"]]
+    out = []
+    for backend in ("cuda", "reference"):
+        tagger = Tagger(
+            word_dim=3, hidden_size=4, char_hidden=2, char_dim=2, epochs=2, dtype="float64",
+            backend=backend,
+        )  # fmt: skip
+        out.append(tagger.fit(X, y).predict_proba(X))
+    for ours, wanted in zip(*out, strict=True):
+        check_close(ours, wanted, "float64")
+
+
+# Without a GPU, and the simulation itself
+
+
+def test_what_is_missing_is_said():
+    code = "import fastrnn; fastrnn.LSTM(2, 2, backend='cuda')"
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    if done.returncode == 0:
+        pytest.skip("this machine has a GPU")
+    last = done.stderr.decode().strip().splitlines()[-1]
+    assert 'pip install "fastrnn[cuda]"' in last or "needs an NVIDIA GPU" in last
+
+
+def run(function, grid, block, *arrays, shared=0, seed=0):
+    simulated.run(function, cuda, grid, block, arrays, shared=shared, seed=seed)
+    return arrays[0].copy_to_host()
+
+
+def _turned(out):
+    shared = cuda.shared.array(4, np.float32)
+    t = cuda.threadIdx.x
+    shared[t] = t
+    cuda.syncthreads()
+    out[cuda.blockIdx.x, t] = shared[3 - t]
+
+
+def _turned_too_soon(out):
+    shared = cuda.shared.array(4, np.float32)
+    t = cuda.threadIdx.x
+    shared[t] = t
+    out[cuda.blockIdx.x, t] = shared[3 - t]
+
+
+def _passed_on(out):
+    grid = cuda.cg.this_grid()
+    for step in range(3):
+        out[step + 1, cuda.blockIdx.x] = out[step, 1 - cuda.blockIdx.x] + 1
+        grid.sync()
+
+
+def _some_do_not_come(out):
+    if cuda.threadIdx.x:
+        cuda.syncthreads()
+
+
+def _out_of_bounds(out):
+    out[cuda.threadIdx.x - 1] = 0
+
+
+def test_the_simulation_waits_and_notices_who_does_not():
+    out = simulated.empty((2, 4), "float32")
+    assert np.array_equal(run(_turned, (2, 1), 4, out), [[3, 2, 1, 0]] * 2)
+    assert np.isnan(run(_turned_too_soon, (2, 1), 4, simulated.empty((2, 4), "float32"))).any()
+    out = simulated.to_device(np.array([[1.0, 5.0]] + [[np.nan] * 2] * 3))
+    assert np.array_equal(run(_passed_on, (2, 1), 1, out)[-1], [8, 4])
+    with pytest.raises(RuntimeError, match=r"threads wait for ever, at \{'block': 3\}"):
+        run(_some_do_not_come, (1, 1), 4, out)
+    with pytest.raises(IndexError, match="below 0"):
+        run(_out_of_bounds, (1, 1), 1, simulated.empty(3, "float32"))
+
+
+def test_device_arrays_stay_there(rng):
+    weights = recurrent.Weights(
+        "gru", [tuple(rng.standard_normal(s) for s in ((6, 3), (6, 2), 6, 6))]
+    )
+    rows, zero = fastrnn.kernels.rows.Rows(2, 2), (np.zeros((1, 2, 2)),)
+    x = rng.standard_normal((4, 3))
+    there, _, tape = recurrent.forward(weights, device.to_device(x), rows, zero, training=True)
+    here, _, _ = recurrent.forward(weights, x, rows, zero, training=False)
+    assert isinstance(there, simulated.DeviceArray) and isinstance(here, np.ndarray)
+    assert np.array_equal(there.copy_to_host(), here)
+    dx, _, _ = recurrent.backward(weights, tape, there, zero)
+    assert isinstance(dx, simulated.DeviceArray)
