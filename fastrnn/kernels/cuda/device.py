@@ -114,15 +114,16 @@ def _where_positive(x, y):
     return y - y if x <= 0 else y
 
 
-def scalar(function, dtype):
-    """One of the cells' functions, compiled for numbers of ``dtype``.
+def scalar(function, dtype, tanh=None):
+    """One of the cells' functions, compiled for numbers of ``dtype``; ``tanh`` instead of the
+    exact one if it is given.
 
     The primitives that it calls are replaced by those above, and its constants by numbers of
     ``dtype``, as a Python float would make everything float64.
     """
     called = {
         "fma": inlined(_fma),
-        "tanh": inlined(_simulated_tanh if SIMULATED else _tanh),
+        "tanh": tanh or inlined(_simulated_tanh if SIMULATED else _tanh),
         "where_positive": inlined(_where_positive),
     }
     for name in ("sigmoid", "relu"):

@@ -94,7 +94,8 @@ class _Machine:
         self.gridDim, self.blockDim, self._cluster = grid, block, cluster
         self._shared_bytes, self._rng = shared_bytes, np.random.default_rng(seed)
         self._shared: dict = {}
-        self._boxes: dict = defaultdict(dict)
+        self._boxes: dict = {}
+        self._calls: dict = defaultdict(int)
         self._threads: dict = {}
 
     # What kernels ask for.
@@ -131,19 +132,31 @@ class _Machine:
             self._shared[block] = _new(shape or self._shared_bytes // dtype.itemsize, dtype)
         return self._shared[block]
 
-    def exchange(self, value) -> list:
-        """What every lane of my warp has."""
-        warp = self._me.block, self._me.rank // 32
-        box = self._boxes[warp]
-        box[self._me.rank % 32] = value
+    def together(self, value, function) -> object:
+        """My part of ``function`` of what all 32 lanes of my warp have."""
+        me = self._me
+        warp, lane = (me.block, me.rank // 32), me.rank % 32
+        calls = self._calls[me.block, me.rank] = self._calls[me.block, me.rank] + 1
+        box = self._boxes.setdefault((warp, calls), {})
+        box[lane] = value
+        if len(box) == 32:  # nobody can be further than here
+            self._boxes[warp, calls] = function([box[i] for i in range(32)])
+            self._boxes.pop((warp, calls - 1), None)
         self._wait(("warp", *warp), 32)
-        out = [box[lane] for lane in range(32)]
-        self._wait(("warp", *warp), 32)
-        return out
+        return self._boxes[warp, calls][lane]
+
+    @property
+    def cluster(self) -> tuple[int, int]:
+        """The number of my block's cluster, and of the block in it."""
+        return divmod(self._me.block, self._cluster)
 
     def sync_cluster(self):
-        cluster = self._me.block // self._cluster
-        self._wait(("cluster", cluster), self._cluster * self.blockDim.x)
+        self._wait(("cluster", self.cluster[0]), self._cluster * self.blockDim.x)
+
+    def put(self, array, i, rank, value):
+        """``array[i] = value`` in the shared memory of block ``rank`` of my cluster."""
+        assert array is self._shared[self._me.block]
+        self._shared[self.cluster[0] * self._cluster + int(rank)][i] = value
 
     # How they change places.
 
@@ -205,3 +218,81 @@ def run(function, cuda, grid, block: int, args, *, shared=0, cluster=1, seed=0) 
     args = [a._array if isinstance(a, DeviceArray) else a for a in args]
     with _instead(function, cuda, here), np.errstate(all="ignore"):
         here.run(function, args)
+
+
+# The instructions of ptx.py.
+
+
+def bits(x) -> np.uint32:
+    return np.float32(x).view(np.uint32)
+
+
+def number(u) -> np.float32:
+    return np.uint32(u).view(np.float32)
+
+
+def tf32(x) -> np.uint32:
+    """Rounded to 10 bits of fraction, ties away from zero."""
+    return (bits(x) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+
+
+def bf16_pair(low, high) -> np.uint32:
+    """Two numbers rounded to 7 bits of fraction, ties to even."""
+    u = np.array([low, high], np.float32).view(np.uint32)
+    low, high = (u + 0x7FFF + ((u >> 16) & 1)) >> 16
+    return np.uint32(low | high << 16)
+
+
+def tanh_approx(x) -> np.float32:
+    return np.tanh(x)
+
+
+def across(value):
+    return machine().together(value, lambda all_: [all_[lane ^ 4] for lane in range(32)])
+
+
+def cluster_rank() -> int:
+    return machine().cluster[1]
+
+
+def cluster_sync():
+    machine().sync_cluster()
+
+
+def put(array, i, rank, value):
+    machine().put(array, i, rank, value)
+
+
+def _unpacked(words, pairs: bool) -> np.ndarray:
+    """The numbers in 32-bit words, [..., 2] of them where they are pairs of bfloat16."""
+    u = np.asarray(words, np.uint32)
+    if pairs:
+        return np.stack([u << 16, u & np.uint32(0xFFFF0000)], -1).view(np.float32)
+    return u.view(np.float32)[..., None]
+
+
+def _mma(lanes, pairs: bool) -> list:
+    """``a [16, K] @ b [K, 8] + c`` by the fragments of 32 lanes."""
+    wide = 2 if pairs else 1
+    depth = 8 * wide
+    words = np.array([[int(w) for w in lane[:6]] for lane in lanes]).reshape(8, 4, 6)
+    values = _unpacked(words, pairs)  # [g, q, word, pair]
+    a, b = np.empty((16, depth), np.float32), np.empty((depth, 8), np.float32)
+    for word in range(4):
+        rows, k = slice(8 * (word & 1), 8 + 8 * (word & 1)), (word >> 1) * depth // 2
+        a[rows, k : k + depth // 2] = values[:, :, word].reshape(8, -1)
+    for word in range(2):
+        k = word * depth // 2
+        b[k : k + depth // 2] = values[:, :, 4 + word].reshape(8, -1).T
+    c = np.array([lane[6:] for lane in lanes], np.float32).reshape(8, 4, 2, 2)
+    out = c.transpose(2, 0, 1, 3).reshape(16, 8) + a @ b
+    back = out.reshape(2, 8, 4, 2).transpose(1, 2, 0, 3).reshape(32, 4)
+    return [tuple(row) for row in back]
+
+
+def mma_bf16(*fragments):
+    return machine().together(fragments, lambda lanes: _mma(lanes, True))
+
+
+def mma_tf32(*fragments):
+    return machine().together(fragments, lambda lanes: _mma(lanes, False))

@@ -1,0 +1,120 @@
+"""Instructions that Numba has no function for, by inline PTX; the only place that has any.
+
+Fragments of ``mma`` are laid out as in the PTX manual (9.7.14): lane = 4 g + q.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import config
+
+if config.ENABLE_CUDASIM:
+    from .simulated import (
+        across,
+        bf16_pair,
+        bits,
+        cluster_rank,
+        cluster_sync,
+        mma_bf16,
+        mma_tf32,
+        number,
+        put,
+        tanh_approx,
+        tf32,
+    )
+else:
+    from numba.cuda.extending import intrinsic
+
+    _KINDS = {
+        types.uint32: (ir.IntType(32), "r"),
+        types.float32: (ir.FloatType(), "f"),
+    }
+    _U, _F = types.uint32, types.float32
+
+    def _operation(asm: str, returns: list, takes: list, *, pure: bool = True):
+        """A function of ``takes`` that is one piece of PTX; ``$0`` and so on are what it returns
+        and then what it takes. What is not ``pure`` stays where it stands, and memory with it."""
+        one = len(returns) == 1
+        returned = types.void if not returns else returns[0] if one else types.UniTuple(_F, 4)
+        outputs = [_KINDS[r][0] for r in returns]
+        shape = (
+            ir.VoidType() if not returns else outputs[0] if one else ir.LiteralStructType(outputs)
+        )
+        constraints = ["=" + _KINDS[r][1] for r in returns] + [_KINDS[a][1] for a in takes]
+        constraints += [] if pure else ["~{memory}"]
+
+        def codegen(context, builder, sig, args):
+            function = ir.FunctionType(shape, [_KINDS[a][0] for a in takes])
+            inline = ir.InlineAsm(function, asm, ",".join(constraints), side_effect=not pure)
+            out = builder.call(inline, args)
+            if not returns:
+                return context.get_dummy_value()
+            if one:
+                return out
+            values = [builder.extract_value(out, i) for i in range(len(returns))]
+            return context.make_tuple(builder, sig.return_type, values)
+
+        # An intrinsic's arguments are those of a function that says them by name.
+        names = "".join(f", a{i}" for i in range(len(takes)))
+        scope = {"signature": returned(*takes), "codegen": codegen}
+        exec(f"def operation(typingctx{names}):\n    return signature, codegen", scope)
+        return intrinsic(scope["operation"])
+
+    _FRAGMENTS = "{$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
+    _takes = [_U] * 6 + [_F] * 4
+    mma_bf16 = _operation(
+        f"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {_FRAGMENTS}", [_F] * 4, _takes
+    )
+    mma_tf32 = _operation(
+        f"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {_FRAGMENTS}", [_F] * 4, _takes
+    )
+    # The second argument comes to lie in the upper half.
+    bf16_pair = _operation("cvt.rn.bf16x2.f32 $0, $2, $1;", [_U], [_F, _F])
+    tf32 = _operation("cvt.rna.tf32.f32 $0, $1;", [_U], [_F])
+    bits = _operation("mov.b32 $0, $1;", [_U], [_F])
+    number = _operation("mov.b32 $0, $1;", [_F], [_U])
+    tanh_approx = _operation("tanh.approx.f32 $0, $1;", [_F], [_F])
+    # What the lane has whose number differs in bit 2: g is one more or one less.
+    across = _operation("shfl.sync.bfly.b32 $0, $1, 4, 31, 0xffffffff;", [_U], [_U], pure=False)
+    cluster_rank = _operation("mov.u32 $0, %cluster_ctarank;", [_U], [])
+    cluster_sync = _operation(
+        "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;",
+        [], [], pure=False,
+    )  # fmt: skip
+    _put = _operation(
+        "{ .reg .u32 p; mapa.shared::cluster.u32 p, $0, $1; st.shared::cluster.u32 [p], $2; }",
+        [], [_U, _U, _U], pure=False,
+    )  # fmt: skip
+
+    @intrinsic
+    def _address(typingctx, array, i):
+        """Of ``array[i]`` in shared memory."""
+
+        def codegen(context, builder, sig, args):
+            data = context.make_array(sig.args[0])(context, builder, args[0]).data
+            element = builder.gep(data, [args[1]])
+            shared = builder.addrspacecast(element, ir.PointerType(element.type.pointee, 3))
+            return builder.ptrtoint(shared, ir.IntType(32))
+
+        return types.uint32(array, types.int64), codegen
+
+    from numba import cuda
+
+    @cuda.jit(device=True, inline="always")
+    def put(array, i, rank, value):
+        """``array[i] = value`` in the shared memory of another block of the cluster."""
+        _put(_address(array, i), types.uint32(rank), value)
+
+
+__all__ = [
+    "across",
+    "bf16_pair",
+    "bits",
+    "cluster_rank",
+    "cluster_sync",
+    "mma_bf16",
+    "mma_tf32",
+    "number",
+    "put",
+    "tanh_approx",
+    "tf32",
+]
