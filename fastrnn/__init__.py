@@ -27,6 +27,7 @@ __all__ = [
     "Trainer",
     "cross_entropy",
     "gather_rows",
+    "get_cuda_precision",
     "get_num_threads",
     "layers",
     "losses",
@@ -34,6 +35,7 @@ __all__ = [
     "optim",
     "pad_sequences",
     "scatter_add_rows",
+    "set_cuda_precision",
     "set_num_threads",
 ]
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from . import layers, losses, models, optim
     from ._gather import gather_rows, scatter_add_rows
     from ._padding import pad_sequences
+    from .kernels.precision import get_cuda_precision, set_cuda_precision
     from .kernels.threads import get_num_threads, set_num_threads
     from .layers import CRF, GRU, LSTM, RNN, Dropout, Embedding, Linear
     from .losses import cross_entropy
@@ -64,6 +67,8 @@ _HOME = {
     "gather_rows": "_gather",
     "scatter_add_rows": "_gather",
     "pad_sequences": "_padding",
+    "get_cuda_precision": "kernels.precision",
+    "set_cuda_precision": "kernels.precision",
     "get_num_threads": "kernels.threads",
     "set_num_threads": "kernels.threads",
 }

@@ -9,62 +9,27 @@ prints a line of JSON for each kernel and architecture.
 import importlib.util
 import json
 import re
+import subprocess
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from cuda.core import Linker, LinkerOptions, ObjectCode
-from numba import cuda, types
+from numba import types
 from numba.cuda import dispatcher
 
-from fastrnn.kernels.cuda import gemm, loops, recurrent
+from fastrnn.kernels.cuda import cluster, gemm, loops, recurrent
+from fastrnn.kernels.cuda.device import machine_code
 
-ARCHITECTURES = (8, 0), (9, 0)
-INT, BOOL = types.int64, types.boolean
-
-
-def array(dtype, ndim=1):
-    return types.Array(getattr(types, str(dtype)), ndim, "C")
-
-
-def device_library() -> ObjectCode:
-    """What the grid's barrier is in."""
-    found = importlib.util.find_spec("nvidia").submodule_search_locations
-    paths = [p for root in found for p in Path(root).glob("cu13/lib/libcudadevrt.a")]
-    return ObjectCode.from_library(str(paths[0]))
-
-
-def compiled(kernel, signature, cc) -> dict:
-    """Registers, spilled bytes and so on of one kernel."""
-    # Device functions ask the device that is there for its architecture.
-    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc)
-    ptx, _ = cuda.compile(
-        kernel.function.py_func, types.void(*signature), cc=cc, device=False, abi="numba",
-        output="ptx", launch_bounds=(kernel.block, 1),
-    )  # fmt: skip
-    parts = [ObjectCode.from_ptx(ptx.encode())]
-    if "cudaCG" in ptx:
-        parts.append(device_library())
-    options = LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}", ptxas_options=["-v"])
-    linker = Linker(*parts, options=options)
-    size, log = len(linker.link("cubin").code), linker.get_info_log()
-    return {
-        "architecture": f"sm_{cc[0]}{cc[1]}",
-        "threads": kernel.block,
-        "registers": max(map(int, re.findall(r"Used (\d+) registers", log))),
-        "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
-        "stack": max(map(int, re.findall(r"(\d+) bytes stack", log))),
-        "waits for the grid": "cudaCG" in ptx,
-        "float64": ".f64" in ptx,
-        "mma": ptx.count("mma.sync"),
-        "cubin": size,
-    }
+INT, IDS, WORDS = types.int64, types.CPointer(types.int64), types.CPointer(types.uint32)
 
 
 def kernels():
-    """``(name, kernel, signature)`` of each."""
+    """``(name, kernel, signature, architectures)`` of each."""
+    everywhere, newer = ((8, 0), (9, 0)), ((9, 0),)
     for dtype in map(np.dtype, ("float32", "float64")):
-        one, two, ids = array(dtype), array(dtype, 2), array("int64")
+        p = types.CPointer(getattr(types, dtype.name))
         for cell in loops.LAYOUTS:
             if dtype == "float64" and cell != "lstm":
                 continue  # the same source
@@ -72,27 +37,92 @@ def kernels():
                 name = f"{cell} {dtype}{', weights kept' if keep else ''}"
                 made = loops.forward_loop(cell, 256, dtype, keep)
                 assert made.kept == keep
-                yield f"forward {name}", made.kernel, (
-                    one, one, two, INT, two, two, two, INT, ids, ids, INT, BOOL, BOOL,
-                )  # fmt: skip
+                signature = p, p, p, INT, INT, p, p, p, INT, INT, IDS, IDS, INT, INT, INT, INT
+                yield f"grid forward {name}", made.kernel, signature, everywhere
                 made = loops.backward_loop(cell, 256, dtype, keep)
-                yield f"backward {name}", made.kernel, (
-                    one, two, INT, two, two, INT, two, two, ids, ids, INT, BOOL,
-                )  # fmt: skip
-        part = one, INT, INT
-        yield f"product {dtype}", gemm._product(dtype), (
-            *part, INT, *part, INT, one, *part, INT, INT, INT, BOOL,
-        )  # fmt: skip
-        yield f"sum_rows {dtype}", gemm._sum_rows(dtype), (*part, INT, INT, one)
-        yield f"pick {dtype}", gemm._pick(dtype), (*part, ids, *part, INT)
-        yield f"put_back {dtype}", gemm._put_back(dtype), (*part, ids, *part, INT)
-        yield f"place {dtype}", recurrent._place(dtype), (two, INT, two, ids, ids, INT, BOOL)
+                signature = p, p, INT, INT, p, p, INT, INT, p, p, IDS, IDS, INT, INT, INT
+                yield f"grid backward {name}", made.kernel, signature, everywhere
+        part = p, INT, INT
+        signature = *part, INT, *part, INT, p, INT, *part, INT, INT, INT, INT
+        yield f"product {dtype}", gemm._product(dtype), signature, everywhere
+        yield f"sum_rows {dtype}", gemm._sum_rows(dtype), (*part, INT, INT, p), everywhere
+        yield f"pick {dtype}", gemm._pick(), (*part, IDS, INT, *part, INT), everywhere
+        yield f"put_back {dtype}", gemm._put_back(dtype), (*part, IDS, INT, *part, INT), everywhere
+        signature = p, INT, p, IDS, IDS, INT, INT, INT, INT
+        yield f"place {dtype}", recurrent._place(), signature, everywhere
+    f = types.CPointer(types.float32)
+    for precision in cluster.PRECISIONS:
+        made = cluster.plan(256, precision)
+        assert (made.blocks, made.own, made.in_registers) == (8, 32, 128)
+        name = f"{precision}, {made.in_registers} of {made.words} words in registers"
+        signature = (
+            WORDS,
+            f,
+            f,
+            INT,
+            INT,
+            f,
+            f,
+            INT,
+            f,
+            f,
+            f,
+            INT,
+            INT,
+            IDS,
+            IDS,
+            INT,
+            INT,
+            INT,
+            INT,
+            INT,
+        )
+        yield f"cluster forward {name}", cluster.forward(made), signature, newer
+        signature = WORDS, f, INT, INT, f, f, INT, INT, f, f, INT, IDS, IDS, INT, INT, INT
+        yield f"cluster backward {name}", cluster.backward(made), signature, newer
+        yield f"pack {name}", cluster.pack(made, True), (f, INT, WORDS), everywhere
+
+
+def disassembled(code: bytes) -> str:
+    """The machine's own instructions."""
+    found = importlib.util.find_spec("nvidia").submodule_search_locations
+    tool = next(p for root in found for p in Path(root).glob("*/bin/nvdisasm"))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        return subprocess.run([tool, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def compiled(number: int) -> list[dict]:
+    """What became of the kernel of that number."""
+    name, kernel, signature, architectures = list(kernels())[number]
+    rows = []
+    for capability in architectures:
+        # Device functions ask the device that is there for its architecture.
+        here = SimpleNamespace(compute_capability=capability)
+        dispatcher.get_current_device = lambda here=here: here
+        _, code, ptx, log = machine_code(kernel, signature, capability)
+        machine = disassembled(code.code) if name.startswith("cluster") else ""
+        rows.append({
+            "kernel": name,
+            "architecture": "sm_{}{}".format(*capability),
+            "threads": kernel.block,
+            "registers": max(map(int, re.findall(r"Used (\d+) registers", log))),
+            "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
+            "stack": max(map(int, re.findall(r"(\d+) bytes stack", log))),
+            "local memory": len(re.findall(r"\b(?:LDL|STL)\b", machine)),
+            "tensor cores": len(re.findall(r"\bHMMA\b", machine)),
+            "cluster barriers": len(re.findall(r"\bUCGABAR_ARV\b", machine)),
+            "float64": ".f64" in ptx,
+        })  # fmt: skip
+    return rows
 
 
 def main() -> None:
-    for name, kernel, signature in kernels():
-        for cc in ARCHITECTURES:
-            print(json.dumps({"kernel": name} | compiled(kernel, signature, cc)), flush=True)
+    with ProcessPoolExecutor() as pool:
+        for rows in pool.map(compiled, range(len(list(kernels())))):
+            for row in rows:
+                print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from numba import cuda
 
 import fastrnn
 from fastrnn.data.text import UNKNOWN, Chunk, Vocabulary
-from fastrnn.kernels.cuda import device, gemm, loops, recurrent, simulated
+from fastrnn.kernels.cuda import cluster, device, gemm, loops, recurrent, simulated
+from fastrnn.kernels.precision import PRECISIONS
 from fastrnn.models import LanguageModel, Tagger
-from helpers import check_close
+from helpers import check_close, difference
 from test_recurrent import CELLS, DTYPES, draw, each_cell, everything
 
 pytestmark = pytest.mark.skipif(
@@ -139,6 +140,49 @@ def test_product(rng, sizes, turned, add):
     check_close(device.to_host(out), a @ b + bias + (c if add else 0), "float64")
 
 
+# Clusters and tensor cores
+
+# What is asked of each precision: relative to the largest number, or to 1 if that is more.
+GRADES = {"float32": 3e-5, "tf32": 2e-3, "bf16": 2e-2}
+
+
+@pytest.mark.parametrize("precision", GRADES)
+@pytest.mark.parametrize(
+    ("steps", "sizes", "lengths"),
+    [
+        (1, (2, 3), [1]),
+        (3, (2, 16), [3, 2, 3]),
+        (3, (3, 21), [3, 0, 2, 1, 3, 3, 1, 2, 2, 3]),
+        (2, (2, 40), [2, 1]),
+    ],
+)
+def test_clusters(rng, monkeypatch, precision, steps, sizes, lengths):
+    monkeypatch.setattr(recurrent, "loop", "cluster")
+    monkeypatch.setattr("fastrnn.kernels.precision._name", precision)
+    # Small blocks, so that there are several: 40 units take four, the last half empty.
+    monkeypatch.setattr(
+        cluster, "plan", lambda units, name: cluster.Plan(name, -(-units // 16), 16)
+    )
+    ours, oracle = twins("lstm", *sizes, bidirectional=True)
+    x, state, dy, dstate = draw(rng, ours, steps, len(lengths))
+    got = everything(ours, x, state, lengths, dy, dstate)
+    for name, wanted in everything(oracle, x, state, lengths, dy, dstate).items():
+        assert difference(got[name], wanted, least=1.0) < GRADES[precision], name
+    assert np.array_equal(got["y"], ours(x, state, lengths)[0])  # inference
+    monkeypatch.setattr(recurrent, "loop", "grid")
+    assert not np.array_equal(got["y"], ours(x, state, lengths)[0])
+
+
+def test_plans():
+    made = cluster.plan(256, "bf16")
+    assert (made.blocks, made.own, made.words) == (8, 32, 128)
+    assert cluster.plan(1, "float32").units == 16
+    assert cluster.plan(513, "bf16") is None and cluster.plan(320, "float32") is None
+    assert set(cluster.PRECISIONS) == set(PRECISIONS)
+    with pytest.raises(ValueError, match="name must be one of float32, tf32, bf16; got 'fp16'"):
+        fastrnn.set_cuda_precision("fp16")
+
+
 # Whole models
 
 
@@ -186,8 +230,8 @@ def test_what_is_missing_is_said():
     assert 'pip install "fastrnn[cuda]"' in last or "needs an NVIDIA GPU" in last
 
 
-def run(function, grid, block, *arrays, shared=0, seed=0):
-    simulated.run(function, cuda, grid, block, arrays, shared=shared, seed=seed)
+def run(function, grid, block, *arrays):
+    simulated.run(function, cuda, grid, block, arrays)
     return arrays[0].copy_to_host()
 
 
@@ -196,20 +240,20 @@ def _turned(out):
     t = cuda.threadIdx.x
     shared[t] = t
     cuda.syncthreads()
-    out[cuda.blockIdx.x, t] = shared[3 - t]
+    out[cuda.blockIdx.x * 4 + t] = shared[3 - t]
 
 
 def _turned_too_soon(out):
     shared = cuda.shared.array(4, np.float32)
     t = cuda.threadIdx.x
     shared[t] = t
-    out[cuda.blockIdx.x, t] = shared[3 - t]
+    out[cuda.blockIdx.x * 4 + t] = shared[3 - t]
 
 
 def _passed_on(out):
     grid = cuda.cg.this_grid()
     for step in range(3):
-        out[step + 1, cuda.blockIdx.x] = out[step, 1 - cuda.blockIdx.x] + 1
+        out[2 * step + 2 + cuda.blockIdx.x] = out[2 * step + 1 - cuda.blockIdx.x] + 1
         grid.sync()
 
 

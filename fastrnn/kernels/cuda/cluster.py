@@ -213,7 +213,7 @@ def pack(made: Plan, backward: bool) -> Kernel:
     word0, word1 = (_word(made.precision, p) for p in (0, shape.parts - 1))
 
     def pack(w, units, out):
-        """w is W_hh [4 H, H], flat; out [words, blocks, threads], flat. A block a word and rank."""
+        """w is W_hh [4 H, H], out [words, blocks, threads]; a block for each word and rank."""
         t, rank = cuda.threadIdx.x, cuda.blockIdx.x
         i, which = cuda.blockIdx.y % part, cuda.blockIdx.y // part
         warp, g, q = t >> 5, (t & 31) >> 2, t & 3
@@ -253,17 +253,18 @@ def forward(made: Plan) -> Kernel:
     product, send, cell = _product(made, 1), _send(made, 1), next(_cells(made))
 
     def forward(
-        w, gates, gates_row, gates_at, h_0, c_0, state_at, h, c, y, y_row, y_at,
+        w, bias, gates, gates_row, gates_at, h_0, c_0, state_at, h, c, y, y_row, y_at,
         lengths, offsets, batch, rows, units, reverse, training,
     ):  # fmt: skip
-        """One direction. All arrays are flat: w as `pack` made it; gates [N, .] come in with x's
-        products and both biases and leave activated if ``training``; h_0 and c_0 from row
+        """One direction: w as `pack` made it; bias [4 H]; gates [N, gates_row] come in as
+        x @ W_ih.T and leave activated if ``training``; h_0 and c_0 from row
         ``state_at`` on; h and c [N + B, H] take what each row starts from (if ``training``) and,
         from row N on, what each sequence ends with."""
         shared = cuda.shared.array(0, uint32)
         kept = cuda.local.array(in_registers, uint32)
         sums, ahead = cuda.local.array(8, float32), cuda.local.array(8, float32)
         h_now, c_now = cuda.local.array(2, float32), cuda.local.array(2, float32)
+        own_bias = cuda.local.array(4, float32)
         mine = cuda.local.array(2, np.int64)
         t, rank = cuda.threadIdx.x, cluster_rank()
         warp, g, q = t >> 5, (t & 31) >> 2, t & 3
@@ -289,6 +290,8 @@ def forward(made: Plan) -> Kernel:
                 shared[(ROWS + n) * row + k // pair] = word1(v0, v1)
         steps = lengths[b0]  # of the longest of my rows
         now = steps - 1 if reverse else 0
+        for s in range(4):
+            own_bias[s] = bias[s * units + column] if inside else float32(0)
         for j in range(2):
             r = b0 + 2 * q + j
             mine[j] = lengths[r] if r < batch and inside else 0
@@ -300,7 +303,7 @@ def forward(made: Plan) -> Kernel:
                 ahead[2 * s + j] = float32(0)
                 if 0 <= now < mine[j]:
                     at = (offsets[now] + r) * gates_row + gates_at + s * units + column
-                    ahead[2 * s + j] = gates[at]
+                    ahead[2 * s + j] = gates[at] + own_bias[s]
         cluster_sync()
         for step in range(steps):
             now = steps - 1 - step if reverse else step
@@ -314,7 +317,7 @@ def forward(made: Plan) -> Kernel:
                     if following < mine[j]:
                         for s in range(4):
                             at = (there + j) * gates_row + gates_at + s * units + column
-                            ahead[2 * s + j] = gates[at]
+                            ahead[2 * s + j] = gates[at] + own_bias[s]
             at = (step & 1) * buffer + g * row + q
             product(kept, shared, weights, t, at, at, sums)
             for j in range(2):
@@ -358,7 +361,7 @@ def backward(made: Plan) -> Kernel:
         w, gates, gates_row, gates_at, c, dy, dy_row, dy_at, dh, dc, state_at,
         lengths, offsets, batch, units, reverse,
     ):  # fmt: skip
-        """One direction; all arrays are flat. gates come in activated and leave as gradients; c as
+        """One direction. gates come in activated and leave as gradients; c as
         `forward` left it; dh and dc from row ``state_at`` on come in as the gradients of the
         final states and leave as those of the initial ones."""
         shared = cuda.shared.array(0, uint32)

@@ -1,6 +1,6 @@
 """Products of whole sequences, and sums over their rows. Every sum has one order.
 
-Kernels see matrices as parts of flat arrays, see `Matrix`.
+Matrices are parts of flat arrays, see `Matrix`.
 """
 
 from functools import cache
@@ -25,10 +25,10 @@ def _product(dtype):
     size = 2 * depth * row
 
     def product(
-        a, a_at, a_row, a_col, b, b_at, b_row, b_col, bias, c, c_at, c_row,
-        rows, inner, columns, add,
+        a, a_at, a_row, a_col, b, b_at, b_row, b_col, bias, has_bias,
+        c, c_at, c_row, rows, inner, columns, add,
     ):  # fmt: skip
-        """``c = a @ b``, plus bias [columns] if it is not empty, plus c itself if ``add``."""
+        """``c = a @ b``, plus bias [columns] if ``has_bias``, plus c itself if ``add``."""
         shared = cuda.shared.array(size, dtype)
         t, i0, j0 = cuda.threadIdx.x, cuda.blockIdx.y * tile, cuda.blockIdx.x * tile
         ti, tj = t // side, t % side
@@ -61,7 +61,7 @@ def _product(dtype):
                 p, q = i0 + ti + i * side, j0 + tj + j * side
                 if p < rows and q < columns:
                     v = sums[i, j]
-                    if bias.size > 0:
+                    if has_bias:
                         v += bias[q]
                     if add:
                         v += c[c_at + p * c_row + q]
@@ -87,14 +87,14 @@ def _sum_rows(dtype):
 
 
 @cache
-def _pick(dtype):
+def _pick():
     threads = COLUMNS
 
-    def pick(table, table_at, width, ids, out, out_at, out_row, columns):
+    def pick(table, table_at, width, ids, count, out, out_at, out_row, columns):
         """``out[n, j] = table[j, ids[n]]``: what a one-hot input is multiplied to."""
         j = cuda.blockIdx.x * threads + cuda.threadIdx.x
         if j < columns:
-            for n in range(cuda.blockIdx.y, ids.size, cuda.gridDim.y):
+            for n in range(cuda.blockIdx.y, count, cuda.gridDim.y):
                 out[out_at + n * out_row + j] = table[table_at + j * width + ids[n]]
 
     return kernel(pick, threads)
@@ -104,13 +104,13 @@ def _pick(dtype):
 def _put_back(dtype):
     number, threads = np.dtype(dtype).type, COLUMNS
 
-    def put_back(a, a_at, a_row, ids, out, out_at, width, columns):
+    def put_back(a, a_at, a_row, ids, count, out, out_at, width, columns):
         """Its gradient: ``out[j, v] = sum of a[n, j] over the n with ids[n] == v``."""
         j = cuda.blockIdx.x * threads + cuda.threadIdx.x
         if j < columns:
             for v in range(width):
                 out[out_at + j * width + v] = number(0)
-            for n in range(ids.size):
+            for n in range(count):
                 out[out_at + j * width + ids[n]] += a[a_at + n * a_row + j]
 
     return kernel(put_back, threads)
@@ -121,7 +121,7 @@ def _blocks(count: int, of: int) -> int:
 
 
 class Matrix(NamedTuple):
-    """Part of a flat array: element (i, j) is ``flat[at + i * row + j * column]``."""
+    """Part of an array: element (i, j) is ``flat[at + i * row + j * column]`` of all of it."""
 
     flat: Any
     at: int
@@ -138,9 +138,9 @@ def product(a: Matrix, b: Matrix, out: Matrix, sizes, *, bias=None, add=False) -
     what is summed over, and columns."""
     rows, inner, columns = sizes
     dtype = out.flat.dtype
-    bias = empty(0, dtype) if bias is None else bias
     grid = _blocks(columns, TILE), _blocks(rows, TILE)
-    _product(dtype)(grid, *a, *b, bias, *out[:3], rows, inner, columns, add)
+    side = (out.flat, False) if bias is None else (bias, True)
+    _product(dtype)(grid, *a, *b, *side, *out[:3], rows, inner, columns, add)
 
 
 def sum_rows(a: Matrix, rows: int, columns: int):
@@ -153,10 +153,10 @@ def sum_rows(a: Matrix, rows: int, columns: int):
 def pick(table: Matrix, ids, out: Matrix, columns: int) -> None:
     """``out[n, j] = table[j, ids[n]]`` for j below ``columns``."""
     grid = _blocks(columns, COLUMNS), min(ids.size, 1 << 15)
-    _pick(out.flat.dtype)(grid, *table[:3], ids, *out[:3], columns)
+    _pick()(grid, *table[:3], ids, ids.size, *out[:3], columns)
 
 
 def put_back(a: Matrix, ids, out: Matrix, columns: int) -> None:
     """``out[j, v] = sum of a[n, j] over the n with ids[n] == v``."""
     grid = _blocks(columns, COLUMNS), 1
-    _put_back(out.flat.dtype)(grid, *a[:3], ids, *out[:3], columns)
+    _put_back(out.flat.dtype)(grid, *a[:3], ids, ids.size, *out[:3], columns)

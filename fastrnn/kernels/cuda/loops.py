@@ -128,16 +128,17 @@ def _forward(name: str, dtype, own: int, kept: bool) -> Kernel:
     finish, multiply = _equations(name, dtype)[0], _multiply(dtype, of_h)
 
     def forward(
-        w, bias, gates, gates_at, h, c, y, y_at, sizes, offsets, steps, reverse, save
+        w, bias, gates, gates_row, gates_at, h, c, y, y_row, y_at,
+        sizes, offsets, steps, units, reverse, save,
     ):  # fmt: skip
         """One direction of one layer.
 
-        w is W_hh, flat; bias [slots H]; gates [N, >= gates_at + slots H] come in as x @ W_ih.T in
-        their first slots and leave activated if ``save``; h and c [N + B, H] hold what each row
-        starts from and what each sequence ends with, c [0, 0] where the cell has none; y [N, .].
+        w is W_hh [G H, H]; bias [slots H]; gates [N, gates_row] come in as x @ W_ih.T in their
+        first slots and leave activated if ``save``; h and c [N + B, H] hold what each row starts
+        from and what each sequence ends with, c is h where the cell has none; y [N, y_row].
         """
         shared = cuda.shared.array(0, dtype)
-        t, units = cuda.threadIdx.x, h.shape[1]
+        t = cuda.threadIdx.x
         unit, row = t % own, t // own * share
         sums = cuda.local.array((share, of_h), dtype)
         z = cuda.local.array(4, dtype)
@@ -153,11 +154,11 @@ def _forward(name: str, dtype, own: int, kept: bool) -> Kernel:
                 shared[tile_size + k * columns + j] = v
         for step in range(steps):
             now = steps - 1 - step if reverse else step
-            to = now - 1 if reverse else now + 1
+            following = now - 1 if reverse else now + 1
             active, here = sizes[now], offsets[now]
             lasting, after = 0, final
-            if 0 <= to < steps:
-                lasting, after = sizes[to], offsets[to]
+            if 0 <= following < steps:
+                lasting, after = sizes[following], offsets[following]
             for u0 in range(cuda.blockIdx.x * own, units, cuda.gridDim.x * own):
                 for r0 in range(cuda.blockIdx.y * height, active, cuda.gridDim.y * height):
                     for i in range(share):
@@ -170,7 +171,7 @@ def _forward(name: str, dtype, own: int, kept: bool) -> Kernel:
                             r, k = q // depth, q % depth
                             v = number(0)
                             if r0 + r < active and k < count:
-                                v = h[here + r0 + r, k0 + k]
+                                v = h[(here + r0 + r) * units + k0 + k]
                             shared[r * tile_row + k] = v
                         if not kept:
                             for q in range(t, depth * columns, threads):
@@ -192,25 +193,26 @@ def _forward(name: str, dtype, own: int, kept: bool) -> Kernel:
                             for s in range(slots):
                                 z[s] = bias[s * units + u]
                                 if s < of_x:
-                                    z[s] += gates[here + r, gates_at + s * units + u]
+                                    z[s] += gates[(here + r) * gates_row + gates_at + s * units + u]
                                 if s >= h_first:
                                     z[s] += sums[i, s - h_first]
-                            c_prev = c[here + r, u] if has_c else number(0)
+                            at = (here + r) * units + u
+                            c_prev = c[at] if has_c else number(0)
                             g0, g1, g2, g3, h_new, c_new = finish(
-                                z[0], z[1], z[2], z[3], h[here + r, u], c_prev
+                                z[0], z[1], z[2], z[3], h[at], c_prev
                             )
-                            place = (after if r < lasting else final) + r
-                            h[place, u] = h_new
-                            y[here + r, y_at + u] = h_new
+                            to = ((after if r < lasting else final) + r) * units + u
+                            h[to] = h_new
+                            y[(here + r) * y_row + y_at + u] = h_new
                             if has_c:
-                                c[place, u] = c_new
+                                c[to] = c_new
                             if save:
                                 z[0], z[1], z[2], z[3] = g0, g1, g2, g3
                                 for s in range(slots):
-                                    gates[here + r, gates_at + s * units + u] = z[s]
+                                    gates[(here + r) * gates_row + gates_at + s * units + u] = z[s]
             grid.sync()
 
-    return kernel(forward, threads)
+    return kernel(forward, threads, True)
 
 
 @cache
@@ -225,16 +227,17 @@ def _backward(name: str, dtype, own: int, kept: bool) -> Kernel:
     step_back, multiply = _equations(name, dtype)[1], _multiply(dtype, 1)
 
     def backward(
-        w, gates, gates_at, state, dy, dy_at, dh, dc, sizes, offsets, steps, reverse
+        w, gates, gates_row, gates_at, state, dy, dy_row, dy_at, dh, dc,
+        sizes, offsets, steps, units, reverse,
     ):  # fmt: skip
         """The gradient through time of ``forward``, one direction.
 
         gates come in activated and leave as the gradients of what was activated; state [N + B, H]
-        is c, or h where the cell has none; dh and dc [B, H] come in as the gradients of the final
-        states and leave as those of the initial ones.
+        is c, or h where the cell has none; dh and dc [B, H] (dc is dh where the cell has no c)
+        come in as the gradients of the final states and leave as those of the initial ones.
         """
         shared = cuda.shared.array(0, dtype)
-        t, units = cuda.threadIdx.x, dh.shape[1]
+        t = cuda.threadIdx.x
         inner = of_h * units
         unit, row = t % own, t // own * share
         sums = cuda.local.array((share, 1), dtype)
@@ -267,7 +270,8 @@ def _backward(name: str, dtype, own: int, kept: bool) -> Kernel:
                             r, k = q // depth, q % depth
                             v = number(0)
                             if r0 + r < had and k < count:
-                                v = gates[there + r0 + r, gates_at + h_first * units + k0 + k]
+                                at = (there + r0 + r) * gates_row + gates_at + h_first * units
+                                v = gates[at + k0 + k]
                             shared[r * tile_row + k] = v
                         if not kept:
                             for q in range(t, depth * own, threads):
@@ -283,23 +287,23 @@ def _backward(name: str, dtype, own: int, kept: bool) -> Kernel:
                     for i in range(share):
                         r = r0 + row + i
                         if r < most and u < units:
-                            d = dh[r, u] + sums[i, 0]
+                            d = dh[r * units + u] + sums[i, 0]
                             if r < active:
                                 for s in range(4):
                                     g[s] = number(0)
                                 for s in range(slots):
-                                    g[s] = gates[here + r, gates_at + s * units + u]
-                                d += dy[here + r, dy_at + u]
-                                d_c = dc[r, u] if has_c else number(0)
+                                    g[s] = gates[(here + r) * gates_row + gates_at + s * units + u]
+                                d += dy[(here + r) * dy_row + dy_at + u]
+                                d_c = dc[r * units + u] if has_c else number(0)
                                 g[0], g[1], g[2], g[3], d_c, d = step_back(
-                                    g[0], g[1], g[2], g[3], state[here + r, u], d, d_c
+                                    g[0], g[1], g[2], g[3], state[(here + r) * units + u], d, d_c
                                 )
                                 if has_c:
-                                    dc[r, u] = d_c
+                                    dc[r * units + u] = d_c
                                 for s in range(slots):
-                                    gates[here + r, gates_at + s * units + u] = g[s]
-                            dh[r, u] = d
+                                    gates[(here + r) * gates_row + gates_at + s * units + u] = g[s]
+                            dh[r * units + u] = d
             if step < steps:
                 grid.sync()
 
-    return kernel(backward, threads)
+    return kernel(backward, threads, True)

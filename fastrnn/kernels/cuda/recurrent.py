@@ -9,14 +9,19 @@ import numpy as np
 from numba import cuda
 
 from fastrnn.cells import LAYOUTS
+from fastrnn.kernels.precision import get_cuda_precision
 from fastrnn.kernels.rows import Rows
 
-from . import gemm
-from .device import empty, is_on_device, kernel, to_device, to_host
+from . import cluster, gemm
+from .device import empty, has_clusters, is_on_device, kernel, to_device, to_host
 from .gemm import Matrix
 from .loops import ROWS, Loop, backward_loop, forward_loop
 
 _PLACE = 128  # threads that place a number each
+
+# Which time loop: "grid", "cluster", or None for clusters where the device has them and the layer
+# fits.
+loop: str | None = None
 
 
 class Weights:
@@ -27,21 +32,39 @@ class Weights:
         w_ih, w_hh = parameters[0][:2]
         self.inputs, self.units, self.directions = w_ih.shape[1], w_hh.shape[1], len(parameters)
         self.dtype = w_ih.dtype
-        self.gates_row = self.layout.slots * self.units  # of one direction
+        self.own_gates = self.layout.slots * self.units  # of one direction
+        self.gates_row = self.directions * self.own_gates
+        self._packed: dict[tuple, Any] = {}
 
     @cached_property
     def on_device(self) -> list[tuple[Any, Any, Any]]:
-        """``(W_ih flat, W_hh flat, bias [slots H])`` of each direction."""
+        """``(W_ih, W_hh, bias [slots H])`` of each direction."""
         out = []
         for w_ih, w_hh, *biases in self.parameters:
             bias = np.zeros((self.layout.slots, self.units), self.dtype)
             sides = (self.layout.of_x, 0), (self.layout.of_h, self.layout.h_first)
             for b, (gates, first) in zip(biases, sides, strict=True):
                 if b is not None:
-                    parts = to_host(b).reshape(-1, self.units)[list(gates)]
+                    parts = b.reshape(-1, self.units)[list(gates)]
                     bias[first : first + len(gates)] += parts
-            out.append(tuple(to_device(v).reshape(-1) for v in (w_ih, w_hh, bias)))
+            out.append((to_device(w_ih), to_device(w_hh), to_device(bias)))
         return out
+
+    def plan(self) -> cluster.Plan | None:
+        """How the time loop is laid out on clusters, None for the loop over the grid."""
+        if self.cell != "lstm" or self.dtype != np.float32 or loop == "grid":
+            return None
+        return cluster.plan(self.units, get_cuda_precision()) if loop or has_clusters() else None
+
+    def packed(self, made: cluster.Plan, d: int, *, backward: bool):
+        """W_hh of one direction as a cluster reads it."""
+        key = made, d, backward
+        if key not in self._packed:
+            out = empty((made.words, made.blocks, made.threads), np.uint32)
+            grid = made.blocks, made.words
+            cluster.pack(made, backward)(grid, self.on_device[d][1], self.units, out)
+            self._packed[key] = out
+        return self._packed[key]
 
     def runs(self) -> Iterator[tuple[int, int, int]]:
         """Gates of W_ih that lie side by side as slots too: first slot, first gate, how many."""
@@ -58,83 +81,95 @@ class Tape:
 
     x: Any
     rows: Rows
-    places: tuple[Any, Any]
+    places: tuple[Any, Any, Any]  # sizes, offsets and lengths of the rows
     states: list[list[Any]]  # of each direction: h, and c where the cell has it
     gates: Any
+    made: cluster.Plan | None
 
 
 @cache
-def _place(dtype):
+def _place():
     threads = _PLACE
 
-    def place(initial, first, state, lengths, offsets, steps, reverse):
-        """Write initial states [B, H] where each sequence's first step looks for them."""
+    def place(initial, first, state, lengths, offsets, steps, batch, units, reverse):
+        """Write initial states [B, H], which begin at row ``first``, where each sequence's first
+        step looks for them."""
         at = cuda.blockIdx.x * threads + cuda.threadIdx.x
-        units = state.shape[1]
-        if at < lengths.size * units:
+        if at < batch * units:
             b, u = at // units, at % units
             row = offsets[steps] + b  # stays there where the length is 0
             if lengths[b] > 0:
                 row = (offsets[lengths[b] - 1] if reverse else 0) + b
-            state[row, u] = initial[first + b, u]
+            state[row * units + u] = initial[(first + b) * units + u]
 
     return kernel(place, threads)
 
 
-def _launch(make: Callable[..., Loop], w: Weights, batch: int, *args) -> None:
+def _over_grid(make: Callable[..., Loop], w: Weights, batch: int, *args) -> None:
     """Run a time loop on as many blocks as can wait for each other, and as there is work for."""
     for keep in (True, False):
-        loop = make(w.cell, w.units, w.dtype, keep)
-        tiles, most = -(-w.units // loop.units), loop.kernel.most_blocks(*args, shared=loop.shared)
-        if tiles <= most or not loop.kept:
+        made = make(w.cell, w.units, w.dtype, keep)
+        tiles, most = -(-w.units // made.units), made.kernel.most_blocks(*args, shared=made.shared)
+        if tiles <= most or not made.kept:
             break
     across = min(tiles, most)
     down = max(1, min(-(-batch // ROWS), most // across))
-    loop.kernel((across, down), *args, shared=loop.shared)
+    made.kernel((across, down), *args, shared=made.shared)
 
 
-def _host_like(x, *arrays) -> tuple:
+def _like(x, *arrays) -> tuple:
     """Arrays where x is: back on the host if it came from there."""
     return arrays if is_on_device(x) else tuple(map(to_host, arrays))
 
 
 def forward(weights: Weights, x, rows: Rows, state_0, *, training: bool):
     """All directions of one layer, see kernels/__init__.py."""
-    w, batch, steps = weights, rows.batch, len(rows.sizes)
+    w, batch, steps, made = weights, rows.batch, len(rows.sizes), weights.plan()
     tokens, layout = x.ndim == 1, w.layout
     x_in, x = x, to_device(x)
-    places = to_device(rows.sizes), to_device(rows.offsets)
-    lengths = to_device(rows.lengths)
-    y = empty((rows.count, w.directions * w.units), w.dtype)
-    gates = empty((rows.count, w.directions * w.gates_row), w.dtype)
-    flat, gates_row = gates.reshape(-1), w.directions * w.gates_row
-    initial = [to_device(s).reshape(-1, w.units) for s in state_0]
+    places = to_device(rows.sizes), to_device(rows.offsets), to_device(rows.lengths)
+    sizes, offsets, lengths = places
+    y_row = w.directions * w.units
+    y = empty((rows.count, y_row), w.dtype)
+    gates = empty((rows.count, w.gates_row), w.dtype)
+    initial = [to_device(s) for s in state_0]
     states = []
     for d, (w_ih, w_hh, bias) in enumerate(w.on_device):
         for slot, gate, count in w.runs():
             part = Matrix(w_ih, gate * w.units * w.inputs, w.inputs)
-            to = Matrix(flat, d * w.gates_row + slot * w.units, gates_row)
+            to = Matrix(gates, d * w.own_gates + slot * w.units, w.gates_row)
             columns = count * w.units
             if tokens:
                 gemm.pick(part, x, to, columns)
             else:
-                source = Matrix(x.reshape(-1), 0, w.inputs)
-                gemm.product(source, part.transposed, to, (rows.count, w.inputs, columns))
+                sizes_of_product = rows.count, w.inputs, columns
+                gemm.product(Matrix(x, 0, w.inputs), part.transposed, to, sizes_of_product)
         own = [empty((rows.count + batch, w.units), w.dtype) for _ in range(layout.states)]
-        for state, first in zip(own, initial, strict=True):
-            args = first, d * batch, state, lengths, places[1], steps, d == 1
-            _place(w.dtype)((-(-batch * w.units // _PLACE), 1), *args)
         states.append(own)
-        c = own[1] if layout.states == 2 else empty((0, 0), w.dtype)
-        _launch(
+        at, reverse = d * w.own_gates, d == 1
+        if made:
+            cluster.forward(made)(
+                (-(-batch // cluster.ROWS), 1),
+                w.packed(made, d, backward=False), bias, gates, w.gates_row, at,
+                *initial, d * batch, *own, y, y_row, d * w.units,
+                lengths, offsets, batch, rows.count, w.units, reverse, training,
+                shared=made.shared(1), cluster=made.blocks,
+            )  # fmt: skip
+            continue
+        for state, first in zip(own, initial, strict=True):
+            grid = -(-batch * w.units // _PLACE), 1
+            _place()(
+                grid, first, d * batch, state, lengths, offsets, steps, batch, w.units, reverse
+            )
+        _over_grid(
             forward_loop, w, batch,
-            w_hh, bias, gates, d * w.gates_row, own[0], c, y, d * w.units, *places, steps, d == 1,
-            training,
+            w_hh, bias, gates, w.gates_row, at, own[0], own[-1], y, y_row, d * w.units,
+            sizes, offsets, steps, w.units, reverse, training,
         )  # fmt: skip
     final = slice(rows.count, rows.count + batch)
     state_n = [np.stack([to_host(s[k][final]) for s in states]) for k in range(layout.states)]
-    (y,) = _host_like(x_in, y)
-    tape = Tape(x, rows, places, states, gates) if training else None
+    (y,) = _like(x_in, y)
+    tape = Tape(x, rows, places, states, gates, made) if training else None
     return y, tuple(state_n), tape
 
 
@@ -151,48 +186,56 @@ def step(layers: list[Weights], x, state):
 
 def backward(weights: Weights, tape: Tape, dy, dstate_n, *, need_dx: bool = True):
     """Gradients of `forward`, see kernels/__init__.py."""
-    w, rows, gates, layout = weights, tape.rows, tape.gates, weights.layout
+    w, rows, gates, layout, made = weights, tape.rows, tape.gates, weights.layout, tape.made
     if gates is None:
         raise ValueError("tape was used by an earlier backward: run forward again for a new one")
     tape.gates = None
-    steps, tokens, count = len(rows.sizes), tape.x.ndim == 1, rows.count
-    flat, gates_row, states_row = gates.reshape(-1), w.directions * w.gates_row, w.units
-    dy_in, dy = dy, to_device(dy)
+    steps, tokens, count, batch = len(rows.sizes), tape.x.ndim == 1, rows.count, rows.batch
+    sizes, offsets, lengths = tape.places
+    dy_in, dy, dy_row = dy, to_device(dy), w.directions * w.units
     dx = None if tokens or not need_dx else empty((count, w.inputs), w.dtype)
     grads, dstates = [], []
     for d, (w_ih, w_hh, _) in enumerate(w.on_device):
         own = [to_device(s[d]) for s in dstate_n]
         dstates.append(own)
-        dc = own[1] if layout.states == 2 else empty((0, 0), w.dtype)
-        _launch(
-            backward_loop, w, rows.batch,
-            w_hh, gates, d * w.gates_row, tape.states[d][-1], dy, d * w.units, own[0], dc,
-            *tape.places, steps, d == 1,
-        )  # fmt: skip
+        at, reverse, state = d * w.own_gates, d == 1, tape.states[d][-1]
+        if made:
+            cluster.backward(made)(
+                (-(-batch // cluster.ROWS), 1),
+                w.packed(made, d, backward=True), gates, w.gates_row, at,
+                state, dy, dy_row, d * w.units, *own, 0,
+                lengths, offsets, batch, w.units, reverse,
+                shared=made.shared(4), cluster=made.blocks,
+            )  # fmt: skip
+        else:
+            _over_grid(
+                backward_loop, w, batch,
+                w_hh, gates, w.gates_row, at, state, dy, dy_row, d * w.units, own[0], own[-1],
+                sizes, offsets, steps, w.units, reverse,
+            )  # fmt: skip
         dw_ih = empty((layout.gates * w.units, w.inputs), w.dtype)
         dw_hh = empty((layout.gates * w.units, w.units), w.dtype)
         for slot, gate, many in w.runs():
-            dz = Matrix(flat, d * w.gates_row + slot * w.units, gates_row)
-            at, columns = gate * w.units * w.inputs, many * w.units
-            to = Matrix(dw_ih.reshape(-1), at, w.inputs)
+            dz = Matrix(gates, at + slot * w.units, w.gates_row)
+            place, columns = gate * w.units * w.inputs, many * w.units
+            to = Matrix(dw_ih, place, w.inputs)
             if tokens:
                 gemm.put_back(dz, tape.x, to, columns)
                 continue
-            source = Matrix(tape.x.reshape(-1), 0, w.inputs)
-            gemm.product(dz.transposed, source, to, (columns, count, w.inputs))
+            x = Matrix(tape.x, 0, w.inputs)
+            gemm.product(dz.transposed, x, to, (columns, count, w.inputs))
             if dx is not None:
-                part, out = Matrix(w_ih, at, w.inputs), Matrix(dx.reshape(-1), 0, w.inputs)
+                part, out = Matrix(w_ih, place, w.inputs), Matrix(dx, 0, w.inputs)
                 gemm.product(dz, part, out, (count, columns, w.inputs), add=bool(d or slot))
+        dz = Matrix(gates, at + layout.h_first * w.units, w.gates_row)
+        h_prev = Matrix(tape.states[d][0], 0, w.units)
         of_h = len(layout.of_h) * w.units
-        dz = Matrix(flat, d * w.gates_row + layout.h_first * w.units, gates_row)
-        h_prev = Matrix(tape.states[d][0].reshape(-1), 0, states_row)
-        to = Matrix(dw_hh.reshape(-1), 0, w.units)
-        gemm.product(dz.transposed, h_prev, to, (of_h, count, w.units))
-        sums = gemm.sum_rows(Matrix(flat, d * w.gates_row, gates_row), count, w.gates_row)
-        grads.append((*_host_like(dy_in, dw_ih, dw_hh), *_biases(w, to_host(sums))))
+        gemm.product(dz.transposed, h_prev, Matrix(dw_hh, 0, w.units), (of_h, count, w.units))
+        sums = gemm.sum_rows(Matrix(gates, at, w.gates_row), count, w.own_gates)
+        grads.append((*_like(dy_in, dw_ih, dw_hh), *_biases(w, to_host(sums))))
     dstate_0 = tuple(np.stack([to_host(s[k]) for s in dstates]) for k in range(layout.states))
     if dx is not None:
-        (dx,) = _host_like(dy_in, dx)
+        (dx,) = _like(dy_in, dx)
     return dx, dstate_0, grads
 
 

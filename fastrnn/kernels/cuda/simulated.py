@@ -62,6 +62,11 @@ class DeviceArray:
     def __len__(self):
         return self.shape[0]
 
+    def flat(self) -> np.ndarray:
+        """What a kernel sees."""
+        assert self._array.flags.c_contiguous
+        return self._array.reshape(-1)
+
     def copy_to_host(self) -> np.ndarray:
         return self._array.view(np.ndarray).copy()
 
@@ -211,11 +216,12 @@ def _instead(function, cuda, machine):
             function.__globals__.update(dict.fromkeys(names, cuda))
 
 
-def run(function, cuda, grid, block: int, args, *, shared=0, cluster=1, seed=0) -> None:
-    """Run a kernel: ``grid`` is (x, y), ``shared`` in bytes, ``cuda`` what its module calls so."""
+def run(function, cuda, grid, block: int, args, shared=0, cluster=1, seed=0) -> None:
+    """Run a kernel on ``grid`` (x, y) blocks; ``shared`` is in bytes, ``cuda`` what its module
+    calls so."""
     grid = _Dim(*grid)
     here = _Machine(grid, _Dim(block), shared, cluster, seed)
-    args = [a._array if isinstance(a, DeviceArray) else a for a in args]
+    args = [a.flat() if isinstance(a, DeviceArray) else a for a in args]
     with _instead(function, cuda, here), np.errstate(all="ignore"):
         here.run(function, args)
 
