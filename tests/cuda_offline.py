@@ -19,8 +19,8 @@ import numpy as np
 from numba import types
 from numba.cuda import dispatcher
 
-from fastrnn.kernels.cuda import cluster, gemm, loops, recurrent
-from fastrnn.kernels.cuda.device import machine_code
+from fastrnn.kernels.cuda import cluster, gemm, loops, moves
+from fastrnn.kernels.cuda.launch import machine_code
 
 INT, IDS, WORDS = types.int64, types.CPointer(types.int64), types.CPointer(types.uint32)
 
@@ -48,8 +48,8 @@ def kernels():
         yield f"sum_rows {dtype}", gemm._sum_rows(dtype), (*part, INT, INT, p), everywhere
         yield f"pick {dtype}", gemm._pick(), (*part, IDS, INT, *part, INT), everywhere
         yield f"put_back {dtype}", gemm._put_back(dtype), (*part, IDS, INT, *part, INT), everywhere
-        signature = p, INT, p, IDS, IDS, INT, INT, INT, INT
-        yield f"place {dtype}", recurrent._place(), signature, everywhere
+        signature = p, p, IDS, IDS, INT, INT, INT, INT
+        yield f"place {dtype}", moves._place(), signature, everywhere
     f = types.CPointer(types.float32)
     for precision in cluster.PRECISIONS:
         made = cluster.plan(256, precision)

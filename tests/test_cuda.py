@@ -12,14 +12,14 @@ from numba import cuda
 
 import fastrnn
 from fastrnn.data.text import UNKNOWN, Chunk, Vocabulary
-from fastrnn.kernels.cuda import cluster, device, gemm, loops, recurrent, simulated
+from fastrnn.kernels.cuda import cluster, gemm, loops, memory, recurrent, simulated
 from fastrnn.kernels.precision import PRECISIONS
 from fastrnn.models import LanguageModel, Tagger
 from helpers import check_close, difference
 from test_recurrent import CELLS, DTYPES, draw, each_cell, everything
 
 pytestmark = pytest.mark.skipif(
-    not device.SIMULATED, reason="NUMBA_ENABLE_CUDASIM is 0: kernels are compiled for a GPU"
+    not memory.SIMULATED, reason="NUMBA_ENABLE_CUDASIM is 0: kernels are compiled for a GPU"
 )
 
 
@@ -130,14 +130,14 @@ def test_product(rng, sizes, turned, add):
     parts = []
     for name, x in (("a", a), ("b", b)):
         stored = x.T if name in turned else x
-        flat = device.to_device(np.concatenate([[9.0, 9.0], stored.ravel()]))
+        flat = memory.to_device(np.concatenate([[9.0, 9.0], stored.ravel()]))
         matrix = gemm.Matrix(flat, 2, stored.shape[1])
         parts.append(matrix.transposed if name in turned else matrix)
-    out = device.to_device(c)
+    out = memory.to_device(c)
     gemm.product(
-        *parts, gemm.Matrix(out.reshape(-1), 0, n), sizes, bias=device.to_device(bias), add=add
+        *parts, gemm.Matrix(out.reshape(-1), 0, n), sizes, bias=memory.to_device(bias), add=add
     )
-    check_close(device.to_host(out), a @ b + bias + (c if add else 0), "float64")
+    check_close(memory.to_host(out), a @ b + bias + (c if add else 0), "float64")
 
 
 # Clusters and tensor cores
@@ -267,15 +267,15 @@ def _out_of_bounds(out):
 
 
 def test_the_simulation_waits_and_notices_who_does_not():
-    out = simulated.empty((2, 4), "float32")
+    out = memory.empty((2, 4), "float32")
     assert np.array_equal(run(_turned, (2, 1), 4, out), [[3, 2, 1, 0]] * 2)
-    assert np.isnan(run(_turned_too_soon, (2, 1), 4, simulated.empty((2, 4), "float32"))).any()
-    out = simulated.to_device(np.array([[1.0, 5.0]] + [[np.nan] * 2] * 3))
+    assert np.isnan(run(_turned_too_soon, (2, 1), 4, memory.empty((2, 4), "float32"))).any()
+    out = memory.to_device(np.array([[1.0, 5.0]] + [[np.nan] * 2] * 3))
     assert np.array_equal(run(_passed_on, (2, 1), 1, out)[-1], [8, 4])
     with pytest.raises(RuntimeError, match=r"threads wait for ever, at \{'block': 3\}"):
         run(_some_do_not_come, (1, 1), 4, out)
     with pytest.raises(IndexError, match="below 0"):
-        run(_out_of_bounds, (1, 1), 1, simulated.empty(3, "float32"))
+        run(_out_of_bounds, (1, 1), 1, memory.empty(3, "float32"))
 
 
 def test_device_arrays_stay_there(rng):
@@ -284,9 +284,9 @@ def test_device_arrays_stay_there(rng):
     )
     rows, zero = fastrnn.kernels.rows.Rows(2, 2), (np.zeros((1, 2, 2)),)
     x = rng.standard_normal((4, 3))
-    there, _, tape = recurrent.forward(weights, device.to_device(x), rows, zero, training=True)
+    there, _, tape = recurrent.forward(weights, memory.to_device(x), rows, zero, training=True)
     here, _, _ = recurrent.forward(weights, x, rows, zero, training=False)
-    assert isinstance(there, simulated.DeviceArray) and isinstance(here, np.ndarray)
+    assert isinstance(there, memory.DeviceArray) and isinstance(here, np.ndarray)
     assert np.array_equal(there.copy_to_host(), here)
     dx, _, _ = recurrent.backward(weights, tape, there, zero)
-    assert isinstance(dx, simulated.DeviceArray)
+    assert isinstance(dx, memory.DeviceArray)

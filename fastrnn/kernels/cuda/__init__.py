@@ -9,7 +9,7 @@ from fastrnn.kernels.cpu import (
     linear_forward,
 )
 
-from .device import require
+from .launch import require
 from .recurrent import Weights as RecurrentWeights
 from .recurrent import backward as recurrent_backward
 from .recurrent import forward as recurrent_forward

@@ -20,7 +20,8 @@ from numba import cuda, float32, uint32
 from fastrnn.cells import lstm
 
 from . import ptx
-from .device import SIMULATED, Kernel, inlined, kernel, scalar
+from .launch import Kernel, inlined, scalar
+from .memory import SIMULATED
 from .ptx import across, bf16_pair, bits, cluster_rank, cluster_sync, number, put
 
 ROWS = 8  # of a cluster: the width of an mma
@@ -233,7 +234,7 @@ def pack(made: Plan, backward: bool) -> Kernel:
         to = (cuda.blockIdx.y * blocks + rank) * threads + t
         out[to] = word0(a, b) if which == 0 else word1(a, b)
 
-    return kernel(pack, threads)
+    return Kernel(pack, threads)
 
 
 def _cells(made: Plan):
@@ -344,7 +345,7 @@ def forward(made: Plan) -> Kernel:
                 h[(rows + r) * units + column] = h_now[j]
                 c[(rows + r) * units + column] = c_now[j]
 
-    return kernel(forward, threads)
+    return Kernel(forward, threads)
 
 
 @cache
@@ -435,4 +436,4 @@ def backward(made: Plan) -> Kernel:
                 dh[(state_at + r) * units + column] = dh_now[j]
                 dc[(state_at + r) * units + column] = dc_now[j]
 
-    return kernel(backward, threads)
+    return Kernel(backward, threads)

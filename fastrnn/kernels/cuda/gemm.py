@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
-from .device import SIMULATED, empty, kernel
+from .launch import Kernel
+from .memory import SIMULATED, empty
 
 # Rows and columns of a block's tile, how deep it reads at once, and a thread's share of each side.
 TILE, DEPTH, SHARE = (4, 3, 2) if SIMULATED else (64, 16, 4)
@@ -67,7 +68,7 @@ def _product(dtype):
                         v += c[c_at + p * c_row + q]
                     c[c_at + p * c_row + q] = v
 
-    return kernel(product, threads)
+    return Kernel(product, threads)
 
 
 @cache
@@ -83,7 +84,7 @@ def _sum_rows(dtype):
                 total += a[a_at + i * a_row + j]
             out[j] = total
 
-    return kernel(sum_rows, threads)
+    return Kernel(sum_rows, threads)
 
 
 @cache
@@ -97,7 +98,7 @@ def _pick():
             for n in range(cuda.blockIdx.y, count, cuda.gridDim.y):
                 out[out_at + n * out_row + j] = table[table_at + j * width + ids[n]]
 
-    return kernel(pick, threads)
+    return Kernel(pick, threads)
 
 
 @cache
@@ -113,7 +114,7 @@ def _put_back(dtype):
             for n in range(count):
                 out[out_at + j * width + ids[n]] += a[a_at + n * a_row + j]
 
-    return kernel(put_back, threads)
+    return Kernel(put_back, threads)
 
 
 def _blocks(count: int, of: int) -> int:

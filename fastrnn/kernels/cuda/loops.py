@@ -15,7 +15,8 @@ from numba import cuda
 
 from fastrnn.cells import LAYOUTS, Layout, gru, lstm, rnn
 
-from .device import SIMULATED, Kernel, inlined, kernel, scalar
+from .launch import Kernel, inlined, scalar
+from .memory import SIMULATED
 
 # Rows of a tile, a thread's share of them, and how deep a tile is read at once.
 ROWS, SHARE, DEPTH = (4, 2, 3) if SIMULATED else (32, 2, 32)
@@ -212,7 +213,7 @@ def _forward(name: str, dtype, own: int, kept: bool) -> Kernel:
                                     gates[(here + r) * gates_row + gates_at + s * units + u] = z[s]
             grid.sync()
 
-    return kernel(forward, threads, True)
+    return Kernel(forward, threads, True)
 
 
 @cache
@@ -306,4 +307,4 @@ def _backward(name: str, dtype, own: int, kept: bool) -> Kernel:
             if step < steps:
                 grid.sync()
 
-    return kernel(backward, threads, True)
+    return Kernel(backward, threads, True)

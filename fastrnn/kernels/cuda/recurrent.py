@@ -2,22 +2,20 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numba import cuda
 
 from fastrnn.cells import LAYOUTS
 from fastrnn.kernels.precision import get_cuda_precision
 from fastrnn.kernels.rows import Rows
 
-from . import cluster, gemm
-from .device import empty, has_clusters, is_on_device, kernel, to_device, to_host
+from . import cluster, gemm, moves
 from .gemm import Matrix
+from .launch import has_clusters
 from .loops import ROWS, Loop, backward_loop, forward_loop
-
-_PLACE = 128  # threads that place a number each
+from .memory import empty, is_on_device, to_device, to_host
 
 # Which time loop: "grid", "cluster", or None for clusters where the device has them and the layer
 # fits.
@@ -40,14 +38,16 @@ class Weights:
     def on_device(self) -> list[tuple[Any, Any, Any]]:
         """``(W_ih, W_hh, bias [slots H])`` of each direction."""
         out = []
-        for w_ih, w_hh, *biases in self.parameters:
-            bias = np.zeros((self.layout.slots, self.units), self.dtype)
-            sides = (self.layout.of_x, 0), (self.layout.of_h, self.layout.h_first)
-            for b, (gates, first) in zip(biases, sides, strict=True):
-                if b is not None:
-                    parts = b.reshape(-1, self.units)[list(gates)]
-                    bias[first : first + len(gates)] += parts
-            out.append((to_device(w_ih), to_device(w_hh), to_device(bias)))
+        for w_ih, w_hh, b_ih, b_hh in self.parameters:
+            bias = moves.zeros(self.own_gates, self.dtype)
+            if b_ih is not None:
+                b_ih, b_hh = to_device(b_ih), to_device(b_hh)
+                for slot, gate, count in self.runs():
+                    count *= self.units
+                    moves.move(b_ih, gate * self.units, bias, slot * self.units, count)
+                at = self.layout.h_first * self.units
+                moves.move(b_hh, 0, bias, at, b_hh.size, add=True)
+            out.append((to_device(w_ih), to_device(w_hh), bias))
         return out
 
     def plan(self) -> cluster.Plan | None:
@@ -85,24 +85,6 @@ class Tape:
     states: list[list[Any]]  # of each direction: h, and c where the cell has it
     gates: Any
     made: cluster.Plan | None
-
-
-@cache
-def _place():
-    threads = _PLACE
-
-    def place(initial, first, state, lengths, offsets, steps, batch, units, reverse):
-        """Write initial states [B, H], which begin at row ``first``, where each sequence's first
-        step looks for them."""
-        at = cuda.blockIdx.x * threads + cuda.threadIdx.x
-        if at < batch * units:
-            b, u = at // units, at % units
-            row = offsets[steps] + b  # stays there where the length is 0
-            if lengths[b] > 0:
-                row = (offsets[lengths[b] - 1] if reverse else 0) + b
-            state[row * units + u] = initial[(first + b) * units + u]
-
-    return kernel(place, threads)
 
 
 def _over_grid(make: Callable[..., Loop], w: Weights, batch: int, *args) -> None:
@@ -157,18 +139,20 @@ def forward(weights: Weights, x, rows: Rows, state_0, *, training: bool):
             )  # fmt: skip
             continue
         for state, first in zip(own, initial, strict=True):
-            grid = -(-batch * w.units // _PLACE), 1
-            _place()(
-                grid, first, d * batch, state, lengths, offsets, steps, batch, w.units, reverse
-            )
+            moves.place(first[d], state, lengths, offsets, steps, reverse)
         _over_grid(
             forward_loop, w, batch,
             w_hh, bias, gates, w.gates_row, at, own[0], own[-1], y, y_row, d * w.units,
             sizes, offsets, steps, w.units, reverse, training,
         )  # fmt: skip
-    final = slice(rows.count, rows.count + batch)
-    state_n = [np.stack([to_host(s[k][final]) for s in states]) for k in range(layout.states)]
-    (y,) = _like(x_in, y)
+    state_n = []
+    for k in range(layout.states):
+        final = empty((w.directions, batch, w.units), w.dtype)
+        for d, own in enumerate(states):
+            size = batch * w.units
+            moves.move(own[k], rows.count * w.units, final, d * size, size)
+        state_n.append(final)
+    y, *state_n = _like(x_in, y, *state_n)
     tape = Tape(x, rows, places, states, gates, made) if training else None
     return y, tuple(state_n), tape
 
@@ -194,10 +178,9 @@ def backward(weights: Weights, tape: Tape, dy, dstate_n, *, need_dx: bool = True
     sizes, offsets, lengths = tape.places
     dy_in, dy, dy_row = dy, to_device(dy), w.directions * w.units
     dx = None if tokens or not need_dx else empty((count, w.inputs), w.dtype)
-    grads, dstates = [], []
+    grads, dstate = [], [moves.copied(s) for s in dstate_n]
     for d, (w_ih, w_hh, _) in enumerate(w.on_device):
-        own = [to_device(s[d]) for s in dstate_n]
-        dstates.append(own)
+        own = [s[d] for s in dstate]
         at, reverse, state = d * w.own_gates, d == 1, tape.states[d][-1]
         if made:
             cluster.backward(made)(
@@ -232,19 +215,15 @@ def backward(weights: Weights, tape: Tape, dy, dstate_n, *, need_dx: bool = True
         of_h = len(layout.of_h) * w.units
         gemm.product(dz.transposed, h_prev, Matrix(dw_hh, 0, w.units), (of_h, count, w.units))
         sums = gemm.sum_rows(Matrix(gates, at, w.gates_row), count, w.own_gates)
-        grads.append((*_like(dy_in, dw_ih, dw_hh), *_biases(w, to_host(sums))))
-    dstate_0 = tuple(np.stack([to_host(s[k]) for s in dstates]) for k in range(layout.states))
+        grads.append(_like(dy_in, dw_ih, dw_hh, *_biases(w, sums)))
     if dx is not None:
         (dx,) = _like(dy_in, dx)
-    return dx, dstate_0, grads
+    return dx, _like(dy_in, *dstate), grads
 
 
-def _biases(w: Weights, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _biases(w: Weights, sums) -> tuple[Any, Any]:
     """Gradients of b_ih and b_hh, out of the sums of all slots."""
-    slots = sums.reshape(-1, w.units)
-    out = []
-    for gates, first in ((w.layout.of_x, 0), (w.layout.of_h, w.layout.h_first)):
-        part = np.empty((w.layout.gates, w.units), sums.dtype)
-        part[list(gates)] = slots[first : first + len(gates)]
-        out.append(part.reshape(-1))
-    return out[0], out[1]
+    db_ih = empty(w.layout.gates * w.units, w.dtype)
+    for slot, gate, count in w.runs():
+        moves.move(sums, slot * w.units, db_ih, gate * w.units, count * w.units)
+    return db_ih, sums[w.layout.h_first * w.units :]

@@ -38,45 +38,11 @@ def _check_index(key):
             raise IndexError(f"index {key} is below 0")
 
 
-def _new(shape, dtype) -> np.ndarray:
+def new(shape, dtype) -> np.ndarray:
+    """Memory as it is at first: not a number, or as large as can be."""
     dtype = np.dtype(getattr(dtype, "name", dtype))
     blank = np.nan if dtype.kind == "f" else np.iinfo(dtype).max
     return np.full(shape, blank, dtype).view(_Array)
-
-
-class DeviceArray:
-    """Memory of the device as Numba's `DeviceNDArray` gives it: nothing can be done with it on
-    the host but to copy it, to reshape it and to take a part."""
-
-    def __init__(self, array: np.ndarray):
-        self._array = array
-        self.shape, self.dtype = array.shape, array.dtype
-        self.size, self.ndim = array.size, array.ndim
-
-    def reshape(self, *shape):
-        return DeviceArray(self._array.reshape(*shape))
-
-    def __getitem__(self, key):
-        return DeviceArray(self._array[key])
-
-    def __len__(self):
-        return self.shape[0]
-
-    def flat(self) -> np.ndarray:
-        """What a kernel sees."""
-        assert self._array.flags.c_contiguous
-        return self._array.reshape(-1)
-
-    def copy_to_host(self) -> np.ndarray:
-        return self._array.view(np.ndarray).copy()
-
-
-def to_device(x: np.ndarray) -> DeviceArray:
-    return DeviceArray(np.array(x, order="C").view(_Array))
-
-
-def empty(shape, dtype) -> DeviceArray:
-    return DeviceArray(_new(shape, dtype))
 
 
 class _Thread(NamedTuple):
@@ -126,7 +92,7 @@ class _Machine:
         block = self._me.block
         return SimpleNamespace(array=lambda shape, dtype: self.shared_of(block, shape, dtype))
 
-    local = SimpleNamespace(array=_new)
+    local = SimpleNamespace(array=new)
 
     # What `ptx` asks for.
 
@@ -134,7 +100,7 @@ class _Machine:
         """The one shared array of a block."""
         if block not in self._shared:
             dtype = np.dtype(getattr(dtype, "name", dtype))
-            self._shared[block] = _new(shape or self._shared_bytes // dtype.itemsize, dtype)
+            self._shared[block] = new(shape or self._shared_bytes // dtype.itemsize, dtype)
         return self._shared[block]
 
     def together(self, value, function) -> object:
@@ -221,7 +187,7 @@ def run(function, cuda, grid, block: int, args, shared=0, cluster=1, seed=0) -> 
     calls so."""
     grid = _Dim(*grid)
     here = _Machine(grid, _Dim(block), shared, cluster, seed)
-    args = [a.flat() if isinstance(a, DeviceArray) else a for a in args]
+    args = [getattr(a, "flat", a) for a in args]
     with _instead(function, cuda, here), np.errstate(all="ignore"):
         here.run(function, args)
 

@@ -1,4 +1,4 @@
-"""The device: its memory, how a kernel is launched on it, and the cells' equations for scalars.
+"""How kernels are compiled and launched, and the cells' equations for scalars.
 
 With ``NUMBA_ENABLE_CUDASIM=1`` there is no device: kernels run as plain Python (simulated.py),
 on small tiles, and memory is NumPy's.
@@ -10,18 +10,16 @@ import re
 from collections.abc import Callable
 from functools import cache
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import cuda, types
-from numba.core import config
 from numba.np.numpy_support import from_dtype
 
 from fastrnn.cells import activations
 
 from . import simulated
-
-SIMULATED = bool(config.ENABLE_CUDASIM)
+from .memory import SIMULATED, DeviceArray, call, device, stream
 
 
 def require() -> None:
@@ -33,33 +31,6 @@ def require() -> None:
     if not cuda.is_available():
         why = " ".join(str(cuda.cuda_error()).split())
         raise ValueError(f"backend 'cuda' needs an NVIDIA GPU and its driver: {why}")
-
-
-# Memory
-
-
-def is_on_device(x) -> bool:
-    """Whether x lies in a GPU's memory, whoever put it there."""
-    return isinstance(x, simulated.DeviceArray) or hasattr(x, "__cuda_array_interface__")
-
-
-def to_device(x) -> Any:
-    """x as a C-contiguous array of the device; what lies there is not copied."""
-    if isinstance(x, simulated.DeviceArray):
-        return x
-    if SIMULATED:
-        return simulated.to_device(x)
-    return cuda.as_cuda_array(x) if is_on_device(x) else cuda.to_device(np.ascontiguousarray(x))
-
-
-def to_host(x) -> np.ndarray:
-    """x as a NumPy array; waits for what computes it."""
-    return x if isinstance(x, np.ndarray) else x.copy_to_host()
-
-
-def empty(shape, dtype) -> Any:
-    """Memory of the device, with anything in it."""
-    return simulated.empty(shape, dtype) if SIMULATED else cuda.device_array(shape, dtype)
 
 
 # Kernels see every array as a bare pointer, and every other argument as an int64: a launch then
@@ -82,14 +53,14 @@ class Kernel(NamedTuple):
             grid = grid[0] * cluster, grid[1]
             simulated.run(self.function, cuda, grid, self.block, args, shared, cluster)
             return
-        from cuda.core import LEGACY_DEFAULT_STREAM, LaunchConfig, launch
+        from cuda.core import LaunchConfig, Stream, launch
 
         config = LaunchConfig(
             grid=grid, cluster=cluster if cluster > 1 else None, block=self.block,
             shmem_size=shared, is_cooperative=self.waits,
         )  # fmt: skip
-        values = [_pointer(a) if hasattr(a, "dtype") else np.int64(a) for a in args]
-        launch(LEGACY_DEFAULT_STREAM, config, _loaded(self, _signature(args)), *values)
+        values = [a.pointer if isinstance(a, DeviceArray) else np.int64(a) for a in args]
+        launch(Stream.from_handle(stream()), config, _loaded(self, _signature(args)), *values)
 
     def most_blocks(self, *args, shared: int) -> int:
         """How many blocks can be there at once, so that they may wait for each other."""
@@ -97,19 +68,13 @@ class Kernel(NamedTuple):
             return 6
         occupancy = _loaded(self, _signature(args)).occupancy
         of_each = occupancy.max_active_blocks_per_multiprocessor(self.block, shared)
-        return of_each * _device().properties.multiprocessor_count
-
-
-kernel = Kernel
-
-
-def _pointer(array) -> int:
-    return array.__cuda_array_interface__["data"][0]
+        return of_each * device().properties.multiprocessor_count
 
 
 def _signature(args) -> tuple:
     return tuple(
-        types.CPointer(from_dtype(a.dtype)) if hasattr(a, "dtype") else types.int64 for a in args
+        types.CPointer(from_dtype(a.dtype)) if isinstance(a, DeviceArray) else types.int64
+        for a in args
     )
 
 
@@ -136,31 +101,19 @@ def machine_code(kernel: Kernel, signature, capability: tuple[int, int]):
 
 def has_clusters() -> bool:
     """Whether the device knows clusters of blocks."""
-    return not SIMULATED and tuple(_device().compute_capability) >= (9, 0)
-
-
-@cache
-def _device():
-    from cuda.core import Device
-
-    cuda.current_context()  # Numba's memory and these kernels are of one context
-    device = Device(cuda.get_current_device().id)
-    device.set_current()
-    return device
+    return not SIMULATED and tuple(device().compute_capability) >= (9, 0)
 
 
 @cache
 def _loaded(kernel: Kernel, signature: tuple):
     from cuda.bindings import driver
 
-    device = _device()
-    name, code, _, _ = machine_code(kernel, signature, tuple(device.compute_capability))
+    here = device()
+    name, code, _, _ = machine_code(kernel, signature, tuple(here.compute_capability))
     loaded = code.get_kernel(name)
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    most = device.properties.max_shared_memory_per_block_optin
-    (error,) = driver.cuKernelSetAttribute(attribute, most, loaded.handle, device.device_id)
-    if error != driver.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(f"{name} cannot have {most} bytes of shared memory: {error}")
+    most = here.properties.max_shared_memory_per_block_optin
+    call("cuKernelSetAttribute", attribute, most, loaded.handle, here.device_id)
     return loaded
 
 
