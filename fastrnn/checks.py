@@ -17,17 +17,22 @@ def is_plain(value, dtype, shape: tuple) -> bool:
     )
 
 
+def shape_of(name: str, got: tuple, wanted: tuple | None) -> None:
+    """Refuse a shape that is not ``wanted``, where None is any size."""
+    if wanted is not None and (
+        len(got) != len(wanted)
+        or any(w is not None and w != g for w, g in zip(wanted, got, strict=True))
+    ):
+        sizes = ", ".join("*" if w is None else str(w) for w in wanted)
+        raise ValueError(f"{name} must have shape ({sizes}), got {got}")
+
+
 def real_array(name: str, value, dtype, shape: tuple | None = None) -> np.ndarray:
     """``value`` as a finite C-contiguous array of ``dtype``; None in ``shape`` is any size."""
     array = np.asarray(value)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must be an array of real numbers, got dtype {array.dtype}")
-    if shape is not None and (
-        array.ndim != len(shape)
-        or any(w is not None and w != g for w, g in zip(shape, array.shape, strict=True))
-    ):
-        wanted = ", ".join("*" if w is None else str(w) for w in shape)
-        raise ValueError(f"{name} must have shape ({wanted}), got {array.shape}")
+    shape_of(name, array.shape, shape)
     with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused
         array = np.ascontiguousarray(array, dtype).reshape(array.shape)
     if not np.isfinite(array).all():

@@ -19,7 +19,7 @@ import numpy as np
 from numba import types
 from numba.cuda import dispatcher
 
-from fastrnn.kernels.cuda import cluster, gemm, loops, moves
+from fastrnn.kernels.cuda import cluster, gemm, loops, moves, pointwise
 from fastrnn.kernels.cuda.launch import machine_code
 
 INT, IDS, WORDS = types.int64, types.CPointer(types.int64), types.CPointer(types.uint32)
@@ -50,6 +50,12 @@ def kernels():
         yield f"put_back {dtype}", gemm._put_back(dtype), (*part, IDS, INT, *part, INT), everywhere
         signature = p, p, IDS, IDS, INT, INT, INT, INT
         yield f"place {dtype}", moves._place(), signature, everywhere
+        yield f"move {dtype}", moves._move(), (p, INT, p, INT, INT, INT), everywhere
+        yield f"fill {dtype}", moves._fill(dtype), (p, INT), everywhere
+        yield f"take {dtype}", moves._take(), (p, IDS, p, INT, INT), everywhere
+        yield f"put {dtype}", moves._put(), (p, IDS, p, INT, INT), everywhere
+        signature = p, INT, INT, INT, INT, getattr(types, dtype.name)
+        yield f"dropout {dtype}", pointwise._dropout(), signature, everywhere
     f = types.CPointer(types.float32)
     for precision in cluster.PRECISIONS:
         made = cluster.plan(256, precision)

@@ -430,7 +430,7 @@ def test_tapes_do_not_share_memory(rng):
         ({"dropout": "a"}, TypeError, "dropout must be a number"),
         ({"dtype": "int8"}, ValueError, "dtype must be one of float32, float64; got 'int8'"),
         ({"dtype": "nonsense"}, ValueError, "dtype must be one of"),
-        ({"backend": "tpu"}, ValueError, "backend must be one of cpu, reference; got 'tpu'"),
+        ({"backend": "tpu"}, ValueError, "backend must be one of cpu, cuda, reference; got 'tpu'"),
     ],
 )
 @pytest.mark.parametrize("cell", [LSTM, GRU, RNN])

@@ -37,8 +37,13 @@ A backend is a module with
     The tag of each row on its sequence's best path, int64 [N].
 ``dropout(x, p, key)``
     Multiply x in place by 0 or ``1 / (1 - p)``, the same for the same key and place in x.
+``concatenate(arrays)``
+    Arrays one above the other, along their first axis.
 
 Inputs are neither checked nor changed but where it says so (layers check); results are new arrays.
+
+The backend "cuda" takes arrays of the device as well, and returns what came from the host to the
+host. `kernels.cuda.memory` says what they are.
 """
 
 from types import ModuleType

@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from numpy import concatenate  # noqa: F401
 
 from . import reference
 from .reference_crf import crf_gradient, crf_viterbi  # noqa: F401

@@ -1,6 +1,7 @@
 """What the recurrent layers share: parameters, states and lengths around a backend's kernels."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -26,11 +27,6 @@ class Tape(NamedTuple):
     layers: list  # the backend's tape of each layer
     keys: list[int | None]  # of the dropout of each layer's input
     unbatched: bool
-
-
-def _stacked(states) -> State:
-    """The layers' states one above the other."""
-    return tuple(np.concatenate(parts) for parts in zip(*states, strict=True))
 
 
 class Recurrent(PackedLayer):
@@ -118,7 +114,7 @@ class Recurrent(PackedLayer):
             keys.append(key)
             state_n.append(after)
         tape = Tape(rows, packed, tapes, keys, False) if training else None
-        return x, _stacked(state_n), tape
+        return x, self._stacked(state_n), tape
 
     def rows_backward(self, tape: Tape, dy, dstate: State | None = None, *, need_dx: bool = True):
         """Gradients of `rows_forward`: ``(dx [N, I] or None, dstate of the start, grads)``."""
@@ -144,7 +140,11 @@ class Recurrent(PackedLayer):
                 names = _PARAMETERS if self.bias else _PARAMETERS[:2]
                 grads.update({n + suffix: v for n, v in zip(names, values, strict=False)})
             dstate_0.insert(0, before)
-        return dy, _stacked(dstate_0), grads
+        return dy, self._stacked(dstate_0), grads
+
+    def _stacked(self, states) -> State:
+        """The layers' states one above the other."""
+        return tuple(self._kernels.concatenate(parts) for parts in zip(*states, strict=True))
 
     def _of_layer(self, state: State, layer: int) -> State:
         return tuple(s[layer * self.directions : (layer + 1) * self.directions] for s in state)
@@ -153,7 +153,32 @@ class Recurrent(PackedLayer):
         shape = (self.num_layers * self.directions, batch, self.hidden_size)
         return (np.zeros(shape, self.dtype),) * len(self._states)
 
-    # Padded arrays in, padded arrays out: the public face.
+    # Padded arrays in, padded arrays out: the public face. With the backend "cuda" they may lie on
+    # the device, and what comes out is then of the same package.
+
+    def _on_device(self, x) -> bool:
+        return self.backend == "cuda" and self._kernels.is_on_device(x)
+
+    def _array(self, name: str, value, shape: tuple | None = None, rows: Rows | None = None):
+        """``value`` as the kernels take it, checked; what goes with ``rows`` of the host may not
+        lie on the device."""
+        if not self._on_device(value):
+            return checks.real_array(name, value, self.dtype, shape)
+        if type(rows) is Rows:
+            raise ValueError(f"{name} must be on the host, as x is")
+        value = self._kernels.to_device(value)
+        if value.dtype != self.dtype:
+            raise TypeError(f"{name} must be of dtype {self.dtype}, got {value.dtype}")
+        checks.shape_of(name, value.shape, shape)
+        return value
+
+    def _stream(self, x):
+        """Queue what is done for x where x comes from."""
+        return self._kernels.on_stream_of(x) if self._on_device(x) else nullcontext()
+
+    def _given_back(self, x, array):
+        """An array as the caller who gave x knows them."""
+        return self._kernels.like(x, array) if self.backend == "cuda" else array
 
     def __call__(self, x, state=None, lengths=None):
         """Run without keeping anything for a gradient; no dropout.
@@ -161,6 +186,9 @@ class Recurrent(PackedLayer):
         Parameters
         ----------
         x : array_like of real [T, B, I], or [B, T, I] if ``batch_first``, or [T, I]
+            With the backend "cuda" also an array on the device, C-contiguous and of the layer's
+            dtype, with the CUDA array interface (PyTorch's, CuPy's, Numba's). Numbers on the
+            device are not looked at; results stay there, as arrays of the same package.
         state : (h_0, c_0), or h_0 where the cell has no c, optional
             Each [L D, B, H] ([L D, H] for an unbatched x); zero when left out.
         lengths : array_like of int [B], optional
@@ -180,7 +208,8 @@ class Recurrent(PackedLayer):
         TypeError
             Something is not numeric.
         """
-        y, state, _ = self._run(x, state, lengths, training=False)
+        with self._stream(x):
+            y, state, _ = self._run(x, state, lengths, training=False)
         return y, state
 
     def forward(self, x, state=None, lengths=None):
@@ -188,10 +217,11 @@ class Recurrent(PackedLayer):
 
         The tape may refer to x itself: leave it as it is until `backward`.
         """
-        return self._run(x, state, lengths, training=True)
+        with self._stream(x):
+            return self._run(x, state, lengths, training=True)
 
     def _run(self, x, state, lengths, *, training):
-        x = checks.real_array("x", x, self.dtype)
+        given, x = x, self._array("x", x)
         if x.ndim not in (2, 3) or x.shape[-1] != self.input_size:
             wanted = "(B, T, {0})" if self.batch_first else "(T, B, {0})"
             raise ValueError(
@@ -200,11 +230,11 @@ class Recurrent(PackedLayer):
             )
         unbatched = x.ndim == 2
         if unbatched:
-            x = x[None] if self.batch_first else x[:, None]
+            x = x.reshape(*((1, len(x)) if self.batch_first else (len(x), 1)), self.input_size)
         batch, steps = x.shape[:2] if self.batch_first else x.shape[1::-1]
         if lengths is not None:
             lengths = checks.lengths_array("lengths", lengths, batch, steps)
-        rows = Rows(steps, batch, lengths)
+        rows = (self._kernels.DeviceRows if self._on_device(x) else Rows)(steps, batch, lengths)
         if state is not None:
             state = self._state_in("state", "{}_0", state, rows, unbatched)
         y, state_n, tape = self.rows_forward(
@@ -214,12 +244,15 @@ class Recurrent(PackedLayer):
         if unbatched:
             y = y.reshape(steps, y.shape[-1])
         tape = tape and tape._replace(unbatched=unbatched)
-        return y, self._state_out(state_n, rows, unbatched), tape
+        return self._given_back(given, y), self._state_out(given, state_n, rows, unbatched), tape
 
-    def _state_out(self, state: State, rows: Rows, unbatched: bool):
+    def _state_out(self, given, state: State, rows: Rows, unbatched: bool):
         """A state as the caller sees it: in his order, an array if the cell has only h."""
-        state = tuple(rows.unsort(s)[:, 0] if unbatched else rows.unsort(s) for s in state)
-        return state if len(state) > 1 else state[0]
+        out = []
+        for s in map(rows.unsort, state):
+            s = s.reshape(s.shape[0], s.shape[2]) if unbatched else s
+            out.append(self._given_back(given, s))
+        return tuple(out) if len(out) > 1 else out[0]
 
     def _state_in(self, name: str, part: str, state, rows: Rows, unbatched: bool) -> State:
         """The inverse, checked; ``part`` makes a name of "h" or "c"."""
@@ -233,7 +266,7 @@ class Recurrent(PackedLayer):
         sizes = (self.num_layers * self.directions, rows.batch, self.hidden_size)
         shape = (sizes[0], sizes[2]) if unbatched else sizes
         return tuple(
-            rows.sort(checks.real_array(part, value, self.dtype, shape).reshape(sizes))
+            rows.sort(self._array(part, value, shape, rows).reshape(*sizes))
             for part, value in zip(parts, state, strict=True)
         )
 
@@ -271,14 +304,17 @@ class Recurrent(PackedLayer):
         width = self.directions * self.hidden_size
         outer = (rows.batch, rows.steps) if first else (rows.steps, rows.batch)
         shape = (rows.steps, width) if tape.unbatched else (*outer, width)
-        dy = checks.real_array("dy", dy, self.dtype, shape).reshape(*outer, width)
-        if dstate is not None:
-            dstate = self._state_in("dstate", "d{}_n", dstate, rows, tape.unbatched)
-        dx, dstate_0, grads = self.rows_backward(tape, rows.pack(dy, batch_first=first), dstate)
-        dx = rows.unpack(dx, batch_first=first)
-        if tape.unbatched:
-            dx = dx.reshape(rows.steps, self.input_size)
-        return dx, self._state_out(dstate_0, rows, tape.unbatched), grads
+        with self._stream(dy):
+            given, dy = dy, self._array("dy", dy, shape, rows).reshape(*outer, width)
+            if dstate is not None:
+                dstate = self._state_in("dstate", "d{}_n", dstate, rows, tape.unbatched)
+            dx, dstate_0, grads = self.rows_backward(tape, rows.pack(dy, batch_first=first), dstate)
+            dx = rows.unpack(dx, batch_first=first)
+            if tape.unbatched:
+                dx = dx.reshape(rows.steps, self.input_size)
+            grads = {name: self._given_back(given, g) for name, g in grads.items()}
+            state_0 = self._state_out(given, dstate_0, rows, tape.unbatched)
+            return self._given_back(given, dx), state_0, grads
 
     def step(self, x_t, state=None):
         """One step of a stream: ``(y_t [B, H], state)``.
@@ -298,6 +334,8 @@ class Recurrent(PackedLayer):
             raise ValueError("step needs a layer of one direction; this one is bidirectional")
         # A step may take less time than looking at its input with NumPy, so what is already as
         # it should be is left to the kernel, which reports numbers that are not finite.
+        if self._on_device(x_t):
+            return self._step_there(x_t, state)
         dtype = self.dtype
         batch = x_t.shape[0] if isinstance(x_t, np.ndarray) and x_t.ndim else None
         if not checks.is_plain(x_t, dtype, (batch, self.input_size)):
@@ -316,6 +354,16 @@ class Recurrent(PackedLayer):
             if state is not None:
                 self._state_in("state", "{}", state, Rows(1, len(x_t)), False)
         return y, parts_t if len(parts_t) > 1 else parts_t[0]
+
+    def _step_there(self, x_t, state):
+        """`step` on the device."""
+        with self._stream(x_t):
+            x = self._array("x_t", x_t, (None, self.input_size))
+            rows = self._kernels.DeviceRows(1, len(x))
+            if state is not None:
+                state = self._state_in("state", "{}", state, rows, False)
+            y, after, _ = self.rows_forward(x, rows, state)
+            return self._given_back(x_t, y), self._state_out(x_t, after, rows, False)
 
     def _shown(self) -> dict:
         """What a subclass adds to its repr."""

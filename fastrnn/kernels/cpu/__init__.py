@@ -1,5 +1,7 @@
 """The CPU backend: compiled kernels on this package's own threads (see kernels/__init__)."""
 
+from numpy import concatenate
+
 from .crf import crf_gradient, crf_viterbi
 from .dense import Weights as LinearWeights
 from .dense import backward as linear_backward
@@ -13,6 +15,7 @@ from .recurrent import step as recurrent_step
 __all__ = [
     "LinearWeights",
     "RecurrentWeights",
+    "concatenate",
     "crf_gradient",
     "crf_viterbi",
     "dropout",

@@ -13,7 +13,7 @@ from types import FunctionType
 from typing import NamedTuple
 
 import numpy as np
-from numba import cuda, types
+from numba import cuda, typeof, types
 from numba.np.numpy_support import from_dtype
 
 from fastrnn.cells import activations
@@ -33,9 +33,9 @@ def require() -> None:
         raise ValueError(f"backend 'cuda' needs an NVIDIA GPU and its driver: {why}")
 
 
-# Kernels see every array as a bare pointer, and every other argument as an int64: a launch then
-# costs microseconds, not tens of them. Numba compiles them; NVIDIA's own launcher runs them, as
-# Numba's knows no clusters and no more than 48 KB of shared memory.
+# Kernels see every array as a bare pointer, a NumPy number as it is and any other as an int64: a
+# launch then costs microseconds, not tens of them. Numba compiles them; NVIDIA's own launcher runs
+# them, as Numba's knows no clusters and no more than 48 KB of shared memory.
 
 
 class Kernel(NamedTuple):
@@ -59,8 +59,12 @@ class Kernel(NamedTuple):
             grid=grid, cluster=cluster if cluster > 1 else None, block=self.block,
             shmem_size=shared, is_cooperative=self.waits,
         )  # fmt: skip
-        values = [a.pointer if isinstance(a, DeviceArray) else np.int64(a) for a in args]
-        launch(Stream.from_handle(stream()), config, _loaded(self, _signature(args)), *values)
+        launch(
+            Stream.from_handle(stream()),
+            config,
+            _loaded(self, _signature(args)),
+            *map(_value, args),
+        )
 
     def most_blocks(self, *args, shared: int) -> int:
         """How many blocks can be there at once, so that they may wait for each other."""
@@ -71,11 +75,21 @@ class Kernel(NamedTuple):
         return of_each * device().properties.multiprocessor_count
 
 
+def _value(a):
+    """What the launcher takes an argument as."""
+    if isinstance(a, DeviceArray):
+        return a.pointer
+    return a if isinstance(a, np.generic) else np.int64(a)
+
+
 def _signature(args) -> tuple:
-    return tuple(
-        types.CPointer(from_dtype(a.dtype)) if isinstance(a, DeviceArray) else types.int64
-        for a in args
-    )
+    out = []
+    for a in args:
+        if isinstance(a, DeviceArray):
+            out.append(types.CPointer(from_dtype(a.dtype)))
+        else:
+            out.append(typeof(a) if isinstance(a, np.generic) else types.int64)
+    return tuple(out)
 
 
 def machine_code(kernel: Kernel, signature, capability: tuple[int, int]):

@@ -35,7 +35,7 @@ def on_stream_of(x) -> Iterator[None]:
         import cupy
 
         _stream = cupy.cuda.get_current_stream().ptr or _LEGACY
-    elif is_on_device(x):
+    elif not SIMULATED:
         _stream = x.__cuda_array_interface__.get("stream") or _LEGACY
     try:
         yield

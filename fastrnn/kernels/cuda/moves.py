@@ -7,7 +7,7 @@ import numpy as np
 from numba import cuda
 
 from .launch import Kernel
-from .memory import empty, to_device
+from .memory import DeviceArray, empty, to_device
 
 _THREADS = 128
 
@@ -42,7 +42,9 @@ def copied(x) -> Any:
 
 
 def concatenate(arrays) -> Any:
-    """Arrays one above the other, along their first axis."""
+    """Arrays one above the other, along their first axis, where they lie."""
+    if not isinstance(arrays[0], DeviceArray):
+        return np.concatenate(arrays)
     if len(arrays) == 1:
         return arrays[0]
     out, at = empty((sum(a.shape[0] for a in arrays), *arrays[0].shape[1:]), arrays[0].dtype), 0

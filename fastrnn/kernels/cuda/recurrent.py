@@ -164,8 +164,8 @@ def step(layers: list[Weights], x, state):
         own = tuple(s[number : number + 1] for s in state)
         x, state_n, _ = forward(weights, x, rows, own, training=False)
         after.append(state_n)
-    out = tuple(np.concatenate(parts) for parts in zip(*after, strict=True))
-    return x, out, all(np.isfinite(v).all() for v in (x, *out))
+    out = tuple(moves.concatenate(parts) for parts in zip(*after, strict=True))
+    return x, out, is_on_device(x) or all(np.isfinite(v).all() for v in (x, *out))
 
 
 def backward(weights: Weights, tape: Tape, dy, dstate_n, *, need_dx: bool = True):

@@ -141,8 +141,13 @@ class _Machine:
             for bx in range(self.gridDim.x)
             for t in range(self.blockDim.x)
         ]
+
+        def body():
+            with np.errstate(all="ignore"):
+                function(*args)
+
         for place in places:
-            self._threads[self._coroutine(lambda: function(*args))] = _Thread(*place)
+            self._threads[self._coroutine(body)] = _Thread(*place)
         ready, waiting = list(self._threads), defaultdict(list)
         while ready:
             thread = ready.pop(int(self._rng.integers(len(ready))))
@@ -187,8 +192,8 @@ def run(function, cuda, grid, block: int, args, shared=0, cluster=1, seed=0) -> 
     calls so."""
     grid = _Dim(*grid)
     here = _Machine(grid, _Dim(block), shared, cluster, seed)
-    args = [getattr(a, "flat", a) for a in args]
-    with _instead(function, cuda, here), np.errstate(all="ignore"):
+    args = [a.flat if hasattr(a, "copy_to_host") else a for a in args]
+    with _instead(function, cuda, here):
         here.run(function, args)
 
 
