@@ -10,7 +10,7 @@ def cross_entropy(logits, targets, *, ignore_index: int | None = -100):
 
     Parameters
     ----------
-    logits : array_like of real [..., V]
+    logits : array_like of real [..., V], or a `DeviceArray` of the backend "cuda"
     targets : array_like of int [...]
         The right class of each, in ``[0, V)``.
     ignore_index : int or None, default -100
@@ -33,7 +33,9 @@ def cross_entropy(logits, targets, *, ignore_index: int | None = -100):
     ValueError, TypeError
         The shapes or types do not fit.
     """
-    logits = np.asarray(logits)
+    there = hasattr(logits, "copy_to_host")
+    if not there:
+        logits = np.asarray(logits)
     if logits.dtype.kind not in "fiu":
         raise TypeError(f"logits must be real, got dtype {logits.dtype}")
     if logits.dtype.kind != "f":
@@ -45,6 +47,11 @@ def cross_entropy(logits, targets, *, ignore_index: int | None = -100):
     flat = targets.reshape(-1)
     counts = np.ones(flat.shape, bool) if ignore_index is None else flat != ignore_index
     checks.below("targets", "class", flat, classes, counts)
+    if there:
+        from fastrnn.kernels.cuda.pointwise import cross_entropy as on_device
+
+        loss, dlogits, count = on_device(logits.reshape(-1, classes), flat, counts)
+        return loss, dlogits.reshape(*logits.shape), count
     count = int(counts.sum())
     rows = np.arange(flat.size)
     safe = np.where(counts, flat, 0)

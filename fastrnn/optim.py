@@ -6,7 +6,8 @@ pass. Its state is arrays and numbers, to be saved and loaded.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,19 @@ class RowGradient(NamedTuple):
     table: np.ndarray
     rows: np.ndarray
     values: np.ndarray
+
+
+def _kernels(x) -> ModuleType:
+    """The updates where x lies."""
+    if isinstance(x, np.ndarray):
+        return update
+    from fastrnn.kernels.cuda import update as on_device
+
+    return on_device
+
+
+def _on_host(x) -> np.ndarray:
+    return x if isinstance(x, np.ndarray) else x.copy_to_host()
 
 
 class Optimizer:
@@ -40,7 +54,7 @@ class Optimizer:
     def __init__(self, lr: float):
         self.lr = checks.number("lr", lr, 0.0, math.inf)
         self.steps = 0
-        self._state: dict[str, np.ndarray] = {}
+        self._state: dict[str, Any] = {}  # where the gradient was, last time
         self._tables: dict[str, np.ndarray] = {}
         self._parameters: Parameters | None = None
 
@@ -61,7 +75,8 @@ class Optimizer:
             ``layer.parameters`` or ``model.parameters``, the same at each step: the state kept
             between steps belongs to them.
         gradient : array [parameters.size] or mapping of str to array
-            In the layout of the flat vector, or by name as `LSTM.backward` gives it.
+            In the layout of the flat vector, or by name as `LSTM.backward` gives it. Where it is a
+            `DeviceArray` of the backend "cuda", the update is made on the device.
         lr : float, optional
             For this step; ``self.lr`` when left out.
         max_norm : float, optional
@@ -84,31 +99,38 @@ class Optimizer:
             raise ValueError(f"max_norm must be above 0, got {max_norm}")
         if self._parameters is not None and self._parameters is not parameters:
             raise ValueError("parameters are not those of the steps before: use one optimizer each")
-        flat = parameters.flat
+        shape, dtype = (parameters.size,), parameters.dtype
         if isinstance(gradient, Mapping):
-            gradient = parameters.flatten(gradient, np.empty_like(flat))
-        if gradient.shape != flat.shape or gradient.dtype != flat.dtype:
+            gradient = parameters.flatten(gradient, np.empty(shape, dtype))
+        if gradient.shape != shape or gradient.dtype != dtype:
             raise ValueError(
-                f"gradient must be {flat.dtype} {flat.shape}, got {gradient.dtype} {gradient.shape}"
+                f"gradient must be {dtype} {shape}, got {gradient.dtype} {gradient.shape}"
             )
-        gradient = np.ascontiguousarray(gradient)
+        there = hasattr(gradient, "copy_to_host")
+        gradient = gradient if there else np.ascontiguousarray(gradient)
         rows = {name: self._checked(name, given) for name, given in (rows or {}).items()}
         parts = [gradient, *(g.values.reshape(-1) for g in rows.values())]
-        norm = math.hypot(*map(update.norm, parts))
+        norm = math.hypot(*(_kernels(part).norm(part) for part in parts))
         if not math.isfinite(norm):
             raise FloatingPointError(f"gradient is not finite: its norm is {norm}")
         if not self._state:
-            self._state = {name: np.zeros_like(flat) for name in self.slots}
+            self._state = {name: np.zeros(shape, dtype) for name in self.slots}
         for name, kept in self._state.items():
-            if kept.shape != flat.shape or kept.dtype != flat.dtype:
-                raise ValueError(
-                    f"{name} must be {flat.dtype} {flat.shape}, got {kept.dtype} {kept.shape}"
-                )
+            if kept.shape != shape or kept.dtype != dtype:
+                raise ValueError(f"{name} must be {dtype} {shape}, got {kept.dtype} {kept.shape}")
         self._parameters = parameters
         scale = 1.0 if max_norm is None or norm <= max_norm else max_norm / norm
         self.steps += 1
         lr = self.lr if lr is None else lr
-        self._update(parameters.writing(), gradient, self._state, scale, lr)
+        if there:
+            from fastrnn.kernels.cuda import to_device
+
+            self._state = {name: to_device(kept) for name, kept in self._state.items()}
+            weights = parameters.writing_on_device(to_device)
+        else:
+            self._state = {name: _on_host(kept) for name, kept in self._state.items()}
+            weights = parameters.writing()
+        self._update(weights, gradient, self._state, scale, lr)
         for name, (table, at, values) in rows.items():
             of_table = {s: self._rows_state(f"{name}.{s}", table) for s in self.slots}
             state = {slot: held[at].reshape(-1) for slot, held in of_table.items()}
@@ -149,7 +171,8 @@ class Optimizer:
     def state_dict(self) -> dict[str, np.ndarray]:
         """The vectors kept between steps and the number of steps."""
         tables = {f"rows.{name}": kept for name, kept in self._tables.items()}
-        return {"steps": np.asarray(self.steps), **self._state, **tables}
+        state = {name: _on_host(kept) for name, kept in self._state.items()}
+        return {"steps": np.asarray(self.steps), **state, **tables}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from a saved state."""
@@ -192,7 +215,7 @@ class SGD(Optimizer):
 
     def _update(self, w, g, state, scale, lr):
         v = state["velocity"]
-        update.sgd(w, g, v, scale, lr, self.momentum, self.weight_decay, self.nesterov)
+        _kernels(w).sgd(w, g, v, scale, lr, self.momentum, self.weight_decay, self.nesterov)
 
 
 class Adam(Optimizer):
@@ -234,7 +257,7 @@ class Adam(Optimizer):
         beta1, beta2 = self.betas
         l2 = 0.0 if self.decoupled else self.weight_decay
         shrink = 1.0 - lr * self.weight_decay if self.decoupled else 1.0
-        update.adam(w, g, m, v, scale, lr, beta1, beta2, self.eps, l2, shrink, self.steps)
+        _kernels(w).adam(w, g, m, v, scale, lr, beta1, beta2, self.eps, l2, shrink, self.steps)
 
 
 class AdamW(Adam):

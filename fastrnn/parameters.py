@@ -5,12 +5,39 @@ where a weight lies. Views are read-only: whoever writes goes through `Parameter
 which is how a backend notices that its packed copy is out of date.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from fastrnn import checks
+
+
+class _Vector:
+    """All numbers, on the host and, once somebody asked, on a device; what was written last
+    counts."""
+
+    def __init__(self, host: np.ndarray):
+        self.host, self.version = host, 0
+        self._there: Any = None
+        self._current = {"host"}
+
+    def on_host(self) -> np.ndarray:
+        if "host" not in self._current:
+            self.host[:] = self._there.copy_to_host()
+            self._current.add("host")
+        return self.host
+
+    def on_device(self, to_device: Callable) -> Any:
+        if "device" not in self._current:
+            self._there = to_device(self.host)
+            self._current.add("device")
+        return self._there
+
+    def changes(self, where: str) -> None:
+        self.version += 1
+        self._current = {where}
 
 
 class Parameters(Mapping):
@@ -36,39 +63,53 @@ class Parameters(Mapping):
             layout[name] = (at, shape)
             flat[at : at + prod(shape)] = np.ravel(values[name])
             at += prod(shape)
-        self._bind(flat, layout, [0])
+        self._bind(_Vector(flat), slice(0, at), layout)
 
-    def _bind(self, flat, layout, version):
-        self._flat, self._layout, self._version = flat, layout, version
+    def _bind(self, vector: _Vector, part: slice, layout):
+        self._vector, self._part, self._layout = vector, part, layout
 
     @property
     def dtype(self) -> np.dtype:
-        return self._flat.dtype
+        return self._vector.host.dtype
 
     @property
     def size(self) -> int:
         """Numbers in all."""
-        return self._flat.size
+        return self._part.stop - self._part.start
 
     @property
     def version(self) -> int:
-        return self._version[0]
+        return self._vector.version
 
     @property
     def flat(self) -> np.ndarray:
         """The whole vector, read-only."""
-        view = self._flat.view()
+        view = self._vector.on_host()[self._part]
         view.flags.writeable = False
         return view
 
     def writing(self) -> np.ndarray:
         """The whole vector, to be written now: asking for it counts as a change."""
-        self._version[0] += 1
-        return self._flat
+        flat = self._vector.on_host()[self._part]
+        self._vector.changes("host")
+        return flat
+
+    def on_device(self, to_device: Callable) -> dict[str, Any]:
+        """The parameters by name in a device's memory, to be read; ``to_device`` copies there."""
+        there = self._vector.on_device(to_device)[self._part]
+        layout = self._layout.items()
+        return {name: there[at : at + prod(s)].reshape(*s) for name, (at, s) in layout}
+
+    def writing_on_device(self, to_device: Callable) -> Any:
+        """The whole vector in a device's memory, to be written now."""
+        there = self._vector.on_device(to_device)[self._part]
+        self._vector.changes("device")
+        return there
 
     def _slot(self, name: str) -> np.ndarray:
         at, shape = self._layout[name]
-        return self._flat[at : at + prod(shape)].reshape(shape)
+        at += self._part.start
+        return self._vector.on_host()[at : at + prod(shape)].reshape(shape)
 
     def __getitem__(self, name: str) -> np.ndarray:
         view = self._slot(name)
@@ -93,7 +134,8 @@ class Parameters(Mapping):
             layout[name[len(prefix) :]] = (at - start, shape)
             end = at + prod(shape)
         part = Parameters.__new__(Parameters)
-        part._bind(self._flat[start:end], layout, self._version)
+        first = self._part.start
+        part._bind(self._vector, slice(first + start, first + end), layout)
         return part
 
     def flatten(self, named: Mapping[str, np.ndarray], out: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 from numba import types
 from numba.cuda import dispatcher
 
-from fastrnn.kernels.cuda import cluster, gemm, loops, moves, pointwise
+from fastrnn.kernels.cuda import cluster, gemm, loops, moves, pointwise, update
 from fastrnn.kernels.cuda.launch import machine_code
 
 INT, IDS, WORDS = types.int64, types.CPointer(types.int64), types.CPointer(types.uint32)
@@ -56,6 +56,17 @@ def kernels():
         yield f"put {dtype}", moves._put(), (p, IDS, p, INT, INT), everywhere
         signature = p, INT, INT, INT, INT, getattr(types, dtype.name)
         yield f"dropout {dtype}", pointwise._dropout(), signature, everywhere
+        yield f"scale {dtype}", pointwise._scale(), (p, p, IDS, INT, INT), everywhere
+        number = getattr(types, dtype.name)
+        signature = p, IDS, INT, INT, number, p, p
+        yield f"cross_entropy {dtype}", pointwise._cross_entropy(dtype), signature, everywhere
+        signature = p, IDS, IDS, IDS, INT, INT, p
+        yield f"sum_groups {dtype}", pointwise._sum_groups(dtype), signature, everywhere
+        signature = p, p, p, *(4 * [number]), INT, INT
+        yield f"sgd {dtype}", update._sgd(), signature, everywhere
+        yield f"adam {dtype}", update._adam(), (*(4 * [p]), *(9 * [number]), INT), everywhere
+        signature = p, INT, types.CPointer(types.float64)
+        yield f"squares of {dtype}, in float64", update._squares(), signature, everywhere
     f = types.CPointer(types.float32)
     for precision in cluster.PRECISIONS:
         made = cluster.plan(256, precision)

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from numba import cuda
 
 import fastrnn
-from fastrnn.data.text import UNKNOWN, Chunk, Vocabulary
+from fastrnn.data.text import UNKNOWN, Chunk, TextStream, Vocabulary
 from fastrnn.kernels import get_backend
 from fastrnn.kernels.cuda import cluster, gemm, loops, memory, recurrent, simulated
 from fastrnn.kernels.precision import PRECISIONS
 from fastrnn.models import LanguageModel, Tagger
+from fastrnn.parameters import Parameters
 from helpers import check_close, difference
 from test_recurrent import CELLS, DTYPES, draw, each_cell, everything, of_states
 
@@ -202,16 +203,17 @@ def test_a_language_model(rng, embedding_dim):
             model.loss_and_gradient(Chunk(ids, ids[::-1], first)) for model in models
         )
         assert loss == pytest.approx(wanted, rel=1e-12)
-        check_close(gradient, wanted_gradient, "float64")
+        check_close(gradient.copy_to_host(), wanted_gradient, "float64")
 
 
-def test_a_tagger():
+@pytest.mark.parametrize("crf", [False, True])
+def test_a_tagger(crf):
     X, y = [["a", "B", "c"], ["d"]], [["O", "B-x", "I-x"], ["O"]]
     out = []
     for backend in ("cuda", "reference"):
         tagger = Tagger(
-            word_dim=3, hidden_size=4, char_hidden=2, char_dim=2, epochs=2, dtype="float64",
-            backend=backend,
+            word_dim=3, hidden_size=4, char_hidden=2, char_dim=2, epochs=2, crf=crf,
+            dtype="float64", backend=backend,
         )  # fmt: skip
         out.append(tagger.fit(X, y).predict_proba(X))
     for ours, wanted in zip(*out, strict=True):
@@ -345,6 +347,10 @@ def test_parts_of_device_arrays():
     assert x[3:].shape == (1, 3, 2) and len(x[4:]) == 0
     with pytest.raises(ValueError, match="cannot become"):
         x.reshape(5, 5)
+    with pytest.raises(IndexError):
+        x[4]
+    with pytest.raises(TypeError, match="copy_to_host"):
+        np.asarray(x)
 
 
 def test_dropout_is_that_of_the_cpu(rng):
@@ -354,3 +360,96 @@ def test_dropout_is_that_of_the_cpu(rng):
         get_backend("cpu").dropout(here, 0.3, key)
         get_backend("cuda").dropout(there, 0.3, key)
         assert np.array_equal(there.copy_to_host(), here)
+
+
+# Training on the device
+
+
+@pytest.mark.parametrize("classes", [1, 3, 9])
+def test_loss(rng, classes):
+    logits = rng.standard_normal((5, classes)) * 5
+    targets = rng.integers(0, classes, 5)
+    targets[3] = -100
+    loss, gradient, count = fastrnn.cross_entropy(memory.to_device(logits), targets)
+    wanted, wanted_gradient, wanted_count = fastrnn.cross_entropy(logits, targets)
+    assert count == wanted_count and loss == pytest.approx(wanted, rel=1e-12)
+    check_close(gradient.copy_to_host(), wanted_gradient, "float64")
+    with pytest.raises(IndexError, match="class 7 at position 0"):
+        fastrnn.cross_entropy(memory.to_device(logits[:, :1]), np.full(5, 7))
+
+
+def test_embedding(rng):
+    ours, other = (fastrnn.Embedding(6, 3, backend=b, seed=0) for b in ("cuda", "cpu"))
+    ids, dy = np.array([4, 0, 4, 4, 5]), rng.standard_normal((5, 3), np.float32)
+    assert np.array_equal(ours(ids), other(ids))
+    for got, wanted in zip(
+        ours.backward(ids, dy).values(), other.backward(ids, dy).values(), strict=True
+    ):
+        check_close(got, wanted, "float32")
+    with pytest.raises(IndexError, match="id 6 at position 1"):
+        ours([0, 6])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: fastrnn.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+        lambda: fastrnn.AdamW(0.1, weight_decay=0.2),
+        lambda: fastrnn.Adam(0.1, weight_decay=0.1),
+    ],
+)
+def test_optimizers(rng, make):
+    sides = []
+    for there in (False, True):
+        parameters = Parameters({"w": np.linspace(-1, 1, 19)}, "float64")
+        optimizer, norms = make(), []
+        for step in range(4):
+            g = np.sin(np.arange(19.0) + step)
+            g = memory.to_device(g) if there and step != 2 else g  # back and forth
+            norms.append(optimizer.step(parameters, g, max_norm=1.0))
+        sides.append((parameters["w"], norms, optimizer.state_dict()))
+    (w, norms, state), (w_there, norms_there, state_there) = sides
+    check_close(w_there, w, "float64")
+    assert np.allclose(norms_there, norms, rtol=1e-12)
+    for name, kept in state.items():
+        assert isinstance(state_there[name], np.ndarray)
+        check_close(state_there[name], kept, "float64")
+    with pytest.raises(FloatingPointError):
+        make().step(Parameters({"w": np.zeros(3)}, "float64"), memory.to_device(np.full(3, np.nan)))
+
+
+def test_parameters_on_both_sides():
+    whole = Parameters({"a.w": np.arange(4.0), "b.w": np.arange(4.0, 10).reshape(2, 3)}, "float64")
+    part = whole.sub("b.")
+    assert np.array_equal(part.on_device(memory.to_device)["w"].copy_to_host(), part["w"])
+    there = part.writing_on_device(memory.to_device)
+    there[0:6] = memory.to_device(np.full(6, 7.0))
+    assert (part["w"] == 7).all() and np.array_equal(whole.flat, [0, 1, 2, 3] + [7] * 6)
+    whole.writing()[:] = 1
+    assert (part.on_device(memory.to_device)["w"].copy_to_host() == 1).all()
+    assert whole.version == part.version == 2
+
+
+def test_a_language_model_trains_on_the_device(tmp_path):
+    """Some steps with Adam, a checkpoint in between, an evaluation and a sample."""
+    texts, out = "abcd" * 12, []
+    for backend in ("cuda", "cpu"):
+        vocabulary = Vocabulary.of(texts)
+        run = tmp_path / backend
+        for steps in (2, 4):
+            model = LanguageModel(
+                vocabulary, embedding_dim=3, hidden_size=4, dropout=0.25, dtype="float64",
+                backend=backend, seed=0,
+            )  # fmt: skip
+            stream = TextStream(vocabulary.encode(texts), 2, 4)
+            trainer = fastrnn.Trainer(
+                model, fastrnn.Adam(0.05), stream, run, max_norm=1.0, progress=False
+            )
+            if steps == 4:
+                trainer.resume()
+            trainer.train(steps=steps)
+        bits = model.bits_per_character(texts)
+        out.append((model.parameters.flat, bits, model.sample(5, prime="a", temperature=0)))
+    (ours, bits, text), (wanted, wanted_bits, wanted_text) = out
+    check_close(ours, wanted, "float64")
+    assert bits == pytest.approx(wanted_bits, rel=1e-10) and text == wanted_text

@@ -115,9 +115,11 @@ def test_dropout_is_shared_over_time():
     net, lexicon = network("float32", crf=False, chars=False)
     rows = batch_of(lexicon, range(8)).rows
     mask = net._mask(rows, 40, 0.5)
-    assert set(np.unique(mask)) == {0, 2}
-    for rank in range(8):
-        assert (mask[rows.ranks == rank] == mask[rank]).all()
+    assert mask.shape == (8, 40) and set(np.unique(mask)) == {0, 2}
+    x = np.ones((rows.count, 40), np.float32)
+    net._kernels.scale(x, mask, rows.ranks)
+    for row, rank in enumerate(rows.ranks):
+        assert (x[row] == mask[rank]).all()
     assert not (mask[0] == mask[1]).all() and net._mask(rows, 40, 0.0) is None
 
 

@@ -37,8 +37,15 @@ A backend is a module with
     The tag of each row on its sequence's best path, int64 [N].
 ``dropout(x, p, key)``
     Multiply x in place by 0 or ``1 / (1 - p)``, the same for the same key and place in x.
-``concatenate(arrays)``
-    Arrays one above the other, along their first axis.
+``scale(x [N, K], mask [B, K], rows [N])``
+    ``x *= mask[rows]``, in place; the mask and the rows are the host's.
+``embedding_forward(table [V, E], ids [N])``, ``embedding_backward(dy [N, E], ids, V)``
+    Rows of a table, and the gradient of all of it; ids are the host's, and checked.
+``values(parameters)``
+    The parameters by name, where `RecurrentWeights` and others want them.
+``to_device(x)``, ``to_host(x)``, ``empty(shape, dtype)``, ``concatenate(arrays)``
+    Memory where the backend computes; for most that is the host. `concatenate` goes along the
+    first axis.
 
 Inputs are neither checked nor changed but where it says so (layers check); results are new arrays.
 

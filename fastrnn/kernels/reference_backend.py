@@ -5,9 +5,18 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy import concatenate  # noqa: F401
 
 from . import reference
+from .host import (  # noqa: F401
+    concatenate,
+    embedding_backward,
+    embedding_forward,
+    empty,
+    scale,
+    to_device,
+    to_host,
+    values,
+)
 from .reference_crf import crf_gradient, crf_viterbi  # noqa: F401
 from .rows import Rows
 

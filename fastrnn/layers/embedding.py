@@ -3,12 +3,12 @@
 import numpy as np
 
 from fastrnn import checks
-from fastrnn._gather import gather_rows, scatter_add_rows
+from fastrnn._gather import scatter_add_rows
 
-from .base import Layer
+from .base import PackedLayer
 
 
-class Embedding(Layer):
+class Embedding(PackedLayer):
     """``y = weight[ids]``, with the names and shapes of ``torch.nn.Embedding``.
 
     Parameters
@@ -16,6 +16,7 @@ class Embedding(Layer):
     num_embeddings, embedding_dim : int
         V rows of E numbers.
     dtype : {"float32", "float64"}
+    backend : {"cpu", "cuda", "reference"}
     seed : int, optional
         Of the initial table, standard normal.
 
@@ -26,23 +27,31 @@ class Embedding(Layer):
     """
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, *, dtype="float32", seed: int | None = None
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        dtype="float32",
+        backend: str = "cpu",
+        seed: int | None = None,
     ):
         self.num_embeddings = checks.positive_int("num_embeddings", num_embeddings)
         self.embedding_dim = checks.positive_int("embedding_dim", embedding_dim)
         table = np.random.default_rng(seed).standard_normal((num_embeddings, embedding_dim))
-        super().__init__({"weight": table}, checks.float_dtype("dtype", dtype))
+        super().__init__({"weight": table}, checks.float_dtype("dtype", dtype), backend)
+
+    def _pack(self):
+        return self._kernels.values(self.parameters)["weight"]
 
     # Rows in, rows out: for models. Ids are checked, numbers are not.
 
     def rows_forward(self, ids: np.ndarray) -> np.ndarray:
         """``y [N, E]`` for ``ids [N]``."""
-        return gather_rows(self.parameters["weight"], ids)
+        return self._kernels.embedding_forward(self._weights(), ids)
 
     def rows_backward(self, ids: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
         """The gradient of the table for ``dy [N, E]``."""
-        out = np.zeros((self.num_embeddings, self.embedding_dim), self.dtype)
-        return {"weight": scatter_add_rows(dy, ids, out=out)}
+        return {"weight": self._kernels.embedding_backward(dy, ids, self.num_embeddings)}
 
     def __call__(self, ids) -> np.ndarray:
         """``weight[ids]``, [..., E].
@@ -59,7 +68,8 @@ class Embedding(Layer):
     def forward(self, ids) -> tuple[np.ndarray, np.ndarray]:
         """``(y, tape)``."""
         ids = checks.integer_array("ids", ids)
-        return self.rows_forward(ids.reshape(-1)).reshape(*ids.shape, self.embedding_dim), ids
+        y = self._kernels.to_host(self.rows_forward(ids.reshape(-1)))
+        return y.reshape(*ids.shape, self.embedding_dim), ids
 
     def backward(self, tape: np.ndarray, dy, *, sparse: bool = False) -> dict:
         """The gradient of the table.
@@ -78,4 +88,5 @@ class Embedding(Layer):
         dy, ids = dy.reshape(-1, self.embedding_dim), tape.reshape(-1)
         if sparse:
             return {"weight": scatter_add_rows(dy, ids, num_rows=self.num_embeddings)}
-        return self.rows_backward(ids, dy)
+        grads = self.rows_backward(ids, self._kernels.to_device(dy))
+        return {name: self._kernels.to_host(g) for name, g in grads.items()}

@@ -44,7 +44,8 @@ class Linear(PackedLayer):
         super().__init__(values, checks.float_dtype("dtype", dtype), backend)
 
     def _pack(self):
-        return self._kernels.LinearWeights(self.parameters["weight"], self.parameters.get("bias"))
+        values = self._kernels.values(self.parameters)
+        return self._kernels.LinearWeights(values["weight"], values.get("bias"))
 
     def rows_forward(self, x: np.ndarray) -> np.ndarray:
         """``y [N, O]`` for ``x [N, I]``; nothing is checked."""

@@ -82,8 +82,10 @@ class Recurrent(PackedLayer):
         return out
 
     def _pack(self):
+        values = self._kernels.values(self.parameters)
+
         def of(suffix):
-            return tuple(self.parameters.get(name + suffix) for name in _PARAMETERS)
+            return tuple(values.get(name + suffix) for name in _PARAMETERS)
 
         return [
             self._kernels.RecurrentWeights(self._cell, [of(s) for s in self._suffixes(layer)])

@@ -102,15 +102,15 @@ class BiLSTMTagger:
         self.parameters = parameters.join(layers)
         self.tables = {} if words is None else {"words": np.array(words, dtype)}
         self._row_gradients: dict[str, RowGradient] = {}
-        self._gradient = np.zeros_like(self.parameters.flat)
+        self._gradient = self._kernels.empty(self.parameters.size, self.parameters.dtype)
 
     def _mask(self, rows: Rows, width: int, p: float) -> np.ndarray | None:
-        """What x is multiplied by, [N, width], or None: one choice for all of a sequence."""
+        """What a sequence's rows are multiplied by, [B, width], or None."""
         if not p:
             return None
         mask = np.ones((rows.batch, width), self.parameters.dtype)
         self._kernels.dropout(mask, p, new_key(self.rng))
-        return mask[rows.ranks]
+        return mask
 
     def _input(self, batch: Batch, *, training: bool = False):
         """``(x, tape of the characters)``: what goes into the BiLSTM."""
@@ -140,27 +140,30 @@ class BiLSTMTagger:
         x, spelling = self._input(batch, training=True)
         mask_in = self._mask(rows, x.shape[1], self.input_dropout)
         if mask_in is not None:
-            x = x * mask_in
-        h, _, tape = self.lstm.rows_forward(x, rows, training=True)
+            x = x * mask_in[rows.ranks]
+        h, _, tape = self.lstm.rows_forward(self._kernels.to_device(x), rows, training=True)
         mask_out = self._mask(rows, h.shape[1], self.dropout)
         if mask_out is not None:
-            h *= mask_out
+            self._kernels.scale(h, mask_out, rows.ranks)
         scores = self.linear.rows_forward(h)
         grads: dict[str, np.ndarray] = {}
         if self.crf is None:
             loss, d_scores, _ = cross_entropy(scores, batch.tags, ignore_index=None)
         else:
+            scores = self._kernels.to_host(scores)
             loss, d_scores, own = self.crf.rows_loss(scores, batch.tags, rows)
+            d_scores = self._kernels.to_device(d_scores)
             grads |= {f"crf.{k}": v for k, v in own.items()}
         dh, own = self.linear.rows_backward(h, d_scores)
         grads |= {f"linear.{k}": v for k, v in own.items()}
         if mask_out is not None:
-            dh *= mask_out
+            self._kernels.scale(dh, mask_out, rows.ranks)
         need_dx = self.characters is not None or bool(self.tables)
         dx, _, own = self.lstm.rows_backward(tape, dh, need_dx=need_dx)
         grads |= {f"lstm.{k}": v for k, v in own.items()}
+        dx = self._kernels.to_host(dx) if need_dx else None
         if need_dx and mask_in is not None:
-            dx *= mask_in
+            dx *= mask_in[rows.ranks]
         if self.tables:
             table = self.tables["words"]
             values, words = np.ascontiguousarray(dx[:, : table.shape[1]]), batch.words
@@ -189,7 +192,8 @@ class BiLSTMTagger:
 
     def _scores(self, batch: Batch) -> np.ndarray:
         x, _ = self._input(batch)
-        return self.linear.rows_forward(self.lstm.rows_forward(x, batch.rows)[0])
+        h, _, _ = self.lstm.rows_forward(self._kernels.to_device(x), batch.rows)
+        return self._kernels.to_host(self.linear.rows_forward(h))
 
     def decode(self, batch: Batch) -> np.ndarray:
         """The most likely tag of each row, or the most likely sequences' with a CRF: int64 [N]."""

@@ -68,7 +68,7 @@ class LanguageModel:
         self._kernels = get_backend(backend)
         self.embedding = None
         if embedding_dim:
-            self.embedding = Embedding(size, embedding_dim, dtype=dtype, seed=seeds[0])
+            self.embedding = Embedding(size, embedding_dim, seed=seeds[0], **options)
         self.lstm = LSTM(
             embedding_dim or size,
             hidden_size,
@@ -86,14 +86,14 @@ class LanguageModel:
             self.lstm.load_state_dict(values)
         layers = {"embedding": self.embedding, "lstm": self.lstm, "linear": self.linear}
         self.parameters = parameters.join({k: v for k, v in layers.items() if v is not None})
-        self._gradient = np.zeros_like(self.parameters.flat)
+        self._gradient = self._kernels.empty(self.parameters.size, self.parameters.dtype)
         self._state: tuple[np.ndarray, np.ndarray] | None = None
 
     def _input(self, ids: np.ndarray) -> np.ndarray:
         if self.embedding is not None:
             return self.embedding.rows_forward(ids)
         checks.below("ids", "id", ids, len(self.vocabulary))  # the kernels do not look
-        return ids
+        return self._kernels.to_device(ids)
 
     # Training
 
@@ -129,7 +129,10 @@ class LanguageModel:
 
     def carried(self) -> dict[str, np.ndarray]:
         """The state that the next chunk starts from."""
-        return {} if self._state is None else {"h": self._state[0], "c": self._state[1]}
+        if self._state is None:
+            return {}
+        h, c = map(self._kernels.to_host, self._state)
+        return {"h": h, "c": c}
 
     def carry(self, carried: dict[str, np.ndarray]) -> None:
         """Go on from `carried`."""
@@ -192,7 +195,7 @@ class LanguageModel:
         h, state, _ = self.lstm.rows_forward(self._input(ids), Rows(len(ids), 1))
         one, out = Rows(1, 1), []
         for _ in range(length):
-            logits = self.linear.rows_forward(h[-1:])[0].astype(np.float64)
+            logits = self._kernels.to_host(self.linear.rows_forward(h[-1:]))[0].astype(np.float64)
             logits[0] = -np.inf  # the unknown symbol is nothing to write
             if temperature == 0:
                 pick = int(logits.argmax())

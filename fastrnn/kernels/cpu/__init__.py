@@ -1,6 +1,15 @@
 """The CPU backend: compiled kernels on this package's own threads (see kernels/__init__)."""
 
-from numpy import concatenate
+from fastrnn.kernels.host import (
+    concatenate,
+    embedding_backward,
+    embedding_forward,
+    empty,
+    scale,
+    to_device,
+    to_host,
+    values,
+)
 
 from .crf import crf_gradient, crf_viterbi
 from .dense import Weights as LinearWeights
@@ -19,9 +28,16 @@ __all__ = [
     "crf_gradient",
     "crf_viterbi",
     "dropout",
+    "embedding_backward",
+    "embedding_forward",
+    "empty",
     "linear_backward",
     "linear_forward",
     "recurrent_backward",
     "recurrent_forward",
     "recurrent_step",
+    "scale",
+    "to_device",
+    "to_host",
+    "values",
 ]

@@ -1,17 +1,17 @@
-"""The CUDA backend: the recurrent layers by numba.cuda (see kernels/__init__)."""
+"""The CUDA backend: kernels compiled by Numba for NVIDIA's GPUs (see kernels/__init__).
 
-from fastrnn.kernels.cpu import (
-    LinearWeights,
-    crf_gradient,
-    crf_viterbi,
-    linear_backward,
-    linear_forward,
-)
+What came from the host is returned to the host. The CRF is computed there.
+"""
+
+from fastrnn.kernels.cpu import crf_gradient, crf_viterbi
 
 from .launch import require
-from .memory import is_on_device, like, on_stream_of, to_device
+from .linear import Weights as LinearWeights
+from .linear import backward as linear_backward
+from .linear import forward as linear_forward
+from .memory import empty, is_on_device, like, on_stream_of, to_device, to_host
 from .moves import concatenate
-from .pointwise import dropout
+from .pointwise import dropout, embedding_backward, embedding_forward, scale
 from .recurrent import Weights as RecurrentWeights
 from .recurrent import backward as recurrent_backward
 from .recurrent import forward as recurrent_forward
@@ -26,6 +26,9 @@ __all__ = [
     "crf_gradient",
     "crf_viterbi",
     "dropout",
+    "embedding_backward",
+    "embedding_forward",
+    "empty",
     "is_on_device",
     "like",
     "linear_backward",
@@ -35,5 +38,13 @@ __all__ = [
     "recurrent_forward",
     "recurrent_step",
     "require",
+    "scale",
     "to_device",
+    "to_host",
+    "values",
 ]
+
+
+def values(parameters) -> dict:
+    """The parameters by name, on the device."""
+    return parameters.on_device(to_device)

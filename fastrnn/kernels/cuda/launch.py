@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 from types import FunctionType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda, typeof, types
@@ -143,16 +143,13 @@ def _fma(a, b, c):
     return a * b + c
 
 
-def _tanh(x):
-    return math.tanh(x)
-
-
-def _simulated_tanh(x):
-    return np.tanh(x)
-
-
 def _where_positive(x, y):
     return y - y if x <= 0 else y
+
+
+# Python's own would make everything float64, and refuse what is too large.
+_functions: Any = np if SIMULATED else math
+exp, log, sqrt, _tanh = _functions.exp, _functions.log, _functions.sqrt, _functions.tanh
 
 
 def scalar(function, dtype, tanh=None):
@@ -164,7 +161,7 @@ def scalar(function, dtype, tanh=None):
     """
     called = {
         "fma": inlined(_fma),
-        "tanh": tanh or inlined(_simulated_tanh if SIMULATED else _tanh),
+        "tanh": tanh or _tanh,
         "where_positive": inlined(_where_positive),
     }
     for name in ("sigmoid", "relu"):

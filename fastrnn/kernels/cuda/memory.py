@@ -114,9 +114,16 @@ class DeviceArray:
             assert step == 1
             shape: tuple[int, ...] = (max(0, last - first), *self.shape[1:])
         else:
-            first, shape = key, self.shape[1:]
+            first, shape = range(self.shape[0])[key], self.shape[1:]
         at = self._at + first * math.prod(self.shape[1:])
         return DeviceArray(self._memory, at, shape, self.dtype)
+
+    def __setitem__(self, key: slice, value) -> None:
+        from .moves import move
+
+        part, value = self[key], to_device(value)
+        assert part.shape == value.shape
+        move(value, 0, part, 0, part.size)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -139,6 +146,9 @@ class DeviceArray:
             call("cuMemcpyDtoHAsync", out.ctypes.data, self.pointer, out.nbytes, stream())
             call("cuStreamSynchronize", stream())
         return out
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("an array on the device is not copied unasked: use copy_to_host()")
 
     @property
     def __cuda_array_interface__(self) -> dict:

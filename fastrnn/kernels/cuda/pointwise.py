@@ -1,15 +1,20 @@
-"""Dropout in place, by the same hash of a number's place as on the CPU."""
+"""Dropout, the loss and the embedding: a thread or a block for each number or row."""
 
 from functools import cache
+from typing import Any
 
+import numpy as np
 from numba import cuda, uint64
 
+from fastrnn import checks
 from fastrnn.kernels import cpu
 
-from .launch import Kernel
-from .memory import DeviceArray
+from . import moves
+from .launch import Kernel, exp, log
+from .memory import SIMULATED, DeviceArray, empty, to_device, to_host
 
 _THREADS = 128
+_ROW = 4 if SIMULATED else 64  # threads that share a row of the loss
 
 
 @cache
@@ -29,8 +34,114 @@ def _dropout() -> Kernel:
 
 
 def dropout(x, p: float, key: int) -> None:
-    """Multiply each number of x by 0 with probability p, else by 1/(1-p), where x lies."""
+    """Multiply each number of x by 0 with probability p, else by 1/(1-p), where x lies: the same
+    numbers as on the CPU."""
     if not isinstance(x, DeviceArray):
         return cpu.dropout(x, p, key)
     grid, scale = (-(-x.size // _THREADS), 1), x.dtype.type(1 / (1 - p))
     _dropout()(grid, x, x.size, key >> 32, key & 0xFFFFFFFF, int(p * 2**53), scale)
+
+
+@cache
+def _scale() -> Kernel:
+    def scale(x, mask, rows, width, count):
+        i = cuda.blockIdx.x * _THREADS + cuda.threadIdx.x
+        if i < count:
+            x[i] *= mask[rows[i // width] * width + i % width]
+
+    return Kernel(scale, _THREADS)
+
+
+def scale(x, mask: np.ndarray, rows: np.ndarray) -> None:
+    """``x *= mask[rows]``, where x lies."""
+    if not isinstance(x, DeviceArray):
+        return cpu.scale(x, mask, rows)
+    there = to_device(mask), to_device(rows)
+    _scale()((-(-x.size // _THREADS), 1), x, *there, x.shape[1], x.size)
+
+
+@cache
+def _cross_entropy(dtype) -> Kernel:
+    number, threads = np.dtype(dtype).type, _ROW
+
+    def cross_entropy(logits, targets, rows, classes, share, losses, out):
+        """A block takes a row at a time; targets below 0 do not count; ``share`` is one over how
+        many do."""
+        shared = cuda.shared.array(threads, dtype)
+        t = cuda.threadIdx.x
+        for row in range(cuda.blockIdx.x, rows, cuda.gridDim.x):
+            at, target = row * classes, targets[row]
+            most = logits[at]
+            for j in range(t, classes, threads):
+                most = max(most, logits[at + j])
+            shared[t] = most
+            cuda.syncthreads()
+            for j in range(threads):
+                most = max(most, shared[j])
+            cuda.syncthreads()
+            total = number(0)
+            for j in range(t, classes, threads):
+                total += exp(logits[at + j] - most)
+            shared[t] = total
+            cuda.syncthreads()
+            total = number(0)
+            for j in range(threads):
+                total += shared[j]
+            scale = share if target >= 0 else share - share
+            for j in range(t, classes, threads):
+                p = exp(logits[at + j] - most) / total * scale
+                out[at + j] = p - scale if j == target else p
+            if t == 0:
+                losses[row] = number(0)
+                if target >= 0:
+                    losses[row] = log(total) + most - logits[at + target]
+            cuda.syncthreads()
+
+    return Kernel(cross_entropy, threads)
+
+
+def cross_entropy(logits, targets, counts) -> tuple[float, Any, int]:
+    """`losses.cross_entropy` of logits [N, V] on the device; targets [N] that count are right."""
+    rows, classes = logits.shape
+    count = int(counts.sum())
+    losses, out = empty(rows, logits.dtype), empty(logits.shape, logits.dtype)
+    share = logits.dtype.type(1 / max(count, 1))
+    there = to_device(np.where(counts, targets, -1))
+    _cross_entropy(logits.dtype)(
+        (min(rows, 1 << 16), 1), logits, there, rows, classes, share, losses, out
+    )
+    return float(to_host(losses).sum(dtype=np.float64)) / max(count, 1), out, count
+
+
+def embedding_forward(table, ids: np.ndarray):
+    """``table[ids]`` [N, E] on the device; IndexError for an id out of range."""
+    checks.below("ids", "id", ids, len(table))
+    return moves.take(table, to_device(ids), table.shape[1])
+
+
+@cache
+def _sum_groups(dtype) -> Kernel:
+    number = np.dtype(dtype).type
+
+    def sum_groups(dy, order, starts, rows, width, count, out):
+        """``out[rows[s]] = sum over i of dy[order[i]]``, i from ``starts[s]`` to the next."""
+        i = cuda.blockIdx.x * _THREADS + cuda.threadIdx.x
+        if i < count:
+            group, column = i // width, i % width
+            total = number(0)
+            for n in range(starts[group], starts[group + 1]):
+                total += dy[order[n] * width + column]
+            out[rows[group] * width + column] = total
+
+    return Kernel(sum_groups, _THREADS)
+
+
+def embedding_backward(dy, ids: np.ndarray, rows: int):
+    """Its gradient, [rows, E]; equal ids are added in their order."""
+    out = moves.zeros((rows, dy.shape[1]), dy.dtype)
+    order = np.argsort(ids, kind="stable")
+    distinct, starts = np.unique(ids[order], return_index=True)
+    there = (to_device(a) for a in (order, np.append(starts, len(ids)), distinct))
+    count = len(distinct) * dy.shape[1]
+    _sum_groups(dy.dtype)((-(-count // _THREADS), 1), dy, *there, dy.shape[1], count, out)
+    return out
