@@ -9,9 +9,11 @@ prints a line of JSON for each kernel and architecture.
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,10 +102,19 @@ def kernels():
         yield f"pack {name}", cluster.pack(made, True), (f, INT, WORDS), everywhere
 
 
-def disassembled(code: bytes) -> str:
-    """The machine's own instructions."""
+@cache
+def disassembler() -> str | None:
+    """NVIDIA's, from the package nvidia-cuda-nvdisasm or a toolkit."""
     found = importlib.util.find_spec("nvidia").submodule_search_locations
-    tool = next(p for root in found for p in Path(root).glob("*/bin/nvdisasm"))
+    here = [str(p) for root in found for p in Path(root).glob("*/bin/nvdisasm")]
+    return here[0] if here else shutil.which("nvdisasm")
+
+
+def disassembled(code: bytes) -> str:
+    """The machine's own instructions; none without a disassembler."""
+    tool = disassembler()
+    if tool is None:
+        return ""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()
@@ -130,6 +141,7 @@ def compiled(number: int) -> list[dict]:
             "local memory": len(re.findall(r"\b(?:LDL|STL)\b", machine)),
             "tensor cores": len(re.findall(r"\bHMMA\b", machine)),
             "cluster barriers": len(re.findall(r"\bUCGABAR_ARV\b", machine)),
+            "disassembled": bool(machine),
             "float64": ".f64" in ptx,
         })  # fmt: skip
     return rows

@@ -145,7 +145,7 @@ def test_product(rng, sizes, turned, add):
 # Clusters and tensor cores
 
 # What is asked of each precision: relative to the largest number, or to 1 if that is more.
-GRADES = {"float32": 3e-5, "tf32": 2e-3, "bf16": 2e-2}
+GRADES = {"float32": 2e-5, "tf32": 2e-3, "bf16": 2e-2}
 
 
 @pytest.mark.parametrize("precision", GRADES)
@@ -223,10 +223,12 @@ def test_a_tagger(crf):
 # Without a GPU, and the simulation itself
 
 
-def test_what_is_missing_is_said():
+def test_what_is_missing_is_said(tmp_path):
     code = "import fastrnn; fastrnn.LSTM(2, 2, backend='cuda')"
     environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "0"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, cwd=tmp_path
+    )
     if done.returncode == 0:
         pytest.skip("this machine has a GPU")
     last = done.stderr.decode().strip().splitlines()[-1]
