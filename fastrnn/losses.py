@@ -3,6 +3,7 @@
 import numpy as np
 
 from fastrnn import checks
+from fastrnn.kernels import get_backend, is_on_device
 
 
 def cross_entropy(logits, targets, *, ignore_index: int | None = -100):
@@ -10,7 +11,7 @@ def cross_entropy(logits, targets, *, ignore_index: int | None = -100):
 
     Parameters
     ----------
-    logits : array_like of real [..., V], or a `DeviceArray` of the backend "cuda"
+    logits : array_like of real [..., V], or an array on a device
     targets : array_like of int [...]
         The right class of each, in ``[0, V)``.
     ignore_index : int or None, default -100
@@ -22,7 +23,7 @@ def cross_entropy(logits, targets, *, ignore_index: int | None = -100):
     loss : float
         Mean of ``-log softmax(logits)[target]`` in nats; 0 when nothing counts.
     dlogits : array [..., V]
-        Its gradient, of the type of ``logits``.
+        Its gradient, of the type of ``logits`` and where they are.
     count : int
         How many targets count.
 
@@ -33,9 +34,8 @@ def cross_entropy(logits, targets, *, ignore_index: int | None = -100):
     ValueError, TypeError
         The shapes or types do not fit.
     """
-    there = hasattr(logits, "copy_to_host")
-    if not there:
-        logits = np.asarray(logits)
+    given, there = logits, is_on_device(logits)
+    logits = get_backend("cuda").to_device(logits) if there else np.asarray(logits)
     if logits.dtype.kind not in "fiu":
         raise TypeError(f"logits must be real, got dtype {logits.dtype}")
     if logits.dtype.kind != "f":
@@ -48,10 +48,9 @@ def cross_entropy(logits, targets, *, ignore_index: int | None = -100):
     counts = np.ones(flat.shape, bool) if ignore_index is None else flat != ignore_index
     checks.below("targets", "class", flat, classes, counts)
     if there:
-        from fastrnn.kernels.cuda.pointwise import cross_entropy as on_device
-
-        loss, dlogits, count = on_device(logits.reshape(-1, classes), flat, counts)
-        return loss, dlogits.reshape(*logits.shape), count
+        where = get_backend("cuda")
+        loss, dlogits, count = where.cross_entropy(logits.reshape(-1, classes), flat, counts)
+        return loss, where.like(given, dlogits.reshape(*logits.shape)), count
     count = int(counts.sum())
     rows = np.arange(flat.size)
     safe = np.where(counts, flat, 0)

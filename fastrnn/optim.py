@@ -6,13 +6,12 @@ pass. Its state is arrays and numbers, to be saved and loaded.
 
 import math
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastrnn import checks
-from fastrnn.kernels.cpu import update
+from fastrnn.kernels import backend_of
 from fastrnn.parameters import Parameters
 
 
@@ -23,19 +22,6 @@ class RowGradient(NamedTuple):
     table: np.ndarray
     rows: np.ndarray
     values: np.ndarray
-
-
-def _kernels(x) -> ModuleType:
-    """The updates where x lies."""
-    if isinstance(x, np.ndarray):
-        return update
-    from fastrnn.kernels.cuda import update as on_device
-
-    return on_device
-
-
-def _on_host(x) -> np.ndarray:
-    return x if isinstance(x, np.ndarray) else x.copy_to_host()
 
 
 class Optimizer:
@@ -101,16 +87,18 @@ class Optimizer:
             raise ValueError("parameters are not those of the steps before: use one optimizer each")
         shape, dtype = (parameters.size,), parameters.dtype
         if isinstance(gradient, Mapping):
-            gradient = parameters.flatten(gradient, np.empty(shape, dtype))
+            where = backend_of(next(iter(gradient.values()), None))
+            gradient = parameters.flatten(gradient, where.empty(shape, dtype))
         if gradient.shape != shape or gradient.dtype != dtype:
             raise ValueError(
                 f"gradient must be {dtype} {shape}, got {gradient.dtype} {gradient.shape}"
             )
-        there = hasattr(gradient, "copy_to_host")
-        gradient = gradient if there else np.ascontiguousarray(gradient)
+        where = backend_of(gradient)
+        there = not isinstance(gradient, np.ndarray)
+        gradient = where.to_device(gradient) if there else np.ascontiguousarray(gradient)
         rows = {name: self._checked(name, given) for name, given in (rows or {}).items()}
         parts = [gradient, *(g.values.reshape(-1) for g in rows.values())]
-        norm = math.hypot(*(_kernels(part).norm(part) for part in parts))
+        norm = math.hypot(*(backend_of(part).update.norm(part) for part in parts))
         if not math.isfinite(norm):
             raise FloatingPointError(f"gradient is not finite: its norm is {norm}")
         if not self._state:
@@ -123,12 +111,10 @@ class Optimizer:
         self.steps += 1
         lr = self.lr if lr is None else lr
         if there:
-            from fastrnn.kernels.cuda import to_device
-
-            self._state = {name: to_device(kept) for name, kept in self._state.items()}
-            weights = parameters.writing_on_device(to_device)
+            self._state = {name: where.to_device(kept) for name, kept in self._state.items()}
+            weights = parameters.writing_on_device(where.to_device)
         else:
-            self._state = {name: _on_host(kept) for name, kept in self._state.items()}
+            self._state = self._on_host()
             weights = parameters.writing()
         self._update(weights, gradient, self._state, scale, lr)
         for name, (table, at, values) in rows.items():
@@ -171,8 +157,10 @@ class Optimizer:
     def state_dict(self) -> dict[str, np.ndarray]:
         """The vectors kept between steps and the number of steps."""
         tables = {f"rows.{name}": kept for name, kept in self._tables.items()}
-        state = {name: _on_host(kept) for name, kept in self._state.items()}
-        return {"steps": np.asarray(self.steps), **state, **tables}
+        return {"steps": np.asarray(self.steps), **self._on_host(), **tables}
+
+    def _on_host(self) -> dict[str, np.ndarray]:
+        return {name: backend_of(kept).to_host(kept) for name, kept in self._state.items()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from a saved state."""
@@ -215,7 +203,9 @@ class SGD(Optimizer):
 
     def _update(self, w, g, state, scale, lr):
         v = state["velocity"]
-        _kernels(w).sgd(w, g, v, scale, lr, self.momentum, self.weight_decay, self.nesterov)
+        backend_of(w).update.sgd(
+            w, g, v, scale, lr, self.momentum, self.weight_decay, self.nesterov
+        )
 
 
 class Adam(Optimizer):
@@ -257,7 +247,9 @@ class Adam(Optimizer):
         beta1, beta2 = self.betas
         l2 = 0.0 if self.decoupled else self.weight_decay
         shrink = 1.0 - lr * self.weight_decay if self.decoupled else 1.0
-        _kernels(w).adam(w, g, m, v, scale, lr, beta1, beta2, self.eps, l2, shrink, self.steps)
+        backend_of(w).update.adam(
+            w, g, m, v, scale, lr, beta1, beta2, self.eps, l2, shrink, self.steps
+        )
 
 
 class AdamW(Adam):

@@ -18,20 +18,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from numba import types
 from numba.cuda import dispatcher
 
 from fastrnn.kernels.cuda import cluster, gemm, loops, moves, pointwise, update
 from fastrnn.kernels.cuda.launch import machine_code
 
-INT, IDS, WORDS = types.int64, types.CPointer(types.int64), types.CPointer(types.uint32)
+INT, IDS, WORDS = "int64", "*int64", "*uint32"
 
 
 def kernels():
     """``(name, kernel, signature, architectures)`` of each."""
     everywhere, newer = ((8, 0), (9, 0)), ((9, 0),)
     for dtype in map(np.dtype, ("float32", "float64")):
-        p = types.CPointer(getattr(types, dtype.name))
+        p, number = f"*{dtype}", dtype.name
         for cell in loops.LAYOUTS:
             if dtype == "float64" and cell != "lstm":
                 continue  # the same source
@@ -49,29 +48,27 @@ def kernels():
         yield f"product {dtype}", gemm._product(dtype), signature, everywhere
         yield f"sum_rows {dtype}", gemm._sum_rows(dtype), (*part, INT, INT, p), everywhere
         yield f"pick {dtype}", gemm._pick(), (*part, IDS, INT, *part, INT), everywhere
-        yield f"put_back {dtype}", gemm._put_back(dtype), (*part, IDS, INT, *part, INT), everywhere
         signature = p, p, IDS, IDS, INT, INT, INT, INT
         yield f"place {dtype}", moves._place(), signature, everywhere
         yield f"move {dtype}", moves._move(), (p, INT, p, INT, INT, INT), everywhere
         yield f"fill {dtype}", moves._fill(dtype), (p, INT), everywhere
         yield f"take {dtype}", moves._take(), (p, IDS, p, INT, INT), everywhere
         yield f"put {dtype}", moves._put(), (p, IDS, p, INT, INT), everywhere
-        signature = p, INT, INT, INT, INT, getattr(types, dtype.name)
+        signature = p, INT, INT, INT, INT, number
         yield f"dropout {dtype}", pointwise._dropout(), signature, everywhere
         yield f"scale {dtype}", pointwise._scale(), (p, p, IDS, INT, INT), everywhere
-        number = getattr(types, dtype.name)
         signature = p, IDS, INT, INT, number, p, p
         yield f"cross_entropy {dtype}", pointwise._cross_entropy(dtype), signature, everywhere
-        signature = p, IDS, IDS, IDS, INT, INT, p
-        yield f"sum_groups {dtype}", pointwise._sum_groups(dtype), signature, everywhere
+        signature = *part, IDS, IDS, IDS, *part, INT, INT, INT
+        yield f"sum_groups {dtype}", gemm._sum_groups(dtype), signature, everywhere
         signature = p, p, p, *(4 * [number]), INT, INT
         yield f"sgd {dtype}", update._sgd(), signature, everywhere
         yield f"adam {dtype}", update._adam(), (*(4 * [p]), *(9 * [number]), INT), everywhere
-        signature = p, INT, types.CPointer(types.float64)
+        signature = p, INT, "*float64"
         yield f"squares of {dtype}, in float64", update._squares(), signature, everywhere
-    f = types.CPointer(types.float32)
+    f = "*float32"
     for precision in cluster.PRECISIONS:
-        made = cluster.plan(256, precision)
+        made = cluster.plan(256, precision, 227 << 10)
         assert (made.blocks, made.own, made.in_registers) == (8, 32, 128)
         name = f"{precision}, {made.in_registers} of {made.words} words in registers"
         signature = (
@@ -140,6 +137,7 @@ def compiled(number: int) -> list[dict]:
             "stack": max(map(int, re.findall(r"(\d+) bytes stack", log))),
             "local memory": len(re.findall(r"\b(?:LDL|STL)\b", machine)),
             "tensor cores": len(re.findall(r"\bHMMA\b", machine)),
+            "shuffles": len(re.findall(r"\bSHFL\b", machine)),
             "cluster barriers": len(re.findall(r"\bUCGABAR_ARV\b", machine)),
             "disassembled": bool(machine),
             "float64": ".f64" in ptx,

@@ -21,8 +21,10 @@ from helpers import check_close, difference
 from test_recurrent import CELLS, DTYPES, draw, each_cell, everything, of_states
 
 pytestmark = pytest.mark.skipif(
-    not memory.SIMULATED, reason="NUMBA_ENABLE_CUDASIM is 0: kernels are compiled for a GPU"
+    not memory.SIMULATED and not cuda.is_available(),
+    reason="NUMBA_ENABLE_CUDASIM is 0 and there is no GPU",
 )
+simulated_only = pytest.mark.skipif(not memory.SIMULATED, reason="of the simulation")
 
 
 def twins(cell, *sizes, dtype="float32", **options):
@@ -61,6 +63,7 @@ def test_smallest_and_widest(rng, cell):
     check(rng, cell, 2, 13, (2, 3), lengths=np.arange(13) % 3)
 
 
+@simulated_only
 def test_which_loops_keep_their_weights():
     kept = loops.forward_loop("lstm", 3, np.dtype("float32"))
     assert kept.kept and kept.units > 1
@@ -163,7 +166,7 @@ def test_clusters(rng, monkeypatch, precision, steps, sizes, lengths):
     monkeypatch.setattr("fastrnn.kernels.precision._name", precision)
     # Small blocks, so that there are several: 33 units take three, the last nearly empty.
     monkeypatch.setattr(
-        cluster, "plan", lambda units, name: cluster.Plan(name, -(-units // 16), 16)
+        cluster, "plan", lambda units, name, _: cluster.Plan(name, -(-units // 16), 16)
     )
     ours, oracle = twins("lstm", *sizes, bidirectional=precision == "bf16")
     x, state, dy, dstate = draw(rng, ours, steps, len(lengths))
@@ -176,10 +179,12 @@ def test_clusters(rng, monkeypatch, precision, steps, sizes, lengths):
 
 
 def test_plans():
-    made = cluster.plan(256, "bf16")
+    room = 227 << 10
+    made = cluster.plan(256, "bf16", room)
     assert (made.blocks, made.own, made.words) == (8, 32, 128)
-    assert cluster.plan(1, "float32").units == 16
-    assert cluster.plan(513, "bf16") is None and cluster.plan(320, "float32") is None
+    assert cluster.plan(1, "float32", room).units == 16
+    assert cluster.plan(513, "bf16", room) is None and cluster.plan(320, "float32", room) is None
+    assert cluster.plan(256, "float32", 99 << 10) is None
     assert set(cluster.PRECISIONS) == set(PRECISIONS)
     with pytest.raises(ValueError, match="name must be one of float32, tf32, bf16; got 'fp16'"):
         fastrnn.set_cuda_precision("fp16")
@@ -271,6 +276,7 @@ def _out_of_bounds(out):
     out[cuda.threadIdx.x - 1] = 0
 
 
+@simulated_only
 def test_the_simulation_waits_and_notices_who_does_not():
     out = memory.empty((2, 4), "float32")
     assert np.array_equal(run(_turned, (2, 1), 4, out), [[3, 2, 1, 0]] * 2)

@@ -46,14 +46,18 @@ A backend is a module with
 ``to_device(x)``, ``to_host(x)``, ``empty(shape, dtype)``, ``concatenate(arrays)``
     Memory where the backend computes; for most that is the host. `concatenate` goes along the
     first axis.
+``update``
+    A module with ``norm``, ``sgd`` and ``adam``, see `kernels.cpu.update`.
 
 Inputs are neither checked nor changed but where it says so (layers check); results are new arrays.
 
-The backend "cuda" takes arrays of the device as well, and returns what came from the host to the
-host. `kernels.cuda.memory` says what they are.
+The reference has no ``update``. The backend "cuda" takes arrays of the device as well
+(`kernels.cuda.memory`; ``like``, ``on_stream_of`` and ``DeviceRows`` are for what is around them) and
+returns what came from the host to the host; its ``cross_entropy`` is that of logits there.
 """
 
 from types import ModuleType
+from typing import Any
 
 BACKENDS = ("cpu", "cuda", "reference")
 
@@ -83,3 +87,13 @@ def get_backend(name: str) -> ModuleType:
 
         return reference_backend
     raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
+
+
+def is_on_device(x: Any) -> bool:
+    """Whether x is an array in a GPU's memory, whoever put it there."""
+    return hasattr(x, "__cuda_array_interface__") or hasattr(x, "copy_to_host")
+
+
+def backend_of(x: Any) -> ModuleType:
+    """The backend where an array lies: "cuda" for one on a device, else "cpu"."""
+    return get_backend("cuda" if is_on_device(x) else "cpu")

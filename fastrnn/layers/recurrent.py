@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastrnn import checks
+from fastrnn.kernels import is_on_device
 from fastrnn.kernels.rows import Rows
 
 from .base import PackedLayer
@@ -101,6 +102,7 @@ class Recurrent(PackedLayer):
         x is [N, I], or int64 [N] for a one-hot input given by its index. ``state`` is (h, c) or
         (h,), each [L D, B, H] in the order of the rows; zero when left out. Nothing is checked.
         """
+        given, x = x, self._kernels.to_device(x)
         state_0 = self._zero_state(rows.batch) if state is None else state
         packed = self._weights()
         tapes, keys, state_n = [], [], []
@@ -116,7 +118,8 @@ class Recurrent(PackedLayer):
             keys.append(key)
             state_n.append(after)
         tape = Tape(rows, packed, tapes, keys, False) if training else None
-        return x, self._stacked(state_n), tape
+        after = tuple(self._given_back(given, s) for s in self._stacked(state_n))
+        return self._given_back(given, x), after, tape
 
     def rows_backward(self, tape: Tape, dy, dstate: State | None = None, *, need_dx: bool = True):
         """Gradients of `rows_forward`: ``(dx [N, I] or None, dstate of the start, grads)``."""
@@ -124,6 +127,7 @@ class Recurrent(PackedLayer):
             raise ValueError(
                 "tape is of another layer, or the parameters changed since its forward"
             )
+        given, dy = dy, self._kernels.to_device(dy)
         dstate_n = self._zero_state(tape.rows.batch) if dstate is None else dstate
         grads: dict[str, np.ndarray] = {}
         dstate_0: list[State] = []
@@ -142,7 +146,9 @@ class Recurrent(PackedLayer):
                 names = _PARAMETERS if self.bias else _PARAMETERS[:2]
                 grads.update({n + suffix: v for n, v in zip(names, values, strict=False)})
             dstate_0.insert(0, before)
-        return dy, self._stacked(dstate_0), grads
+        before = tuple(self._given_back(given, s) for s in self._stacked(dstate_0))
+        grads = {name: self._given_back(given, g) for name, g in grads.items()}
+        return self._given_back(given, dy), before, grads
 
     def _stacked(self, states) -> State:
         """The layers' states one above the other."""
@@ -159,7 +165,7 @@ class Recurrent(PackedLayer):
     # the device, and what comes out is then of the same package.
 
     def _on_device(self, x) -> bool:
-        return self.backend == "cuda" and self._kernels.is_on_device(x)
+        return self.backend == "cuda" and is_on_device(x)
 
     def _array(self, name: str, value, shape: tuple | None = None, rows: Rows | None = None):
         """``value`` as the kernels take it, checked; what goes with ``rows`` of the host may not
@@ -190,7 +196,8 @@ class Recurrent(PackedLayer):
         x : array_like of real [T, B, I], or [B, T, I] if ``batch_first``, or [T, I]
             With the backend "cuda" also an array on the device, C-contiguous and of the layer's
             dtype, with the CUDA array interface (PyTorch's, CuPy's, Numba's). Numbers on the
-            device are not looked at; results stay there, as arrays of the same package.
+            device are not looked at; results stay there, as PyTorch's or CuPy's arrays where x is
+            one, else with the same interface.
         state : (h_0, c_0), or h_0 where the cell has no c, optional
             Each [L D, B, H] ([L D, H] for an unbatched x); zero when left out.
         lengths : array_like of int [B], optional
@@ -314,7 +321,6 @@ class Recurrent(PackedLayer):
             dx = rows.unpack(dx, batch_first=first)
             if tape.unbatched:
                 dx = dx.reshape(rows.steps, self.input_size)
-            grads = {name: self._given_back(given, g) for name, g in grads.items()}
             state_0 = self._state_out(given, dstate_0, rows, tape.unbatched)
             return self._given_back(given, dx), state_0, grads
 

@@ -11,6 +11,7 @@ from fastrnn.kernels.host import (
     values,
 )
 
+from . import update
 from .crf import crf_gradient, crf_viterbi
 from .dense import Weights as LinearWeights
 from .dense import backward as linear_backward
@@ -39,5 +40,6 @@ __all__ = [
     "scale",
     "to_device",
     "to_host",
+    "update",
     "values",
 ]

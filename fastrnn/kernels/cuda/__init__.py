@@ -5,13 +5,14 @@ What came from the host is returned to the host. The CRF is computed there.
 
 from fastrnn.kernels.cpu import crf_gradient, crf_viterbi
 
+from . import update
 from .launch import require
 from .linear import Weights as LinearWeights
 from .linear import backward as linear_backward
 from .linear import forward as linear_forward
-from .memory import empty, is_on_device, like, on_stream_of, to_device, to_host
+from .memory import empty, like, on_stream_of, to_device, to_host
 from .moves import concatenate
-from .pointwise import dropout, embedding_backward, embedding_forward, scale
+from .pointwise import cross_entropy, dropout, embedding_backward, embedding_forward, scale
 from .recurrent import Weights as RecurrentWeights
 from .recurrent import backward as recurrent_backward
 from .recurrent import forward as recurrent_forward
@@ -25,11 +26,11 @@ __all__ = [
     "concatenate",
     "crf_gradient",
     "crf_viterbi",
+    "cross_entropy",
     "dropout",
     "embedding_backward",
     "embedding_forward",
     "empty",
-    "is_on_device",
     "like",
     "linear_backward",
     "linear_forward",
@@ -41,6 +42,7 @@ __all__ = [
     "scale",
     "to_device",
     "to_host",
+    "update",
     "values",
 ]
 

@@ -63,7 +63,7 @@ class Plan(NamedTuple):
     @property
     def part(self) -> int:
         """Words of one part of a thread's weights: 4 for each of 2 tiles of an mma."""
-        return 8 * self.units // (8 * PRECISIONS[self.precision].pair)
+        return self.units // PRECISIONS[self.precision].pair
 
     @property
     def words(self) -> int:
@@ -85,9 +85,9 @@ class Plan(NamedTuple):
         return 4 * (exchanged + kept + 2 * self.threads)
 
 
-def plan(units: int, precision: str, most_shared: int = 227 << 10) -> Plan | None:
-    """A cluster for layers of ``units`` units, of up to 8 blocks with 32 units or more; None if
-    they do not fit."""
+def plan(units: int, precision: str, most_shared: int) -> Plan | None:
+    """A cluster for layers of ``units`` units, of up to 8 blocks with 32 units or more and
+    ``most_shared`` bytes of shared memory; None if they do not fit."""
     blocks = 1
     while blocks < 8 and units > 32 * blocks:
         blocks *= 2

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
-from .launch import Kernel
-from .memory import SIMULATED, empty
+from .launch import Kernel, over
+from .memory import SIMULATED, empty, to_device
 
 # Rows and columns of a block's tile, how deep it reads at once, and a thread's share of each side.
 TILE, DEPTH, SHARE = (4, 3, 2) if SIMULATED else (64, 16, 4)
 SIDE = TILE // SHARE  # threads along a side
 COLUMNS = 4 if SIMULATED else 128  # threads that sum or gather a column each
+CHUNK = 3 if SIMULATED else 128  # rows that are summed by one thread
 
 
 @cache
@@ -31,7 +32,7 @@ def _product(dtype):
     ):  # fmt: skip
         """``c = a @ b``, plus bias [columns] if ``has_bias``, plus c itself if ``add``."""
         shared = cuda.shared.array(size, dtype)
-        t, i0, j0 = cuda.threadIdx.x, cuda.blockIdx.y * tile, cuda.blockIdx.x * tile
+        t, i0, j0 = cuda.threadIdx.x, cuda.blockIdx.x * tile, cuda.blockIdx.y * tile
         ti, tj = t // side, t % side
         sums = cuda.local.array((share, share), dtype)
         for i in range(share):
@@ -73,16 +74,16 @@ def _product(dtype):
 
 @cache
 def _sum_rows(dtype):
-    number, threads = np.dtype(dtype).type, COLUMNS
+    number, threads, chunk = np.dtype(dtype).type, COLUMNS, CHUNK
 
     def sum_rows(a, a_at, a_row, rows, columns, out):
-        """``out[j] = sum over i of a[i, j]``."""
-        j = cuda.blockIdx.x * threads + cuda.threadIdx.x
+        """``out[c, j] = sum over the rows i of chunk c of a[i, j]``."""
+        j, first = cuda.blockIdx.x * threads + cuda.threadIdx.x, cuda.blockIdx.y * chunk
         if j < columns:
             total = number(0)
-            for i in range(rows):
+            for i in range(first, min(first + chunk, rows)):
                 total += a[a_at + i * a_row + j]
-            out[j] = total
+            out[cuda.blockIdx.y * columns + j] = total
 
     return Kernel(sum_rows, threads)
 
@@ -102,19 +103,22 @@ def _pick():
 
 
 @cache
-def _put_back(dtype):
+def _sum_groups(dtype):
     number, threads = np.dtype(dtype).type, COLUMNS
 
-    def put_back(a, a_at, a_row, ids, count, out, out_at, width, columns):
-        """Its gradient: ``out[j, v] = sum of a[n, j] over the n with ids[n] == v``."""
-        j = cuda.blockIdx.x * threads + cuda.threadIdx.x
-        if j < columns:
-            for v in range(width):
-                out[out_at + j * width + v] = number(0)
-            for n in range(count):
-                out[out_at + j * width + ids[n]] += a[a_at + n * a_row + j]
+    def sum_groups(
+        a, a_at, a_row, order, starts, groups, out, out_at, out_row, out_column, columns, count
+    ):  # fmt: skip
+        """``out[groups[s], j] = sum of a[order[i], j]``, i from ``starts[s]`` to the next."""
+        at = cuda.blockIdx.x * threads + cuda.threadIdx.x
+        if at < count:
+            s, j = at // columns, at % columns
+            total = number(0)
+            for i in range(starts[s], starts[s + 1]):
+                total += a[a_at + order[i] * a_row + j]
+            out[out_at + groups[s] * out_row + j * out_column] = total
 
-    return Kernel(put_back, threads)
+    return Kernel(sum_groups, threads)
 
 
 def _blocks(count: int, of: int) -> int:
@@ -139,16 +143,21 @@ def product(a: Matrix, b: Matrix, out: Matrix, sizes, *, bias=None, add=False) -
     what is summed over, and columns."""
     rows, inner, columns = sizes
     dtype = out.flat.dtype
-    grid = _blocks(columns, TILE), _blocks(rows, TILE)
+    grid = _blocks(rows, TILE), _blocks(columns, TILE)  # the second is limited to 65,535
     side = (out.flat, False) if bias is None else (bias, True)
     _product(dtype)(grid, *a, *b, *side, *out[:3], rows, inner, columns, add)
 
 
 def sum_rows(a: Matrix, rows: int, columns: int):
-    """The sum of all rows, [columns]."""
-    out = empty(columns, a.flat.dtype)
-    _sum_rows(a.flat.dtype)((_blocks(columns, COLUMNS), 1), *a[:3], rows, columns, out)
-    return out
+    """The sum of all rows, [columns]: of chunks first, then of those."""
+    while True:
+        chunks = max(1, _blocks(rows, CHUNK))
+        out = empty((chunks, columns), a.flat.dtype)
+        grid = _blocks(columns, COLUMNS), chunks
+        _sum_rows(a.flat.dtype)(grid, *a[:3], rows, columns, out)
+        if chunks == 1:
+            return out.reshape(columns)
+        a, rows = Matrix(out, 0, columns), chunks
 
 
 def pick(table: Matrix, ids, out: Matrix, columns: int) -> None:
@@ -157,7 +166,11 @@ def pick(table: Matrix, ids, out: Matrix, columns: int) -> None:
     _pick()(grid, *table[:3], ids, ids.size, *out[:3], columns)
 
 
-def put_back(a: Matrix, ids, out: Matrix, columns: int) -> None:
-    """``out[j, v] = sum of a[n, j] over the n with ids[n] == v``."""
-    grid = _blocks(columns, COLUMNS), 1
-    _put_back(out.flat.dtype)(grid, *a[:3], ids, ids.size, *out[:3], columns)
+def sum_groups(a: Matrix, ids: np.ndarray, out: Matrix, columns: int) -> None:
+    """``out[v] = sum of the rows a[n] with ids[n] == v``, in their order, for the v that occur."""
+    order = np.argsort(ids, kind="stable")
+    groups, starts = np.unique(ids[order], return_index=True)
+    there = (to_device(x) for x in (order, np.append(starts, len(ids)), groups))
+    count = len(groups) * columns
+    kernel = _sum_groups(out.flat.dtype)
+    kernel(over(count, COLUMNS), *a[:3], *there, *out, columns, count)

@@ -13,13 +13,14 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import cuda, typeof, types
-from numba.np.numpy_support import from_dtype
+from numba import cuda, types
 
 from fastrnn.cells import activations
 
 from . import simulated
-from .memory import SIMULATED, DeviceArray, call, device, stream
+from .memory import SIMULATED, DeviceArray, call, device, stream, use_device
+
+_USUAL = 48 << 10  # bytes of shared memory that a kernel need not ask for
 
 
 def require() -> None:
@@ -53,26 +54,21 @@ class Kernel(NamedTuple):
             grid = grid[0] * cluster, grid[1]
             simulated.run(self.function, cuda, grid, self.block, args, shared, cluster)
             return
-        from cuda.core import LaunchConfig, Stream, launch
+        from cuda.core import LaunchConfig, launch
 
         config = LaunchConfig(
             grid=grid, cluster=cluster if cluster > 1 else None, block=self.block,
             shmem_size=shared, is_cooperative=self.waits,
         )  # fmt: skip
-        launch(
-            Stream.from_handle(stream()),
-            config,
-            _loaded(self, _signature(args)),
-            *map(_value, args),
-        )
+        use_device()
+        loaded = _loaded(self, _signature(args), shared > _USUAL)
+        launch(_stream_of(stream()), config, loaded, *map(_value, args))
 
     def most_blocks(self, *args, shared: int) -> int:
         """How many blocks can be there at once, so that they may wait for each other."""
         if SIMULATED:
             return 6
-        occupancy = _loaded(self, _signature(args)).occupancy
-        of_each = occupancy.max_active_blocks_per_multiprocessor(self.block, shared)
-        return of_each * device().properties.multiprocessor_count
+        return _most_blocks(self, _signature(args), shared)
 
 
 def _value(a):
@@ -82,23 +78,30 @@ def _value(a):
     return a if isinstance(a, np.generic) else np.int64(a)
 
 
-def _signature(args) -> tuple:
+def _signature(args) -> tuple[str, ...]:
+    """Arguments' types by NumPy's names, with a star where they are arrays."""
     out = []
     for a in args:
         if isinstance(a, DeviceArray):
-            out.append(types.CPointer(from_dtype(a.dtype)))
+            out.append("*" + a.dtype.name)
         else:
-            out.append(typeof(a) if isinstance(a, np.generic) else types.int64)
+            out.append(a.dtype.name if isinstance(a, np.generic) else "int64")
     return tuple(out)
 
 
+def _numba_type(name: str):
+    number = getattr(types, name.removeprefix("*"))
+    return types.CPointer(number) if name.startswith("*") else number
+
+
 def machine_code(kernel: Kernel, signature, capability: tuple[int, int]):
-    """``(name, code object, PTX, what the assembler says)``; needs no GPU."""
+    """``(name, code object, PTX, what the assembler says)``; needs no GPU. The signature is by
+    names, as "*float32" for an array and "int64"."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
 
     ptx, _ = cuda.compile(
-        kernel.function, types.void(*signature), cc=capability, device=False, abi="numba",
-        output="ptx", launch_bounds=(kernel.block, 1),
+        kernel.function, types.void(*map(_numba_type, signature)), cc=capability, device=False,
+        abi="numba", output="ptx", launch_bounds=(kernel.block, 1),
     )  # fmt: skip
     parts = [ObjectCode.from_ptx(ptx.encode())]
     if kernel.waits:
@@ -118,17 +121,41 @@ def has_clusters() -> bool:
     return not SIMULATED and tuple(device().compute_capability) >= (9, 0)
 
 
+def most_shared() -> int:
+    """Bytes of shared memory that a block can have if it asks for more than is usual."""
+    return 227 << 10 if SIMULATED else device().properties.max_shared_memory_per_block_optin
+
+
 @cache
-def _loaded(kernel: Kernel, signature: tuple):
+def _stream_of(handle: int):
+    from cuda.core import Stream
+
+    return Stream.from_handle(handle)
+
+
+@cache
+def _loaded(kernel: Kernel, signature: tuple, much_shared: bool):
     from cuda.bindings import driver
 
     here = device()
     name, code, _, _ = machine_code(kernel, signature, tuple(here.compute_capability))
     loaded = code.get_kernel(name)
-    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    most = here.properties.max_shared_memory_per_block_optin
-    call("cuKernelSetAttribute", attribute, most, loaded.handle, here.device_id)
+    if much_shared:
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        call("cuKernelSetAttribute", attribute, most_shared(), loaded.handle, here.device_id)
     return loaded
+
+
+@cache
+def _most_blocks(kernel: Kernel, signature: tuple, shared: int) -> int:
+    occupancy = _loaded(kernel, signature, shared > _USUAL).occupancy
+    of_each = occupancy.max_active_blocks_per_multiprocessor(kernel.block, shared)
+    return of_each * device().properties.multiprocessor_count
+
+
+def over(count: int, block: int) -> tuple[int, int]:
+    """A grid with a thread for each of ``count``."""
+    return -(-count // block), 1
 
 
 def inlined(function):

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -9,45 +10,69 @@ from typing import Any
 import numpy as np
 from numba.core import config
 
+from fastrnn.kernels import is_on_device
+
 from . import simulated
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
 _LEGACY = 1  # the default stream, which waits for what was queued before, and the other way round
-_stream = _LEGACY
+
+
+class _Thread(threading.local):
+    """What each thread has of its own: its stream, and whether it knows the device."""
+
+    stream = _LEGACY
+    ready = False
+
+
+_here = _Thread()
+_last = _LEGACY  # the stream that was used last, by anybody
 
 
 def stream() -> int:
     """The stream of now, as a handle."""
-    return _stream
+    return _here.stream
+
+
+def _switch(to: int) -> None:
+    """Go on with another stream, after all that was queued on the one before."""
+    global _last
+    if to != _last and not SIMULATED:
+        event = call("cuEventCreate", 2)  # without timing
+        call("cuEventRecord", event, _last)
+        call("cuStreamWaitEvent", to, event, 0)
+        call("cuEventDestroy", event)  # when it is done
+        _last = to
+    _here.stream = to
 
 
 @contextlib.contextmanager
 def on_stream_of(x) -> Iterator[None]:
     """Queue everything on the stream that x's package is on; on the default one if it has none."""
-    global _stream
-    before, package = _stream, type(x).__module__.partition(".")[0]
+    before, package, handle = stream(), type(x).__module__.partition(".")[0], 0
     if package == "torch":
         import torch
 
-        _stream = torch.cuda.current_stream(x.device).cuda_stream or _LEGACY
+        handle = torch.cuda.current_stream(x.device).cuda_stream
     elif package == "cupy":
         import cupy
 
-        _stream = cupy.cuda.get_current_stream().ptr or _LEGACY
+        handle = cupy.cuda.get_current_stream().ptr
     elif not SIMULATED:
-        _stream = x.__cuda_array_interface__.get("stream") or _LEGACY
+        handle = x.__cuda_array_interface__.get("stream") or 0
+    _switch(handle or _LEGACY)
     try:
         yield
     finally:
-        _stream = before
+        _here.stream = before
 
 
 def call(function: str, *args) -> Any:
     """A function of the driver; what it returns, or RuntimeError."""
     from cuda.bindings import driver
 
-    device()
+    use_device()
     error, *out = getattr(driver, function)(*args)
     if error != driver.CUresult.CUDA_SUCCESS:
         raise RuntimeError(f"{function} failed: {error.name}")
@@ -57,23 +82,35 @@ def call(function: str, *args) -> Any:
 @cache
 def device() -> Any:
     """The GPU."""
+    from cuda.bindings import driver
     from cuda.core import Device
 
     found = Device()
     found.set_current()
+    # What is freed stays with us: the pool would give it back whenever somebody waits.
+    _, pool = driver.cuDeviceGetDefaultMemPool(found.device_id)
+    keep = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+    driver.cuMemPoolSetAttribute(pool, keep, driver.cuuint64_t(2**64 - 1))
     return found
+
+
+def use_device() -> None:
+    """Let this thread know the GPU."""
+    if not _here.ready:
+        device().set_current()
+        _here.ready = True
 
 
 class _Memory:
     """A block of memory, given back to the device's pool when nothing refers to it any more."""
 
     def __init__(self, size: int):
-        self.stream = stream()
-        self.pointer = int(call("cuMemAllocAsync", max(size, 1), self.stream))
+        self.pointer = int(call("cuMemAllocAsync", max(size, 1), stream()))
 
     def __del__(self):
         with contextlib.suppress(Exception):  # as when Python ends
-            call("cuMemFreeAsync", self.pointer, self.stream)
+            # Whatever used it was queued on this stream, or on one that this one waits for.
+            call("cuMemFreeAsync", self.pointer, _last)
 
 
 class _Foreign:
@@ -163,11 +200,6 @@ class DeviceArray:
         }
 
 
-def is_on_device(x) -> bool:
-    """Whether x lies in a GPU's memory, whoever put it there."""
-    return isinstance(x, DeviceArray) or hasattr(x, "__cuda_array_interface__")
-
-
 def empty(shape, dtype) -> DeviceArray:
     """Memory with anything in it."""
     shape, dtype = (shape,) if isinstance(shape, int) else shape, np.dtype(dtype)
@@ -184,9 +216,13 @@ def to_device(x) -> DeviceArray:
         return x
     if is_on_device(x):
         facts = x.__cuda_array_interface__
-        if facts.get("strides"):
-            raise ValueError("an array on the device must be C-contiguous")
-        return DeviceArray(_Foreign(x), 0, facts["shape"], facts["typestr"])
+        out = DeviceArray(_Foreign(x), 0, facts["shape"], facts["typestr"])
+        row, strides = out.dtype.itemsize, facts.get("strides")
+        for size, stride in zip(out.shape[::-1], (strides or ())[::-1], strict=False):
+            if stride != row and size > 1:
+                raise ValueError("an array on the device must be C-contiguous")
+            row *= size
+        return out
     x = np.ascontiguousarray(x).reshape(np.shape(x))
     out = empty(x.shape, x.dtype)
     if SIMULATED:
@@ -203,8 +239,9 @@ def to_host(x) -> np.ndarray:
 
 
 def like(x, array):
-    """An array as the package that x is of knows it: NumPy's, torch's, CuPy's or as it is."""
-    if not is_on_device(x):
+    """An array (or None) as the package that x is of knows it: NumPy's, torch's, CuPy's or as it
+    is."""
+    if array is None or not is_on_device(x):
         return to_host(array)
     package = type(x).__module__.partition(".")[0]
     if package == "torch":

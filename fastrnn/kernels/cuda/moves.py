@@ -6,14 +6,10 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from .launch import Kernel
+from .launch import Kernel, over
 from .memory import DeviceArray, empty, to_device
 
 _THREADS = 128
-
-
-def _grid(count: int) -> tuple[int, int]:
-    return -(-count // _THREADS), 1
 
 
 @cache
@@ -30,7 +26,7 @@ def _move() -> Kernel:
 
 def move(source, source_at: int, to, to_at: int, count: int, *, add: bool = False) -> None:
     """Copy ``count`` numbers that lie side by side, or add them to what is there."""
-    _move()(_grid(count), source, source_at, to, to_at, count, add)
+    _move()(over(count, _THREADS), source, source_at, to, to_at, count, add)
 
 
 def copied(x) -> Any:
@@ -69,7 +65,7 @@ def _fill(dtype) -> Kernel:
 def zeros(shape, dtype) -> Any:
     """An array of zeros."""
     out = empty(shape, dtype)
-    _fill(out.dtype)(_grid(out.size), out, out.size)
+    _fill(out.dtype)(over(out.size, _THREADS), out, out.size)
     return out
 
 
@@ -87,7 +83,7 @@ def _take() -> Kernel:
 def take(source, places, width: int) -> Any:
     """The rows of ``source`` at ``places``, [R, width]."""
     out = empty((places.size, width), source.dtype)
-    _take()(_grid(out.size), source, places, out, width, out.size)
+    _take()(over(out.size, _THREADS), source, places, out, width, out.size)
     return out
 
 
@@ -105,7 +101,7 @@ def _put() -> Kernel:
 def put(source, places, rows: int, width: int) -> Any:
     """[rows, width] with the rows of ``source`` at ``places`` and zeros elsewhere."""
     out = zeros((rows, width), source.dtype)
-    _put()(_grid(source.size), source, places, out, width, source.size)
+    _put()(over(source.size, _THREADS), source, places, out, width, source.size)
     return out
 
 
@@ -127,5 +123,5 @@ def _place() -> Kernel:
 def place(initial, state, lengths, offsets, steps: int, reverse: bool) -> None:
     """Write initial states [B, H] where each sequence's first step looks for them in ``state``."""
     batch, units = initial.shape
-    grid = _grid(batch * units)
+    grid = over(batch * units, _THREADS)
     _place()(grid, initial, state, lengths, offsets, steps, batch, units, reverse)

@@ -10,7 +10,8 @@ from fastrnn import checks
 from fastrnn.kernels import cpu
 
 from . import moves
-from .launch import Kernel, exp, log
+from .gemm import Matrix, sum_groups
+from .launch import Kernel, exp, log, over
 from .memory import SIMULATED, DeviceArray, empty, to_device, to_host
 
 _THREADS = 128
@@ -38,7 +39,7 @@ def dropout(x, p: float, key: int) -> None:
     numbers as on the CPU."""
     if not isinstance(x, DeviceArray):
         return cpu.dropout(x, p, key)
-    grid, scale = (-(-x.size // _THREADS), 1), x.dtype.type(1 / (1 - p))
+    grid, scale = over(x.size, _THREADS), x.dtype.type(1 / (1 - p))
     _dropout()(grid, x, x.size, key >> 32, key & 0xFFFFFFFF, int(p * 2**53), scale)
 
 
@@ -57,7 +58,7 @@ def scale(x, mask: np.ndarray, rows: np.ndarray) -> None:
     if not isinstance(x, DeviceArray):
         return cpu.scale(x, mask, rows)
     there = to_device(mask), to_device(rows)
-    _scale()((-(-x.size // _THREADS), 1), x, *there, x.shape[1], x.size)
+    _scale()(over(x.size, _THREADS), x, *there, x.shape[1], x.size)
 
 
 @cache
@@ -119,29 +120,9 @@ def embedding_forward(table, ids: np.ndarray):
     return moves.take(table, to_device(ids), table.shape[1])
 
 
-@cache
-def _sum_groups(dtype) -> Kernel:
-    number = np.dtype(dtype).type
-
-    def sum_groups(dy, order, starts, rows, width, count, out):
-        """``out[rows[s]] = sum over i of dy[order[i]]``, i from ``starts[s]`` to the next."""
-        i = cuda.blockIdx.x * _THREADS + cuda.threadIdx.x
-        if i < count:
-            group, column = i // width, i % width
-            total = number(0)
-            for n in range(starts[group], starts[group + 1]):
-                total += dy[order[n] * width + column]
-            out[rows[group] * width + column] = total
-
-    return Kernel(sum_groups, _THREADS)
-
-
 def embedding_backward(dy, ids: np.ndarray, rows: int):
     """Its gradient, [rows, E]; equal ids are added in their order."""
-    out = moves.zeros((rows, dy.shape[1]), dy.dtype)
-    order = np.argsort(ids, kind="stable")
-    distinct, starts = np.unique(ids[order], return_index=True)
-    there = (to_device(a) for a in (order, np.append(starts, len(ids)), distinct))
-    count = len(distinct) * dy.shape[1]
-    _sum_groups(dy.dtype)((-(-count // _THREADS), 1), dy, *there, dy.shape[1], count, out)
+    width = dy.shape[1]
+    out = moves.zeros((rows, width), dy.dtype)
+    sum_groups(Matrix(dy, 0, width), ids, Matrix(out, 0, width), width)
     return out

@@ -45,7 +45,8 @@ else:
         def codegen(context, builder, sig, args):
             function = ir.FunctionType(shape, [_KINDS[a][0] for a in takes])
             inline = ir.InlineAsm(function, asm, ",".join(constraints), side_effect=not pure)
-            out = builder.call(inline, args)
+            # Lanes do these together: no part of them may be moved behind a condition.
+            out = builder.call(inline, args, attrs=("convergent",))
             if not returns:
                 return context.get_dummy_value()
             if one:

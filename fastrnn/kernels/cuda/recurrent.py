@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from fastrnn.cells import LAYOUTS
+from fastrnn.kernels import is_on_device
 from fastrnn.kernels.precision import get_cuda_precision
 from fastrnn.kernels.rows import Rows
 
 from . import cluster, gemm, moves
 from .gemm import Matrix
-from .launch import has_clusters
+from .launch import has_clusters, most_shared
 from .loops import ROWS, Loop, backward_loop, forward_loop
-from .memory import empty, is_on_device, to_device, to_host
+from .memory import empty, to_device, to_host
 
 # Which time loop: "grid", "cluster", or None for clusters where the device has them and the layer
 # fits.
@@ -54,7 +55,9 @@ class Weights:
         """How the time loop is laid out on clusters, None for the loop over the grid."""
         if self.cell != "lstm" or self.dtype != np.float32 or loop == "grid":
             return None
-        return cluster.plan(self.units, get_cuda_precision()) if loop or has_clusters() else None
+        if loop is None and not has_clusters():
+            return None
+        return cluster.plan(self.units, get_cuda_precision(), most_shared())
 
     def packed(self, made: cluster.Plan, d: int, *, backward: bool):
         """W_hh of one direction as a cluster reads it."""
@@ -178,6 +181,7 @@ def backward(weights: Weights, tape: Tape, dy, dstate_n, *, need_dx: bool = True
     sizes, offsets, lengths = tape.places
     dy_in, dy, dy_row = dy, to_device(dy), w.directions * w.units
     dx = None if tokens or not need_dx else empty((count, w.inputs), w.dtype)
+    ids = to_host(tape.x) if tokens else np.empty(0, np.int64)
     grads, dstate = [], [moves.copied(s) for s in dstate_n]
     for d, (w_ih, w_hh, _) in enumerate(w.on_device):
         own = [s[d] for s in dstate]
@@ -196,14 +200,15 @@ def backward(weights: Weights, tape: Tape, dy, dstate_n, *, need_dx: bool = True
                 w_hh, gates, w.gates_row, at, state, dy, dy_row, d * w.units, own[0], own[-1],
                 sizes, offsets, steps, w.units, reverse,
             )  # fmt: skip
-        dw_ih = empty((layout.gates * w.units, w.inputs), w.dtype)
+        size = layout.gates * w.units, w.inputs
+        dw_ih = moves.zeros(size, w.dtype) if tokens else empty(size, w.dtype)
         dw_hh = empty((layout.gates * w.units, w.units), w.dtype)
         for slot, gate, many in w.runs():
             dz = Matrix(gates, at + slot * w.units, w.gates_row)
             place, columns = gate * w.units * w.inputs, many * w.units
             to = Matrix(dw_ih, place, w.inputs)
             if tokens:
-                gemm.put_back(dz, tape.x, to, columns)
+                gemm.sum_groups(dz, ids, Matrix(dw_ih, place, 1, w.inputs), columns)
                 continue
             x = Matrix(tape.x, 0, w.inputs)
             gemm.product(dz.transposed, x, to, (columns, count, w.inputs))

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 from numba import cuda, float64
 
-from .launch import Kernel, sqrt
+from .launch import Kernel, over, sqrt
 from .memory import SIMULATED, empty, to_host
 
 _THREADS = 128
@@ -69,11 +69,11 @@ def _adam() -> Kernel:
 def sgd(w, g, v, scale, lr, momentum, decay, nesterov) -> None:
     """Stochastic gradient descent with the velocity ``v``; ``scale`` multiplies g."""
     numbers = [w.dtype.type(n) for n in (scale, lr, momentum, decay)]
-    _sgd()((-(-w.size // _THREADS), 1), w, g, v, *numbers, nesterov, w.size)
+    _sgd()(over(w.size, _THREADS), w, g, v, *numbers, nesterov, w.size)
 
 
 def adam(w, g, m, v, scale, lr, beta1, beta2, eps, l2, shrink, step) -> None:
     """Adam with the moments ``m`` and ``v``; ``shrink`` multiplies w, ``step`` is from 1."""
     corrected, root2 = lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
     numbers = (scale, corrected, 1 - beta1, beta2, 1 - beta2, eps, l2, shrink, root2)
-    _adam()((-(-w.size // _THREADS), 1), w, g, m, v, *(w.dtype.type(n) for n in numbers), w.size)
+    _adam()(over(w.size, _THREADS), w, g, m, v, *(w.dtype.type(n) for n in numbers), w.size)
