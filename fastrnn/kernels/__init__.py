@@ -51,9 +51,9 @@ A backend is a module with
 
 Inputs are neither checked nor changed but where it says so (layers check); results are new arrays.
 
-The reference has no ``update``. The backend "cuda" takes arrays of the device as well
-(`kernels.cuda.memory`; ``like``, ``on_stream_of`` and ``DeviceRows`` are for what is around them) and
-returns what came from the host to the host; its ``cross_entropy`` is that of logits there.
+The reference has no ``update``. The backend "cuda" takes arrays of the device as well, see
+`kernels.cuda.memory`, and returns what came from the host to the host. It also has ``like``,
+``on_stream_of`` and ``DeviceRows`` for what is around them, and ``cross_entropy`` of logits there.
 """
 
 from types import ModuleType
