@@ -79,9 +79,14 @@ def training() -> Case:
             others[f"torch, {name}"] = _torch_training(model, padded, packed=name == "packed")
     if peers.has("keras", "jax"):
         others["keras"] = _keras_training(model, padded)
-    width = model.lexicon.table.shape[1]
-    flops = 3 * 2.0 * len(tokens.ids) * (8 * UNITS * (width + UNITS) + 2 * UNITS * len(model.tags))
+    flops = 3 * _flops(model, len(tokens.ids))
     return Case(ours, lambda: _check(model, tokens, tags), others, flops, items=SENTENCES)
+
+
+def _flops(model, tokens: int) -> float:
+    """Of the products of one forward pass."""
+    width = model.lexicon.table.shape[1]
+    return 2.0 * tokens * (8 * UNITS * (width + UNITS) + 2 * UNITS * len(model.tags))
 
 
 def _padded(model, tokens, tags, part):
@@ -210,7 +215,8 @@ def tagging(count: int) -> Case:
                     for a, b in zip(t, o, strict=True)]  # fmt: skip
             assert np.mean(same) > 0.999, np.mean(same)  # but for ties within rounding
 
-    return Case(lambda: model.tag(X), check, others, items=len(X))
+    flops = _flops(model, sum(map(len, X)))
+    return Case(lambda: model.tag(X), check, others, flops, items=len(X))
 
 
 def _torch_tagging(model, X, *, packed: bool) -> Callable:
