@@ -12,7 +12,7 @@ from numba import cuda
 
 import fastrnn
 from fastrnn.data.text import UNKNOWN, Chunk, TextStream, Vocabulary
-from fastrnn.kernels import get_backend
+from fastrnn.kernels import get_backend, is_on_device
 from fastrnn.kernels.cuda import cluster, gemm, loops, memory, recurrent, simulated
 from fastrnn.kernels.precision import PRECISIONS
 from fastrnn.models import LanguageModel, Tagger
@@ -359,6 +359,36 @@ def test_parts_of_device_arrays():
         x[4]
     with pytest.raises(TypeError, match="copy_to_host"):
         np.asarray(x)
+
+
+class Described:
+    """Somebody else's array, as far as it is looked at."""
+
+    def __init__(self, shape, strides):
+        self.__cuda_array_interface__ = {
+            "shape": shape, "strides": strides, "typestr": "<f4", "data": (4096, False),
+            "version": 3,
+        }  # fmt: skip
+
+
+def test_arrays_of_others():
+    for shape, strides in (((3, 4), None), ((3, 4), (16, 4)), ((1, 4), (64, 4)), ((), ())):
+        out = memory.to_device(Described(shape, strides))
+        assert out.shape == shape and out.dtype == np.float32 and out.pointer == 4096
+    with pytest.raises(ValueError, match="C-contiguous"):
+        memory.to_device(Described((3, 4), (4, 12)))
+    assert is_on_device(Described((1,), None)) and not is_on_device(np.zeros(3))
+    layer, _ = twins("lstm", 3, 4)
+    with pytest.raises(ValueError, match=r"x must have shape \(T, B, 3\)"):
+        layer(Described((3, 4), None))
+
+
+def test_arrays_of_others_by_dlpack(monkeypatch):
+    pytest.importorskip("cuda.core")
+    monkeypatch.setattr(memory, "stream", lambda: -1)  # NumPy has none
+    x = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+    _, pointer, shape, strides, dtype = memory._described(x)  # as NumPy knows DLPack too
+    assert (pointer, shape, strides, dtype) == (x.ctypes.data, (2, 3), (3, 1), x.dtype)
 
 
 def test_dropout_is_that_of_the_cpu(rng):

@@ -60,6 +60,7 @@ from types import ModuleType
 from typing import Any
 
 BACKENDS = ("cpu", "cuda", "reference")
+_DLPACK_CUDA = 2  # kDLCUDA of dlpack.h
 
 
 def get_backend(name: str) -> ModuleType:
@@ -91,7 +92,9 @@ def get_backend(name: str) -> ModuleType:
 
 def is_on_device(x: Any) -> bool:
     """Whether x is an array in a GPU's memory, whoever put it there."""
-    return hasattr(x, "__cuda_array_interface__") or hasattr(x, "copy_to_host")
+    if hasattr(x, "__cuda_array_interface__") or hasattr(x, "copy_to_host"):
+        return True
+    return hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] == _DLPACK_CUDA
 
 
 def backend_of(x: Any) -> ModuleType:

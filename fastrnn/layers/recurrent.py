@@ -195,9 +195,9 @@ class Recurrent(PackedLayer):
         ----------
         x : array_like of real [T, B, I], or [B, T, I] if ``batch_first``, or [T, I]
             With the backend "cuda" also an array on the device, C-contiguous and of the layer's
-            dtype, with the CUDA array interface (PyTorch's, CuPy's, Numba's). Numbers on the
-            device are not looked at; results stay there, as PyTorch's or CuPy's arrays where x is
-            one, else with the same interface.
+            dtype, with the CUDA array interface or DLPack (PyTorch, CuPy, Numba, JAX). Numbers
+            there are not looked at; results stay there, as PyTorch's or CuPy's arrays where x is
+            one, else with the CUDA array interface.
         state : (h_0, c_0), or h_0 where the cell has no c, optional
             Each [L D, B, H] ([L D, H] for an unbatched x); zero when left out.
         lengths : array_like of int [B], optional

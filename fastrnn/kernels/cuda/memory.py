@@ -59,7 +59,7 @@ def on_stream_of(x) -> Iterator[None]:
         import cupy
 
         handle = cupy.cuda.get_current_stream().ptr
-    elif not SIMULATED:
+    elif hasattr(x, "__cuda_array_interface__"):
         handle = x.__cuda_array_interface__.get("stream") or 0
     _switch(handle or _LEGACY)
     try:
@@ -116,8 +116,8 @@ class _Memory:
 class _Foreign:
     """Memory of somebody else."""
 
-    def __init__(self, owner):
-        self.owner, self.pointer = owner, owner.__cuda_array_interface__["data"][0]
+    def __init__(self, owner, pointer: int):
+        self.owner, self.pointer = owner, pointer
 
 
 class _Simulated:
@@ -210,19 +210,32 @@ def empty(shape, dtype) -> DeviceArray:
     return DeviceArray(memory, 0, shape, dtype)
 
 
+def _described(x) -> tuple:
+    """``(what keeps it alive, pointer, shape, strides in numbers or None, dtype)`` of an array of
+    somebody else, by the CUDA array interface or DLPack."""
+    if hasattr(x, "__cuda_array_interface__"):
+        facts = x.__cuda_array_interface__
+        dtype, strides = np.dtype(facts["typestr"]), facts.get("strides")
+        strides = strides and tuple(s // dtype.itemsize for s in strides)
+        return x, facts["data"][0], facts["shape"], strides, dtype
+    from cuda.core.utils import StridedMemoryView
+
+    view = StridedMemoryView.from_dlpack(x, stream())
+    return view, view.ptr, view.shape, view.strides, view.dtype
+
+
 def to_device(x) -> DeviceArray:
     """x on the device, C-contiguous; what lies there already is not copied."""
     if isinstance(x, DeviceArray):
         return x
     if is_on_device(x):
-        facts = x.__cuda_array_interface__
-        out = DeviceArray(_Foreign(x), 0, facts["shape"], facts["typestr"])
-        row, strides = out.dtype.itemsize, facts.get("strides")
-        for size, stride in zip(out.shape[::-1], (strides or ())[::-1], strict=False):
+        owner, pointer, shape, strides, dtype = _described(x)
+        row = 1
+        for size, stride in zip(shape[::-1], (strides or ())[::-1], strict=False):
             if stride != row and size > 1:
                 raise ValueError("an array on the device must be C-contiguous")
             row *= size
-        return out
+        return DeviceArray(_Foreign(owner, pointer), 0, shape, dtype)
     x = np.ascontiguousarray(x).reshape(np.shape(x))
     out = empty(x.shape, x.dtype)
     if SIMULATED:
