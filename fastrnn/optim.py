@@ -137,6 +137,8 @@ class Optimizer:
                 f"{name}: values must be {table.dtype} {shape}, got {values.dtype} {values.shape}"
             )
         checks.below(f"{name}: rows", "row", rows, len(table))
+        if not (rows[1:] > rows[:-1]).all() and len(np.unique(rows)) < len(rows):
+            raise ValueError(f"{name}: rows must differ, a row twice would lose an update")
         for slot in self.slots:
             self._rows_state(f"{name}.{slot}", table)
         return RowGradient(table, rows, np.ascontiguousarray(values))

@@ -59,6 +59,7 @@ def test_some_rows_of_a_table_with_torch(rng, ours, theirs, options):
         ((table, rows, values.astype("f")), ValueError, "t: values must be float64"),
         ((table, rows + 9, values), IndexError, "t: rows: row"),
         ((table, -rows - 1, values), IndexError, "t: rows: row"),
+        ((table, rows[[0, *range(len(rows) - 1)]], values), ValueError, "t: rows must differ"),
     ):
         with pytest.raises(error, match=message):
             optimizer.step(parameters, np.ones(3), rows={"t": optim.RowGradient(*bad)})
