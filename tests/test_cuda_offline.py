@@ -15,13 +15,18 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def output(script: str) -> str:
+    """What a script prints that has the kernels compiled."""
+    path = Path(__file__).with_name(script)
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "0"}
+    done = subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def compiled():
-    script = Path(__file__).with_name("cuda_offline.py")
-    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "0"}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in output("cuda_offline.py").splitlines()]
 
 
 def test_no_kernel_spills(compiled):
@@ -54,3 +59,10 @@ def test_clusters_hold_their_weights_and_use_tensor_cores(compiled):
         assert row["cluster barriers"] == 2, row
         sent = 0 if "tf32" in row["kernel"] else 4 if "backward" in row["kernel"] else 1
         assert row["shuffles"] == sent, row
+
+
+def test_dry_run():
+    """Everything the host does, but for running the kernels; all memory is given back."""
+    printed = output("cuda_dry_run.py")
+    assert "cooperative" in printed and "clusters of 2" in printed
+    assert "0 blocks of memory left" in printed
