@@ -65,7 +65,7 @@ def on_stream_of(x) -> Iterator[None]:
     try:
         yield
     finally:
-        _here.stream = before
+        _switch(before)  # what comes next there may use what was made here
 
 
 def call(function: str, *args) -> Any:

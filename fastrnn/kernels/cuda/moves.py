@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
+from fastrnn.kernels import is_on_device
+
 from .launch import Kernel, over
 from .memory import DeviceArray, empty, to_device
 
@@ -31,6 +33,8 @@ def move(source, source_at: int, to, to_at: int, count: int, *, add: bool = Fals
 
 def copied(x) -> Any:
     """x on the device, in memory of its own."""
+    if not is_on_device(x):
+        return to_device(x)
     x = to_device(x)
     out = empty(x.shape, x.dtype)
     move(x, 0, out, 0, x.size)
