@@ -14,9 +14,9 @@ from report import put_between
 
 from fastrnn import optim
 from fastrnn.data.text import TextStream, Vocabulary, read_text
-from fastrnn.kernels.threads import set_num_threads
 from fastrnn.models import LanguageModel
 from fastrnn.plots import plot_runs, read_history
+from fastrnn.runtime.threads import set_num_threads
 from fastrnn.trainer import Diverged, Trainer
 
 DOCS = Path(__file__).parents[1] / "docs" / "convergence"

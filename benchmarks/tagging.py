@@ -16,9 +16,9 @@ import numpy as np
 from report import put_between
 
 from fastrnn.data.sentences import read_sentences
-from fastrnn.kernels.threads import set_num_threads
 from fastrnn.models import Tagger
 from fastrnn.plots import plot_runs, read_history
+from fastrnn.runtime.threads import set_num_threads
 
 DOCS = Path(__file__).parents[1] / "docs" / "tagging"
 SEEDS = (0, 1, 2)

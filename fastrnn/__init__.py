@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from ._gather import gather_rows, scatter_add_rows
     from ._padding import pad_sequences
     from .kernels.precision import get_cuda_precision, set_cuda_precision
-    from .kernels.threads import get_num_threads, set_num_threads
     from .layers import CRF, GRU, LSTM, RNN, Dropout, Embedding, Linear
     from .losses import cross_entropy
     from .optim import SGD, Adam, AdamW
+    from .runtime.threads import get_num_threads, set_num_threads
     from .trainer import Trainer
 
 _MODULES = ("layers", "losses", "models", "optim")
@@ -69,8 +69,8 @@ _HOME = {
     "pad_sequences": "_padding",
     "get_cuda_precision": "kernels.precision",
     "set_cuda_precision": "kernels.precision",
-    "get_num_threads": "kernels.threads",
-    "set_num_threads": "kernels.threads",
+    "get_num_threads": "runtime.threads",
+    "set_num_threads": "runtime.threads",
 }
 
 

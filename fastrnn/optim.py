@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastrnn import checks
-from fastrnn.kernels import backend_of
+from fastrnn.kernels.backend import Backend, get_backend
+from fastrnn.kernels.device import backend_of
+from fastrnn.kernels.updates import AdamStep, SGDStep
 from fastrnn.parameters import Parameters
 
 
@@ -40,7 +42,8 @@ class Optimizer:
     def __init__(self, lr: float):
         self.lr = checks.number("lr", lr, 0.0, math.inf)
         self.steps = 0
-        self._state: dict[str, Any] = {}  # where the gradient was, last time
+        self._state: dict[str, Any] = {}
+        self._kernels: Backend | None = None  # where the state lies, None for the host
         self._tables: dict[str, np.ndarray] = {}
         self._parameters: Parameters | None = None
 
@@ -86,19 +89,22 @@ class Optimizer:
         if self._parameters is not None and self._parameters is not parameters:
             raise ValueError("parameters are not those of the steps before: use one optimizer each")
         shape, dtype = (parameters.size,), parameters.dtype
+        first: Any = gradient
         if isinstance(gradient, Mapping):
-            where = backend_of(next(iter(gradient.values()), None))
-            gradient = parameters.flatten(gradient, where.empty(shape, dtype))
+            first = next(iter(gradient.values()), None)
+        kernels, host = backend_of(first), get_backend("cpu")
+        if isinstance(gradient, Mapping):
+            gradient = parameters.flatten(gradient, kernels.empty(shape, dtype))
         if gradient.shape != shape or gradient.dtype != dtype:
             raise ValueError(
                 f"gradient must be {dtype} {shape}, got {gradient.dtype} {gradient.shape}"
             )
-        where = backend_of(gradient)
-        there = not isinstance(gradient, np.ndarray)
-        gradient = where.to_device(gradient) if there else np.ascontiguousarray(gradient)
+        gradient = kernels.device_view(gradient)
+        if not kernels.on_device:
+            gradient = np.ascontiguousarray(gradient)
         rows = {name: self._checked(name, given) for name, given in (rows or {}).items()}
-        parts = [gradient, *(g.values.reshape(-1) for g in rows.values())]
-        norm = math.hypot(*(backend_of(part).update.norm(part) for part in parts))
+        norms = [host.norm(g.values.reshape(-1)) for g in rows.values()]
+        norm = math.hypot(kernels.norm(gradient), *norms)
         if not math.isfinite(norm):
             raise FloatingPointError(f"gradient is not finite: its norm is {norm}")
         if not self._state:
@@ -110,22 +116,23 @@ class Optimizer:
         scale = 1.0 if max_norm is None or norm <= max_norm else max_norm / norm
         self.steps += 1
         lr = self.lr if lr is None else lr
-        if there:
-            self._state = {name: where.to_device(kept) for name, kept in self._state.items()}
-            weights = parameters.writing_on_device(where.to_device)
-        else:
-            self._state = self._on_host()
-            weights = parameters.writing()
-        self._update(weights, gradient, self._state, scale, lr)
+        self._move_state(kernels)
+        self._update(kernels, kernels.writable(parameters), gradient, self._state, scale, lr)
         for name, (table, at, values) in rows.items():
             of_table = {s: self._rows_state(f"{name}.{s}", table) for s in self.slots}
             state = {slot: held[at].reshape(-1) for slot, held in of_table.items()}
             w = table[at].reshape(-1)
-            self._update(w, values.reshape(-1), state, scale, lr)
+            self._update(host, w, values.reshape(-1), state, scale, lr)
             table[at] = w.reshape(values.shape)
             for slot, held in of_table.items():
                 held[at] = state[slot].reshape(values.shape)
         return norm
+
+    def _move_state(self, kernels: Backend) -> None:
+        """Let the state lie where ``kernels`` compute."""
+        if kernels is not self._kernels:
+            self._state = {name: kernels.to_device(a) for name, a in self._on_host().items()}
+            self._kernels = kernels
 
     def _checked(self, name: str, given: RowGradient) -> RowGradient:
         """Kernels do not look."""
@@ -153,8 +160,10 @@ class Optimizer:
             )
         return kept
 
-    def _update(self, w: np.ndarray, g: np.ndarray, state: dict, scale: float, lr: float) -> None:
-        raise AssertionError("an optimizer says how it updates")
+    def _update(
+        self, kernels: Backend, w: Any, g: Any, state: dict, scale: float, lr: float
+    ) -> None:
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """The vectors kept between steps and the number of steps."""
@@ -162,7 +171,9 @@ class Optimizer:
         return {"steps": np.asarray(self.steps), **self._on_host(), **tables}
 
     def _on_host(self) -> dict[str, np.ndarray]:
-        return {name: backend_of(kept).to_host(kept) for name, kept in self._state.items()}
+        if self._kernels is None:
+            return dict(self._state)
+        return {name: self._kernels.to_host(kept) for name, kept in self._state.items()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from a saved state."""
@@ -171,6 +182,7 @@ class Optimizer:
             raise ValueError(f"state must have steps and {', '.join(self.slots)}")
         self.steps = int(state["steps"])
         self._state = {n: np.array(state[n]) for n in self.slots if n in state}
+        self._kernels = None
         self._tables = {n[5:]: np.array(a) for n, a in state.items() if n.startswith("rows.")}
 
 
@@ -203,11 +215,9 @@ class SGD(Optimizer):
         self.weight_decay = checks.number("weight_decay", weight_decay, 0.0, math.inf)
         self.nesterov = bool(nesterov)
 
-    def _update(self, w, g, state, scale, lr):
-        v = state["velocity"]
-        backend_of(w).update.sgd(
-            w, g, v, scale, lr, self.momentum, self.weight_decay, self.nesterov
-        )
+    def _update(self, kernels, w, g, state, scale, lr):
+        options = SGDStep(scale, lr, self.momentum, self.weight_decay, self.nesterov)
+        kernels.sgd(w, g, state["velocity"], options)
 
 
 class Adam(Optimizer):
@@ -244,14 +254,13 @@ class Adam(Optimizer):
         self.eps = checks.number("eps", eps, 0.0, math.inf)
         self.weight_decay = checks.number("weight_decay", weight_decay, 0.0, math.inf)
 
-    def _update(self, w, g, state, scale, lr):
-        m, v = state["first_moment"], state["second_moment"]
-        beta1, beta2 = self.betas
+    def _update(self, kernels, w, g, state, scale, lr):
+        moments = state["first_moment"], state["second_moment"]
         l2 = 0.0 if self.decoupled else self.weight_decay
         shrink = 1.0 - lr * self.weight_decay if self.decoupled else 1.0
-        backend_of(w).update.adam(
-            w, g, m, v, scale, lr, beta1, beta2, self.eps, l2, shrink, self.steps
-        )
+        beta1, beta2 = self.betas
+        options = AdamStep(scale, lr, beta1, beta2, self.eps, l2, shrink, self.steps)
+        kernels.adam(w, g, moments, options)
 
 
 class AdamW(Adam):

@@ -8,7 +8,7 @@ them convert and name errors.
 
 import numpy as np
 
-from fastrnn.kernels.threads import MOVE, Job, spread
+from fastrnn.runtime.threads import MOVE_COST, Job, parallel_for
 
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
@@ -187,7 +187,7 @@ def gather_rows(table, ids, out=None):
     _as_out("out", out, shape, table.dtype)
     _check(ids, len(table))
     if out.size:
-        spread(Job(_gather, (table, ids, out), len(ids), out.size * MOVE))
+        parallel_for(Job(_gather, (table, ids, out), len(ids), out.size * MOVE_COST))
     return out
 
 
@@ -244,5 +244,5 @@ def scatter_add_rows(grads, ids, *, out=None, num_rows=None):
     sums = np.empty((len(rows), grads.shape[1]), grads.dtype)
     if sums.size:
         args = (grads, order, np.append(starts, len(ids)), sums)
-        spread(Job(_scatter_sorted, args, len(rows), grads.size * MOVE))
+        parallel_for(Job(_scatter_sorted, args, len(rows), grads.size * MOVE_COST))
     return rows, sums

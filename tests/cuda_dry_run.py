@@ -31,7 +31,7 @@ def call(function: str, *args):
     if function == "cuMemFreeAsync":
         del blocks[args[0]]
         return None
-    if function in ("cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync"):
+    if function in ("cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemcpyDtoDAsync"):
         ctypes.memmove(*args[:3])  # the last is the stream
         return None
     assert function in ("cuStreamSynchronize", "cuKernelSetAttribute"), function
@@ -69,8 +69,8 @@ def main() -> None:
     backend.require = launch.require
     compiled = launch.machine_code
 
-    def checked(kernel, signature, capability):
-        name, _, ptx, log = compiled(kernel, signature, capability)
+    def checked(kernel, capability):
+        name, _, ptx, log = compiled(kernel, capability)
         assert f".entry {name}(" in ptx.replace("\n", "") or name in ptx
         return name, SimpleNamespace(get_kernel=lambda _: Loaded()), ptx, log
 

@@ -10,8 +10,8 @@ RUN = """
 import warnings
 warnings.simplefilter("error")
 import numpy as np
-from fastrnn.kernels.cpu import update
-print(update.norm(np.full(4, 2.0, np.float32)), len(update._squares.stats.cache_hits))
+from fastrnn.kernels.cpu import optim
+print(optim.norm(np.full(4, 2.0, np.float32)), len(optim._squares.stats.cache_hits))
 """
 
 

@@ -105,7 +105,7 @@ def test_agrees_with_the_reference(rng, scale):
 
 
 def test_same_bits_alone_and_for_any_number_of_threads(rng, monkeypatch):
-    monkeypatch.setattr("fastrnn.kernels.threads.LEAST", 1)
+    monkeypatch.setattr("fastrnn.runtime.threads.MIN_WORK", 1)
     crf, scores = example(rng, "float32", tags=7)
     tags = rng.integers(7, size=scores.shape[:2])
     results = []

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from numba import cuda
 
 import fastrnn
+from fastrnn.cells import CELLS as RECORDS
 from fastrnn.data.text import UNKNOWN, Chunk, TextStream, Vocabulary
-from fastrnn.kernels import get_backend, is_on_device
-from fastrnn.kernels.cuda import cluster, gemm, loops, memory, recurrent, simulated
+from fastrnn.kernels.backend import get_backend
+from fastrnn.kernels.cuda import cluster, fused, gemm, memory, simulated, weights
+from fastrnn.kernels.device import is_on_device
 from fastrnn.kernels.precision import PRECISIONS
 from fastrnn.models import LanguageModel, Tagger
+from fastrnn.packed import PackedBatch
 from fastrnn.parameters import Parameters
 from helpers import check_close, difference
 from test_recurrent import CELLS, DTYPES, draw, each_cell, everything, of_states
@@ -65,10 +68,10 @@ def test_smallest_and_widest(rng, cell):
 
 @simulated_only
 def test_which_loops_keep_their_weights():
-    kept = loops.forward_loop("lstm", 3, np.dtype("float32"))
+    kept = fused.forward_loop(RECORDS["lstm"], 3, np.dtype("float32"))
     assert kept.kept and kept.units > 1
-    assert not loops.forward_loop("lstm", 40, np.dtype("float32")).kept
-    assert not loops.forward_loop("lstm", 3, np.dtype("float32"), keep=False).kept
+    assert not fused.forward_loop(RECORDS["lstm"], 40, np.dtype("float32")).kept
+    assert not fused.forward_loop(RECORDS["lstm"], 3, np.dtype("float32"), keep=False).kept
 
 
 @settings(max_examples=30, deadline=None)
@@ -89,14 +92,17 @@ def test_any_shape(data):
 @each_cell
 def test_one_hot(rng, cell):
     ours, oracle = twins(cell, 5, 4)
-    ids, rows = rng.integers(0, 5, 12), fastrnn.kernels.rows.Rows(4, 3)
+    ids, packed = rng.integers(0, 5, 12), PackedBatch(4, 3)
     dy = rng.standard_normal((12, 4))
     out = []
     for layer in (ours, oracle):
-        y, state, tape = layer.rows_forward(ids, rows, training=True)
-        dx, dstate, grads = layer.rows_backward(tape, dy.astype(layer.dtype))
+        kernels = get_backend(layer.backend)
+        y, state, tape = layer.rows_forward(kernels.to_device(ids), packed, training=True)
+        dy_there = kernels.to_device(dy.astype(layer.dtype))
+        dx, dstate, grads = layer.rows_backward(tape, dy_there)
         assert dx is None
-        out.append({"y": y, "h": state[0], "dh": dstate[0], **grads})
+        results = {"y": y, "h": state[0], "dh": dstate[0], **grads}
+        out.append({name: kernels.to_host(value) for name, value in results.items()})
     for name, wanted in out[1].items():
         check_close(out[0][name], wanted, "float32", name, least=1.0)
 
@@ -140,7 +146,11 @@ def test_product(rng, sizes, turned, add):
         parts.append(matrix.transposed if name in turned else matrix)
     out = memory.to_device(c)
     gemm.product(
-        *parts, gemm.Matrix(out.reshape(-1), 0, n), sizes, bias=memory.to_device(bias), add=add
+        *parts,
+        gemm.Matrix(out.reshape(-1), 0, n),
+        gemm.Sizes(*sizes),
+        bias=memory.to_device(bias),
+        add=add,
     )
     check_close(memory.to_host(out), a @ b + bias + (c if add else 0), "float64")
 
@@ -162,7 +172,7 @@ GRADES = {"float32": 2e-5, "tf32": 2e-3, "bf16": 2e-2}
     ],
 )
 def test_clusters(rng, monkeypatch, precision, steps, sizes, lengths):
-    monkeypatch.setattr(recurrent, "loop", "cluster")
+    monkeypatch.setattr(weights, "loop", "cluster")
     monkeypatch.setattr("fastrnn.kernels.precision._name", precision)
     # Small blocks, so that there are several: 33 units take three, the last nearly empty.
     monkeypatch.setattr(
@@ -174,7 +184,7 @@ def test_clusters(rng, monkeypatch, precision, steps, sizes, lengths):
     for name, wanted in everything(oracle, x, state, lengths, dy, dstate).items():
         assert difference(got[name], wanted, least=1.0) < GRADES[precision], name
     assert np.array_equal(got["y"], ours(x, state, lengths)[0])  # inference
-    monkeypatch.setattr(recurrent, "loop", "grid")
+    monkeypatch.setattr(weights, "loop", "grid")
     assert not np.array_equal(got["y"], ours(x, state, lengths)[0])
 
 
@@ -188,6 +198,62 @@ def test_plans():
     assert set(cluster.PRECISIONS) == set(PRECISIONS)
     with pytest.raises(ValueError, match="name must be one of float32, tf32, bf16; got 'fp16'"):
         fastrnn.set_cuda_precision("fp16")
+
+
+# Other layers: on the GPU whatever comes in, and results where the input was
+
+
+@pytest.mark.parametrize("make", [
+    lambda backend: fastrnn.Linear(3, 7, backend=backend, dtype="float64", seed=0),
+    lambda backend: fastrnn.Dropout(0.4, backend=backend, seed=0),
+])  # fmt: skip
+def test_layers_take_arrays_from_both_sides(rng, monkeypatch, make):
+    def refused(*args, **kwargs):
+        raise AssertionError("a layer of the GPU called a kernel of the CPU")
+
+    other = make("cpu")
+    x, results = rng.standard_normal((4, 5, 3)), []
+    wanted, tape = other.forward(x)
+    dwanted = other.backward(tape, np.ones_like(wanted))
+    for name in ("linear_forward", "linear_backward", "dropout"):
+        monkeypatch.setattr(get_backend("cpu"), name, refused)
+    for there in (False, True):
+        ours, move = make("cuda"), memory.to_device if there else np.asarray
+        y, tape = ours.forward(move(x))
+        out = ours.backward(tape, move(np.ones(y.shape)))
+        for got in (y, out[0] if isinstance(out, tuple) else out):
+            assert isinstance(got, memory.DeviceArray) == there
+        results.append((y, out))
+    for y, out in results:
+        check_close(memory.to_host(y) if y is results[1][0] else y, wanted, "float64")
+        if isinstance(out, tuple):
+            for name, gradient in out[1].items():
+                host = gradient if isinstance(gradient, np.ndarray) else memory.to_host(gradient)
+                check_close(host, dwanted[1][name], "float64", name)
+
+
+@pytest.mark.parametrize("tags", [2, 5])
+@pytest.mark.parametrize("scale", [1.0, 2000.0])
+def test_crf(rng, tags, scale):
+    allowed = np.ones((tags + 1, tags + 1), bool)
+    allowed[0, 1] = False
+    ours, oracle = (
+        fastrnn.CRF(tags, allowed=allowed, dtype="float64", backend=backend)
+        for backend in ("cuda", "reference")
+    )
+    values = {n: scale * rng.standard_normal(v.shape) for n, v in oracle.parameters.items()}
+    for crf in (ours, oracle):
+        crf.load_state_dict(values)
+    scores, lengths = scale * rng.standard_normal((4, 5, tags)), [4, 0, 1, 3, 4]
+    right = oracle.decode(scores, lengths)
+    assert np.array_equal(ours.decode(memory.to_device(scores), lengths), right)
+    check_close(ours.marginals(scores, lengths), oracle.marginals(scores, lengths), "float64")
+    other = oracle.decode(rng.standard_normal(scores.shape), lengths)
+    (loss, tape), (wanted, judged) = (crf.forward(scores, other, lengths) for crf in (ours, oracle))
+    assert loss == pytest.approx(wanted, rel=1e-12)
+    check_close(tape.d_scores, judged.d_scores, "float64")
+    for name, gradient in tape.grads.items():
+        check_close(gradient, judged.grads[name], "float64", name)
 
 
 # Whole models
@@ -344,8 +410,9 @@ def test_device_arrays_that_do_not_fit(rng):
     with pytest.raises(ValueError, match=r"c_0 must have shape \(1, 5, 4\), got \(1, 4, 5\)"):
         layer(there, (state, state.reshape(1, 4, 5)))
     _, _, tape = layer.forward(x)
-    with pytest.raises(ValueError, match="dy must be on the host, as x is"):
-        layer.backward(tape, memory.to_device(np.zeros((2, 5, 4), np.float32)))
+    # The gradients lie where dy does.
+    dx, _, grads = layer.backward(tape, memory.to_device(np.zeros((2, 5, 4), np.float32)))
+    assert all(isinstance(g, memory.DeviceArray) for g in (dx, *grads.values()))
 
 
 def test_parts_of_device_arrays():
@@ -373,10 +440,10 @@ class Described:
 
 def test_arrays_of_others():
     for shape, strides in (((3, 4), None), ((3, 4), (16, 4)), ((1, 4), (64, 4)), ((), ())):
-        out = memory.to_device(Described(shape, strides))
+        out = memory.device_view(Described(shape, strides))
         assert out.shape == shape and out.dtype == np.float32 and out.pointer == 4096
     with pytest.raises(ValueError, match="C-contiguous"):
-        memory.to_device(Described((3, 4), (4, 12)))
+        memory.device_view(Described((3, 4), (4, 12)))
     assert is_on_device(Described((1,), None)) and not is_on_device(np.zeros(3))
     layer, _ = twins("lstm", 3, 4)
     with pytest.raises(ValueError, match=r"x must have shape \(T, B, 3\)"):

@@ -11,7 +11,8 @@ from fastrnn.kernels.cpu import simd
 CHECK = """
 import numpy as np
 from fastrnn.layers import GRU, LSTM, RNN
-from fastrnn.kernels.cpu import loops, simd
+from fastrnn.cells import CELLS
+from fastrnn.kernels.cpu import fused, simd
 
 assert simd.ISA.name == {path!r}, simd.ISA
 rng = np.random.default_rng(0)
@@ -33,7 +34,7 @@ for cell, units, dtype, tolerance in (
         for name, wanted in results[1].items():
             worst = np.abs(results[0][name] - wanted).max() / np.abs(wanted).max()
             assert worst < tolerance, (cell, dtype, units, batch, name, worst)
-code = "".join(loops.CELLS["lstm"].forward.inspect_asm().values())
+code = "".join(fused.loops(CELLS["lstm"], False).forward.inspect_asm().values())
 print("registers:", *(r for r in ("zmm", "ymm", "xmm") if r in code))
 """
 

@@ -10,16 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastrnn
-from fastrnn.cells import activations, gru, lstm, rnn
-from fastrnn.kernels import buffers, get_backend, threads
-from fastrnn.kernels.cpu import dense, gemm, simd
+from fastrnn.cells import CELLS, activations
+from fastrnn.kernels import host
+from fastrnn.kernels.backend import get_backend
+from fastrnn.kernels.cpu import gemm, linear, simd
 from fastrnn.kernels.cpu.compiler import kernel
-from fastrnn.kernels.rows import Rows
-from helpers import check_close, check_gradient
+from fastrnn.kernels.cpu.gemm import Panels, Runs
+from fastrnn.kernels.signature import F1
+from fastrnn.packed import PackedBatch
+from fastrnn.runtime import buffers, threads
+from helpers import check_close, check_gradient, needs_torch
 
 
 @kernel
-def _activate(x, tanh, sigmoid):
+def _activate(x: F1, tanh: F1, sigmoid: F1):
     x_p, tanh_p, sigmoid_p = simd.pointer(x), simd.pointer(tanh), simd.pointer(sigmoid)
     for i in range(0, x.shape[0], simd.lane_count(x_p)):
         v = simd.load_first(x_p, i, x.shape[0] - i)
@@ -55,51 +59,75 @@ def test_nan_is_not_hidden():
     assert np.isnan(tanh).tolist() == np.isnan(sigmoid).tolist() == [False, True, False]
 
 
-def test_the_cells_in_plain_python(rng):
-    """Their gradients; the values are the layers' business."""
-    z, (c, dh, dc) = rng.standard_normal((4, 5)), rng.standard_normal((3, 5))
+@pytest.mark.parametrize("name", CELLS)
+def test_the_gradients_of_the_equations(rng, name):
+    """In plain Python; the values are checked by the layers' tests."""
+    cell = CELLS[name]
+    equations, states = cell.made(), len(cell.states)
+    count = cell.accumulators + states
+    inputs = list(rng.standard_normal((count + len(cell.unit_inputs), 5)))
+    dstate = tuple(rng.standard_normal((states, 5)))
 
-    def loss(*inputs):
-        c_new, h_new = lstm.forward(*inputs)[4:]
-        return float((dh * h_new + dc * c_new).sum())
+    def parts(values):
+        return (
+            tuple(values[: cell.accumulators]),
+            tuple(values[cell.accumulators : count]),
+            tuple(values[count:]),
+        )
 
-    i, f, g, o, *_ = lstm.forward(*z, c)
-    check_gradient(loss, [*z, c], lstm.backward(i, f, g, o, c, dh, dc))
-    n, r, u, _ = gru.forward(*z, c)
-    check_gradient(
-        lambda *inputs: float((dh * gru.forward(*inputs)[3]).sum()),
-        [*z, c], gru.backward(n, r, u, z[3], c, dh),
-    )  # fmt: skip
-    for forward, backward in (
-        (rnn.tanh_forward, rnn.tanh_backward), (rnn.relu_forward, rnn.relu_backward),
-    ):  # fmt: skip
-        check_gradient(
-            lambda z, forward=forward: float((dh * forward(z)).sum()),
-            [z[0]], [backward(forward(z[0]), dh)],
-        )  # fmt: skip
+    def loss(*values):
+        new = equations.forward(*parts(values))[1]
+        return float(sum((a * b).sum() for a, b in zip(new, dstate, strict=True)))
+
+    z, state, p = parts(inputs)
+    saved, _ = equations.forward(z, state, p)
+    dz, dprevious, dp = equations.backward(saved, state, p, dstate)
+    trained = inputs[: count + len(cell.unit_parameters)]
+    rest = inputs[len(trained) :]
+    gradients = [np.broadcast_to(g, 5) for g in (*dz, *dprevious, *dp)]
+    check_gradient(lambda *values: loss(*values, *rest), trained, gradients)
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=12), st.integers(0, 3))
-def test_rows_pack_and_unpack(lengths, extra):
+def test_pack_and_unpack(lengths, extra):
     steps = max(lengths) + extra
-    rows = Rows(steps, len(lengths), np.array(lengths))
-    assert rows.count == sum(lengths) == rows.sizes.sum()
-    assert (np.diff(rows.sizes) <= 0).all()
+    packed = PackedBatch(steps, len(lengths), np.array(lengths))
+    assert packed.size == sum(lengths) == packed.batch_sizes.sum()
+    assert (np.diff(packed.batch_sizes) <= 0).all()
     x = np.arange(steps * len(lengths) * 2.0).reshape(steps, len(lengths), 2) + 1
-    packed = rows.pack(x)
-    assert packed.shape == (rows.count, 2)
-    order = np.arange(len(lengths)) if rows.order is None else rows.order
-    for t, n in enumerate(rows.sizes):
+    rows = host.pack(x, packed)
+    assert rows.shape == (packed.size, 2)
+    order = packed.sorted_indices
+    order = np.arange(len(lengths)) if order is None else order
+    for t, n in enumerate(packed.batch_sizes):
         for r in range(n):
-            assert (packed[rows.offsets[t] + r] == x[t, order[r]]).all()
+            assert (rows[packed.offsets[t] + r] == x[t, order[r]]).all()
     inside = np.arange(steps)[:, None] < np.array(lengths)
     wanted = np.where(inside[..., None], x, 0)
-    assert np.array_equal(rows.unpack(packed), wanted)
-    assert np.array_equal(rows.pack(x.swapaxes(0, 1), batch_first=True), packed)
-    assert np.array_equal(rows.unpack(packed, batch_first=True), wanted.swapaxes(0, 1))
+    assert np.array_equal(host.unpack(rows, packed), wanted)
+    assert np.array_equal(host.pack(x.swapaxes(0, 1), packed, batch_first=True), rows)
+    assert np.array_equal(host.unpack(rows, packed, batch_first=True), wanted.swapaxes(0, 1))
     state = np.arange(len(lengths) * 3).reshape(1, len(lengths), 3)
-    assert np.array_equal(rows.unsort(rows.sort(state)), state)
+    assert np.array_equal(host.unsort(host.sort(state, packed), packed), state)
+
+
+@needs_torch
+def test_the_layout_is_that_of_torch(rng):
+    import torch
+
+    lengths = np.array([3, 6, 1, 6, 2])
+    x = rng.standard_normal((6, 5, 2))
+    theirs = torch.nn.utils.rnn.pack_padded_sequence(
+        torch.from_numpy(x), torch.from_numpy(lengths), enforce_sorted=False
+    )
+    packed = PackedBatch(6, 5, lengths)
+    assert np.array_equal(theirs.batch_sizes, packed.batch_sizes)
+    assert sorted(theirs.sorted_indices.tolist()) == sorted(packed.sorted_indices)
+    by_length = lengths[theirs.sorted_indices]
+    assert np.array_equal(by_length, packed.lengths)
+    if np.array_equal(theirs.sorted_indices, packed.sorted_indices):  # ties may be in any order
+        assert np.array_equal(theirs.data, host.pack(x, packed))
 
 
 @settings(max_examples=40, deadline=None)
@@ -113,9 +141,9 @@ def test_linear_kernels(n, inputs, outputs, dtype, bias):
         rng.standard_normal(s).astype(dtype)
         for s in ((n, inputs), (outputs, inputs), (outputs,), (n, outputs))
     )
-    weights = dense.Weights(w, b if bias else None)
+    weights = linear.LinearWeights(w, b if bias else None)
     wide = [v.astype(np.float64) for v in (x, w, b, dy)]
-    got = dense.forward(weights, x), *dense.backward(weights, x, dy)
+    got = linear.linear_forward(weights, x), *linear.linear_backward(weights, x, dy)
     wanted = (
         wide[0] @ wide[1].T + wide[2] * bias,
         wide[3] @ wide[1],
@@ -132,13 +160,12 @@ def test_kernels_write_only_what_is_theirs(rng, inputs, outputs, dtype):
     """Outputs in the middle of larger arrays whose other numbers must survive."""
     n, first, last = 11, 2, 9
     x, w = rng.standard_normal((n, inputs)), rng.standard_normal((outputs, inputs))
-    weights = dense.Weights(w.astype(dtype), None)
+    weights = linear.LinearWeights(w.astype(dtype), None)
     out = np.full((n, outputs + 8), 9, dtype)
     q, depth, panel = weights.forward.shape
-    gemm.product(
-        x.astype(dtype), 1, inputs, 0, weights.forward, weights.bias, out, 0, panel, outputs,
-        first, last,
-    )  # fmt: skip
+    to = Panels(out, 0, panel, outputs)
+    runs = Runs(1, inputs, 0)
+    gemm.product(x.astype(dtype), runs, weights.forward, weights.bias, to, first, last)
     check_close(out[first:last, :outputs], x[first:last] @ w.T, dtype)
     out[first:last, :outputs] = 9
     assert (out == 9).all()
@@ -148,7 +175,8 @@ def test_kernels_write_only_what_is_theirs(rng, inputs, outputs, dtype):
     total = q * depth
     a, z = total // 3, 2 * total // 3
     for into, part in ((sums, (a, z)), (whole, (0, total))):
-        gemm.accumulate(x.astype(dtype), depth, b, 0, panel, q * panel, into, bias, scratch, *part)
+        columns = Panels(b, 0, panel, q * panel)
+        gemm.accumulate(x.astype(dtype), depth, columns, into, bias, scratch, *part)
     got, wanted = sums.reshape(total, panel), whole.reshape(total, panel)
     assert np.array_equal(got[a:z], wanted[a:z])
     assert (got[:a] == 9).all() and (got[z:] == 9).all()
@@ -160,8 +188,8 @@ def test_linear_has_the_same_bits_for_any_number_of_threads(rng):
     results = []
     for count in (1, 2, 3):
         fastrnn.set_num_threads(count)
-        weights = dense.Weights(w, None)
-        results.append([dense.forward(weights, x), *dense.backward(weights, x, dy)])
+        weights = linear.LinearWeights(w, None)
+        results.append([linear.linear_forward(weights, x), *linear.linear_backward(weights, x, dy)])
     for other in results[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -170,16 +198,16 @@ def test_one_hot_input_is_the_product(rng):
     """A row of a table instead of a product with zeros: the same outputs to the last bit."""
     layer = fastrnn.LSTM(9, 20, bidirectional=True, seed=0)
     lengths = np.array([6, 2, 0, 5])
-    rows = Rows(6, 4, lengths)
-    ids = rng.integers(0, 9, rows.count)
-    dy = rng.standard_normal((rows.count, 40)).astype("f")
-    y, _, tape = layer.rows_forward(ids, rows, training=True)
+    packed = PackedBatch(6, 4, lengths)
+    ids = rng.integers(0, 9, packed.size)
+    dy = rng.standard_normal((packed.size, 40)).astype("f")
+    y, _, tape = layer.rows_forward(ids, packed, training=True)
     dx, _, grads = layer.rows_backward(tape, dy)
     eye = np.eye(9, dtype="f")[ids]
-    y_dense, _, tape = layer.rows_forward(eye, rows, training=True)
+    y_dense, _, tape = layer.rows_forward(eye, packed, training=True)
     _, _, grads_dense = layer.rows_backward(tape, dy)
     assert dx is None and np.array_equal(y, y_dense)
-    assert np.array_equal(y, layer.rows_forward(ids, rows)[0])
+    assert np.array_equal(y, layer.rows_forward(ids, packed)[0])
     for name in grads:
         check_close(grads[name], grads_dense[name], "float32", name)
 
@@ -307,7 +335,7 @@ def test_a_forked_child_computes(rng):
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 5))
 def test_balanced_slices(weights, shares):
-    slices = threads.balanced(weights, shares)
+    slices = threads.split_by_weight(weights, shares)
     assert len(slices) <= shares
     assert [i for a, b in slices for i in range(a, b)] == list(range(len(weights)))
     if weights:

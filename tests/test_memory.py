@@ -5,9 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fastrnn.kernels import buffers
 from fastrnn.kernels.cpu.simd import width
 from fastrnn.layers import GRU, LSTM, RNN
+from fastrnn.runtime import buffers
 
 
 def formula(layer, steps, batch) -> int:

@@ -1,25 +1,20 @@
 """The recurrent layers: PyTorch, the reference, bits, streaming, and what they refuse."""
 
-import functools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastrnn
-from fastrnn.kernels import threads as threads_module
+from cell_cases import CASES
 from fastrnn.layers import GRU, LSTM, RNN
+from fastrnn.runtime import threads as threads_module
 from helpers import check_close, check_gradient, needs_torch
 
 DTYPES = ["float32", "float64"]
-CELLS = {
-    "lstm": LSTM,
-    "gru": GRU,
-    "tanh": RNN,
-    "relu": functools.partial(RNN, nonlinearity="relu"),
-}
+CELLS = {name: case.make for name, case in CASES.items()}
 each_cell = pytest.mark.parametrize("cell", CELLS)
+each_torch_cell = pytest.mark.parametrize("cell", [n for n, c in CASES.items() if c.torch])
 
 
 def pair(state):
@@ -33,7 +28,7 @@ def draw(rng, layer, steps, batch):
     outer = (batch, steps) if layer.batch_first else (steps, batch)
     x, dy = (rng.standard_normal((*outer, n)) for n in (layer.input_size, d * h))
     states = [
-        tuple(rng.standard_normal((layer.num_layers * d, batch, h)) for _ in layer._states)
+        tuple(rng.standard_normal((layer.num_layers * d, batch, h)) for _ in layer.cell.states)
         for _ in range(2)
     ]
     state, dstate = (s if len(s) == 2 else s[0] for s in states)
@@ -63,12 +58,12 @@ def same_bits(a, b):
         assert np.array_equal(a[name], b[name]), name
 
 
-def torch_everything(layer, x, state, lengths, dy, dstate):
+def torch_everything(cell, layer, x, state, lengths, dy, dstate):
     """The same by torch in float64, with this layer's parameters."""
     import torch
 
-    options = {"nonlinearity": layer.nonlinearity} if isinstance(layer, RNN) else {}
-    twin = getattr(torch.nn, type(layer).__name__)(
+    kind, options = CASES[cell].torch
+    twin = getattr(torch.nn, kind)(
         layer.input_size, layer.hidden_size, layer.num_layers, bias=layer.bias,
         batch_first=layer.batch_first, bidirectional=layer.bidirectional, **options,
     ).double()  # fmt: skip
@@ -100,7 +95,7 @@ def torch_everything(layer, x, state, lengths, dy, dstate):
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
-@each_cell
+@each_torch_cell
 def test_agrees_with_torch(rng, cell, num_layers, bidirectional, batch_first, ragged, dtype):
     lstm = CELLS[cell](
         11, 21, num_layers, bidirectional=bidirectional, batch_first=batch_first,
@@ -109,7 +104,7 @@ def test_agrees_with_torch(rng, cell, num_layers, bidirectional, batch_first, ra
     x, state, dy, dstate = draw(rng, lstm, 9, 10)
     lengths = np.array([3, 9, 1, 1, 5, 9, 2, 8, 7, 4]) if ragged else None
     got = everything(lstm, x, state, lengths, dy, dstate)
-    wanted = torch_everything(lstm, x, state, lengths, dy, dstate)
+    wanted = torch_everything(cell, lstm, x, state, lengths, dy, dstate)
     assert got.keys() == wanted.keys()
     for name in got:
         check_close(got[name], wanted[name], dtype, name)
@@ -117,13 +112,13 @@ def test_agrees_with_torch(rng, cell, num_layers, bidirectional, batch_first, ra
 
 @needs_torch
 @pytest.mark.parametrize(("units", "batch"), [(96, 23), (256, 9)])
-@each_cell
+@each_torch_cell
 def test_agrees_with_torch_without_bias_and_at_size(rng, cell, units, batch):
     lstm = CELLS[cell](40, units, 2, bidirectional=True, bias=False, seed=2)
     x, state, dy, dstate = draw(rng, lstm, 40, batch)
     lengths = rng.integers(1, 41, batch)
     got = everything(lstm, x, state, lengths, dy, dstate)
-    wanted = torch_everything(lstm, x, state, lengths, dy, dstate)
+    wanted = torch_everything(cell, lstm, x, state, lengths, dy, dstate)
     assert "bias_ih_l0" not in got
     for name in got:
         check_close(got[name], wanted[name], "float32", name)
@@ -169,7 +164,7 @@ def test_gradient_check_of_the_whole_stack(rng, cell):
     layer = CELLS[cell](3, 5, 2, bidirectional=True, dtype="float64", seed=0)
     lengths = [4, 0, 3, 1]
     x, state, dy, dstate = draw(rng, layer, 4, 4)
-    names, parts = list(layer.parameters), len(layer._states)
+    names, parts = list(layer.parameters), len(layer.cell.states)
 
     def loss(x, *rest):
         layer.load_state_dict(dict(zip(names, rest[parts:], strict=True)))
@@ -179,7 +174,7 @@ def test_gradient_check_of_the_whole_stack(rng, cell):
 
     weights = list(layer.state_dict().values())
     got = everything(layer, x, state, lengths, dy, dstate)
-    exact = [got["dx"], *(got[f"d{s}_0"] for s in layer._states), *(got[n] for n in names)]
+    exact = [got["dx"], *(got[f"d{s}_0"] for s in layer.cell.states), *(got[n] for n in names)]
     check_gradient(loss, [x, *pair(state), *weights], exact)
 
 
@@ -197,7 +192,7 @@ def test_gradient_check_of_the_whole_stack(rng, cell):
 @each_cell
 def test_same_bits_for_any_number_of_threads(rng, monkeypatch, cell, shape, bidirectional, ragged):
     steps, batch, inputs, units = shape
-    monkeypatch.setattr(threads_module, "LEAST", 1)
+    monkeypatch.setattr(threads_module, "MIN_WORK", 1)
     lstm = CELLS[cell](inputs, units, 2, bidirectional=bidirectional, seed=0)
     x, state, dy, dstate = draw(rng, lstm, steps, batch)
     lengths = rng.integers(0, steps + 1, batch) if ragged else None
@@ -256,7 +251,7 @@ def test_all_lengths_zero_and_an_empty_batch(rng, cell):
     got = everything(lstm, x, state, [0, 0], dy, dstate)
     assert not got["y"].any() and not got["dx"].any() and not got["weight_hh_l1"].any()
     check_close(got["h_n"], pair(state)[0], "float32")
-    check_close(got[f"d{lstm._states[-1]}_0"], pair(dstate)[-1], "float32")
+    check_close(got[f"d{lstm.cell.states[-1]}_0"], pair(dstate)[-1], "float32")
     y, state_n = lstm(np.zeros((3, 0, 4)))
     assert y.shape == (3, 0, 12) and pair(state_n)[0].shape == (4, 0, 6)
     y, state_n = lstm(np.zeros((0, 2, 4)), state)

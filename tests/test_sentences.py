@@ -7,6 +7,7 @@ from fastrnn.data.batches import Lexicon, SentenceBatches, ahead, by_length, cas
 from fastrnn.data.sentences import Sentence, read_sentences
 from fastrnn.data.text import Vocabulary
 from fastrnn.data.vectors import WordVectors, load_vectors
+from fastrnn.kernels import host
 from helpers import CORPORA
 
 CONLL = """-DOCSTART- -X- O O
@@ -211,12 +212,12 @@ def test_a_batch_has_no_padding():
     assert len(known) == 4
     batch = make_batch(known, tokens, np.array([0, 2, 3, 1]), tags=np.arange(6))
     # Longest first, step by step: b a A | A b | Xyz
-    assert batch.places.tolist() == [3, 0, 2, 4, 1, 5] and batch.tags is not None
+    assert batch.positions.tolist() == [3, 0, 2, 4, 1, 5] and batch.tags is not None
     assert batch.tags.tolist() == [3, 0, 2, 4, 1, 5]
     assert batch.inputs[:, :2].tolist()[:2] == [[3, 4], [1, 2]] and batch.inputs.shape == (6, 9)
     assert batch.inputs[:, 2:].sum(axis=1).tolist() == [1] * 6
     assert batch.words.tolist() == [-1, 0, 1, 0, -1, 0]
-    spelled = batch.spelling.rows.unpack(batch.spelling.ids)[:, batch.spelling.tokens[2]]
+    spelled = host.unpack(batch.spelling.ids, batch.spelling.packed)[:, batch.spelling.tokens[2]]
     assert known.characters.decode(spelled) == "Xyz".replace("y", "\ufffd").replace("z", "\ufffd")
 
 

@@ -113,14 +113,14 @@ def test_float32_is_close_to_the_reference(chars):
 
 def test_dropout_is_shared_over_time():
     net, lexicon = network("float32", crf=False, chars=False)
-    rows = batch_of(lexicon, range(8)).rows
-    mask = net._mask(rows, 40, 0.5)
+    packed = batch_of(lexicon, range(8)).packed
+    mask = net._mask(packed, 40, 0.5)
     assert mask.shape == (8, 40) and set(np.unique(mask)) == {0, 2}
-    x = np.ones((rows.count, 40), np.float32)
-    net._kernels.scale(x, mask, rows.ranks)
-    for row, rank in enumerate(rows.ranks):
+    x = np.ones((packed.size, 40), np.float32)
+    net._kernels.scale(x, mask, packed.ranks)
+    for row, rank in enumerate(packed.ranks):
         assert (x[row] == mask[rank]).all()
-    assert not (mask[0] == mask[1]).all() and net._mask(rows, 40, 0.0) is None
+    assert not (mask[0] == mask[1]).all() and net._mask(packed, 40, 0.0) is None
 
 
 # The estimator
@@ -155,13 +155,13 @@ def test_schemes_come_in_and_go_out():
 
 
 def test_what_is_no_entity_is_o(monkeypatch, tagger):
-    stray = lambda batch: np.full(batch.rows.count, 3)  # E-Drug everywhere  # noqa: E731
+    stray = lambda batch: np.full(batch.packed.size, 3)  # E-Drug everywhere  # noqa: E731
     monkeypatch.setattr(tagger.network_, "decode", stray)
     assert tagger.predict([["a", "b"]]) == [["O", "O"]]
 
 
 def test_same_bits_alone_in_any_batch_and_for_any_number_of_threads(tagger, monkeypatch):
-    monkeypatch.setattr("fastrnn.kernels.threads.LEAST", 1)
+    monkeypatch.setattr("fastrnn.runtime.threads.MIN_WORK", 1)
     unknown = [[*x, "Unknownase", "1,4-x"] for x in X]
     wanted, tags = tagger.predict_proba(unknown), tagger.predict(unknown)
     for threads in (1, 3):

@@ -14,9 +14,10 @@ import fastrnn
 from fastrnn.data.text import UNKNOWN, Chunk, Vocabulary
 from fastrnn.kernels.cpu.compiler import kernel
 from fastrnn.kernels.cpu.simd import lane_count, load, pointer, store
-from fastrnn.kernels.threads import MOVE, Job, spread
+from fastrnn.kernels.signature import F1, F2, I1, I
 from fastrnn.models import LanguageModel
 from fastrnn.optim import Adam
+from fastrnn.runtime.threads import MOVE_COST, Job, parallel_for
 
 from . import peers, tagger
 from .timing import Case
@@ -225,7 +226,7 @@ def _torch_language_model(size, embedding_dim, hidden, chunk):
 
 
 @kernel
-def _read_rows(table, ids, out, at, first, last):
+def _read_rows(table: F2, ids: I1, out: F1, at: I, first: I, last: I):
     """Nothing but reading the rows: what a gather cannot be faster than."""
     table_p = pointer(table)
     n, size = lane_count(table_p), table.shape[1]
@@ -254,7 +255,9 @@ def gather() -> Case:
 
     others: dict[str, Callable] = {
         "memcpy of the same bytes": lambda: np.copyto(out, source),
-        "reading the rows alone": lambda: spread(Job(read, (), len(ids), out.size * MOVE)),
+        "reading the rows alone": lambda: parallel_for(
+            Job(read, (), len(ids), out.size * MOVE_COST)
+        ),
     }
     if peers.has("torch"):
         import torch

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fastrnn.kernels.threads import default_threads, get_num_threads
 from fastrnn.layers import GRU, LSTM
+from fastrnn.runtime.threads import default_threads, get_num_threads
 
 
 def has(*modules: str) -> bool:

@@ -8,10 +8,10 @@ import numpy as np
 
 from fastrnn.data.batches import CASES, SentenceBatches, by_length, case_of, make_batch
 from fastrnn.data.vectors import WordVectors
-from fastrnn.kernels.threads import get_num_threads
 from fastrnn.models import Tagger
 from fastrnn.models.fitted import FittedTagger
 from fastrnn.optim import Adam
+from fastrnn.runtime.threads import get_num_threads
 
 from . import peers
 from .timing import Case

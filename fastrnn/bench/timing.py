@@ -10,7 +10,8 @@ import numpy as np
 from fastrnn.cells.activations import fma
 from fastrnn.kernels.cpu.compiler import kernel
 from fastrnn.kernels.cpu.simd import lane_count, load, pointer, store, width
-from fastrnn.kernels.threads import get_num_threads, run, set_num_threads
+from fastrnn.kernels.signature import F1, I
+from fastrnn.runtime.threads import get_num_threads, run, set_num_threads
 
 SETTLE = 0.02  # seconds that a side runs before its turn is timed
 
@@ -105,7 +106,7 @@ def measure(case: Case, seconds: float, peak: float) -> dict:
 
 
 @kernel
-def _multiply_adds(out, at, count):
+def _multiply_adds(out: F1, at: I, count: I):
     """Twelve independent chains of multiply-adds, nothing else."""
     p = pointer(out)
     n = lane_count(p)

@@ -69,8 +69,8 @@ def bench(
 def info() -> None:
     """Show the CPU path, the threads, the versions and the cache."""
     with clear_errors():
-        from fastrnn.kernels import threads
         from fastrnn.kernels.cpu import compiler, simd
+        from fastrnn.runtime import threads
 
         facts = {
             "fastrnn": version("fastrnn"),

@@ -31,7 +31,7 @@ def clear_errors() -> Iterator[None]:
 
 def set_threads(threads: int | None) -> None:
     if threads is not None:
-        from fastrnn.kernels.threads import set_num_threads
+        from fastrnn.runtime.threads import set_num_threads
 
         set_num_threads(threads)
 

@@ -29,8 +29,8 @@ def _train_language_model(
     from fastrnn import optim
     from fastrnn.checkpoint import save_json
     from fastrnn.data.text import TextStream, Vocabulary
-    from fastrnn.kernels.threads import get_num_threads
     from fastrnn.models import LanguageModel
+    from fastrnn.runtime.threads import get_num_threads
     from fastrnn.trainer import Trainer
 
     o = options

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastrnn import checks
 from fastrnn._gather import gather_rows
-from fastrnn.kernels.rows import Rows
+from fastrnn.packed import PackedBatch
 
 from .text import Vocabulary
 from .vectors import WordVectors
@@ -117,18 +117,18 @@ class Lexicon:
 
 
 class Spelling(NamedTuple):
-    """The characters of a batch's distinct tokens, as rows too."""
+    """The characters of a batch's distinct tokens, packed as well."""
 
-    rows: Rows
+    packed: PackedBatch
     ids: np.ndarray  # of each character
-    tokens: np.ndarray  # [N], which of the distinct tokens each row of the batch is
+    tokens: np.ndarray  # [N], the distinct token of each row of the batch
 
 
 class Batch(NamedTuple):
-    """Some sentences as rows, see kernels/rows.py: nothing is padded."""
+    """Some sentences in the layout of `PackedBatch`: nothing is padded."""
 
-    rows: Rows
-    places: np.ndarray  # where each row's token is in the sentences one after the other
+    packed: PackedBatch
+    positions: np.ndarray  # of each row's token in the sentences one after the other
     inputs: np.ndarray  # [N, F]
     words: np.ndarray  # [N], rows of the table of trained vectors, or -1
     tags: np.ndarray | None  # [N]
@@ -138,18 +138,18 @@ class Batch(NamedTuple):
 def make_batch(lexicon: Lexicon, tokens: Tokens, chosen: np.ndarray, tags=None) -> Batch:
     """The sentences ``chosen`` of ``tokens``; ``tags`` are those of all tokens."""
     lengths = tokens.lengths[chosen]
-    rows = Rows(int(lengths.max(initial=0)), len(chosen), lengths)
-    places = rows.places(tokens.starts[chosen])
-    ids = tokens.ids[places]
+    packed = PackedBatch(int(lengths.max(initial=0)), len(chosen), lengths)
+    positions = packed.flat_indices(tokens.starts[chosen])
+    ids = tokens.ids[positions]
     spelling = None
     if lexicon.characters is not None:
         distinct, which = np.unique(ids, return_inverse=True)
         flat = lexicon.spellings(distinct)
-        of = Rows(int(flat.lengths.max(initial=0)), len(distinct), flat.lengths)
-        spelling = Spelling(of, flat.ids[of.places(flat.starts)], which)
-    inputs, words = gather_rows(lexicon.table, ids), lexicon.words[ids]
-    own = None if tags is None else tags[places]
-    return Batch(rows, places, inputs, words, own, spelling)
+        words = PackedBatch(int(flat.lengths.max(initial=0)), len(distinct), flat.lengths)
+        spelling = Spelling(words, flat.ids[words.flat_indices(flat.starts)], which)
+    inputs, trained = gather_rows(lexicon.table, ids), lexicon.words[ids]
+    right = None if tags is None else tags[positions]
+    return Batch(packed, positions, inputs, trained, right, spelling)
 
 
 def by_length(

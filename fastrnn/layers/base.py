@@ -1,10 +1,10 @@
-"""What all layers share: parameters by name, and their packed copy."""
+"""What all layers share: parameters by name, and a copy in the form that the kernels want."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
-from fastrnn.kernels import get_backend
+from fastrnn.kernels.backend import get_backend
 from fastrnn.parameters import Parameters
 
 
@@ -18,7 +18,7 @@ class Layer:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the parameters, and of everything the layer computes."""
+        """The type of the parameters and of everything that the layer computes."""
         return self.parameters.dtype
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -26,7 +26,7 @@ class Layer:
         return self.parameters.state_dict()
 
     def load_state_dict(self, mapping: Mapping) -> None:
-        """Take over parameters, for example from ``torch.nn.Module.state_dict()``.
+        """Copy parameters from a mapping, for example ``torch.nn.Module.state_dict()``.
 
         Raises
         ------
@@ -39,7 +39,7 @@ class Layer:
 
 
 class PackedLayer(Layer):
-    """A layer whose parameters a backend packs; subclasses say how (`_pack`)."""
+    """A layer whose parameters a backend packs; a subclass implements `_pack`."""
 
     def __init__(self, values: Mapping[str, np.ndarray], dtype, backend: str):
         super().__init__(values, dtype)
@@ -48,14 +48,14 @@ class PackedLayer(Layer):
         self._packed: dict = {}
 
     def _weights(self):
-        """The backend's copy of the parameters, made again only after they changed."""
+        """The backend's copy of the parameters; made again only after they have changed."""
         key = (id(self.parameters), self.parameters.version)
         packed = self._packed.get(key)
         if packed is None:
-            packed = self._packed.setdefault(key, self._pack())  # one for all threads
+            packed = self._packed.setdefault(key, self._pack())  # the same for all threads
             for old in [k for k in self._packed if k != key]:
                 self._packed.pop(old, None)
         return packed
 
     def _pack(self):
-        raise AssertionError("a layer says how it is packed")
+        raise NotImplementedError

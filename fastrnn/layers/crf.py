@@ -1,12 +1,14 @@
 """The linear-chain conditional random field (Lafferty, McCallum & Pereira 2001)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastrnn import checks
-from fastrnn.kernels import get_backend
-from fastrnn.kernels.rows import Rows
+from fastrnn.kernels import host
+from fastrnn.kernels.backend import get_backend
+from fastrnn.kernels.device import Door
+from fastrnn.packed import PackedBatch
 
 from .base import Layer
 
@@ -77,34 +79,39 @@ class CRF(Layer):
             np.where(self.allowed[:k, k], p["end_transitions"], minus),
         )
 
-    # Rows in, rows out: for models. Nothing is checked.
+    # Rows in, rows out: for models. Scores lie where the backend computes, tags on the host;
+    # nothing is checked.
 
-    def rows_loss(self, scores, tags, rows: Rows):
+    def rows_loss(self, scores, tags, packed: PackedBatch):
         """``(loss, dscores [N, K], grads)``: the mean over rows of ``-log p(tags | scores)``."""
         loss, d_scores, d_pair, d_start, d_end = self._kernels.crf_gradient(
-            scores, tags, rows, *self._scores()
+            scores, tags, packed, *self._scores()
         )
-        n = max(1, rows.count)
+        n = max(1, packed.size)
         grads = {"start_transitions": d_start, "end_transitions": d_end, "transitions": d_pair}
         grads = {name: (g / n).astype(self.dtype) for name, g in grads.items()}
-        return float(loss.sum()) / n, (d_scores / n).astype(self.dtype), grads
+        kernels = self._kernels
+        d_scores = kernels.to_device((kernels.to_host(d_scores) / n).astype(self.dtype))
+        return float(loss.sum()) / n, d_scores, grads
 
-    def rows_marginals(self, scores, rows: Rows) -> np.ndarray:
-        """Probability of each tag at each row, [N, K] float64."""
-        return self._kernels.crf_gradient(scores, None, rows, *self._scores())[1]
+    def rows_marginals(self, scores, packed: PackedBatch) -> np.ndarray:
+        """The probability of each tag at each row, [N, K] float64."""
+        p = self._kernels.crf_gradient(scores, None, packed, *self._scores())[1]
+        return self._kernels.to_host(p)
 
-    def rows_decode(self, scores, rows: Rows) -> np.ndarray:
+    def rows_decode(self, scores, packed: PackedBatch) -> np.ndarray:
         """The tags of the most likely sequences (Viterbi 1967), int64 [N]."""
-        return self._kernels.crf_viterbi(scores, rows, *self._scores())
+        return self._kernels.crf_viterbi(scores, packed, *self._scores())
 
-    # Padded arrays in, padded arrays out: the public face.
+    # Padded arrays in, padded arrays out: the public interface.
 
-    def _checked(self, scores, lengths) -> tuple[np.ndarray, Rows]:
-        scores = checks.real_array("scores", scores, self.dtype, (None, None, self.num_tags))
+    def _checked(self, scores, lengths) -> tuple[Door, Any, PackedBatch]:
+        door = Door(self._kernels, scores)
+        scores = door.take("scores", scores, self.dtype, (None, None, self.num_tags))
         steps, batch = scores.shape[:2]
         if lengths is not None:
             lengths = checks.lengths_array("lengths", lengths, batch, steps)
-        return scores, Rows(steps, batch, lengths)
+        return door, scores, PackedBatch(steps, batch, lengths)
 
     def forward(self, scores, tags, lengths=None) -> tuple[float, "Tape"]:
         """``(loss, tape)``: the mean over all steps of ``-log p(tags | scores)`` in nats.
@@ -125,16 +132,17 @@ class CRF(Layer):
         IndexError
             A tag is not in ``[0, K)``.
         """
-        scores, rows = self._checked(scores, lengths)
+        door, scores, packed = self._checked(scores, lengths)
         tags = checks.integer_array("tags", tags)
         if tags.shape != scores.shape[:2]:
             raise ValueError(f"tags must have shape {scores.shape[:2]}, got {tags.shape}")
-        own = rows.pack(tags)
-        checks.below("tags", "tag", own, self.num_tags)
-        loss, d_scores, grads = self.rows_loss(rows.pack(scores), own, rows)
+        right = host.pack(tags, packed)
+        checks.below("tags", "tag", right, self.num_tags)
+        rows = self._kernels.pack(scores, packed)
+        loss, d_scores, grads = self.rows_loss(rows, right, packed)
         if not np.isfinite(loss):
             raise ValueError("tags must be a sequence that is allowed")
-        return loss, Tape(rows.unpack(d_scores), grads)
+        return loss, Tape(door.give(self._kernels.unpack(d_scores, packed)), grads)
 
     def backward(self, tape: "Tape") -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """``(dscores [T, B, K], grads)`` of the loss; zero beyond a length."""
@@ -142,13 +150,14 @@ class CRF(Layer):
 
     def decode(self, scores, lengths=None) -> np.ndarray:
         """The most likely tags, int64 [T, B]; zero beyond a length."""
-        scores, rows = self._checked(scores, lengths)
-        return rows.unpack(self.rows_decode(rows.pack(scores), rows))
+        _, scores, packed = self._checked(scores, lengths)
+        return host.unpack(self.rows_decode(self._kernels.pack(scores, packed), packed), packed)
 
     def marginals(self, scores, lengths=None) -> np.ndarray:
         """The probability of each tag at each step, [T, B, K]; zero beyond a length."""
-        scores, rows = self._checked(scores, lengths)
-        return rows.unpack(self.rows_marginals(rows.pack(scores), rows)).astype(self.dtype)
+        _, scores, packed = self._checked(scores, lengths)
+        p = self.rows_marginals(self._kernels.pack(scores, packed), packed)
+        return host.unpack(p, packed).astype(self.dtype)
 
 
 class Tape(NamedTuple):

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fastrnn import checks
-from fastrnn.kernels import get_backend
+from fastrnn.kernels.backend import get_backend
+from fastrnn.kernels.device import Door
 
 
 def new_key(rng: np.random.Generator) -> int:
@@ -42,22 +43,26 @@ class Dropout:
         self.rng = np.random.default_rng(seed)
         self._kernels = get_backend(backend)
 
-    def __call__(self, x) -> np.ndarray:
+    def __call__(self, x):
         """Inference: x itself."""
-        return np.asarray(x)
+        return x if Door(self._kernels, x).there else np.asarray(x)
 
-    def forward(self, x) -> tuple[np.ndarray, Tape]:
-        """``(y, tape)``; x is any array of float32 or float64, and left alone."""
-        x = np.asarray(x)
-        if x.dtype.name not in checks.DTYPES:
-            raise TypeError(f"x must be an array of floats, got dtype {x.dtype}")
-        tape = Tape(new_key(self.rng), x.shape, x.dtype)
-        y = np.array(x, order="C")
-        self._kernels.dropout(y, self.p, tape.key)
-        return y, tape
+    def forward(self, x) -> tuple:
+        """``(y, tape)``; x is any array of float32 or float64, and is not changed."""
+        kernels, door = self._kernels, Door(self._kernels, x)
+        with door.stream():
+            x = kernels.device_view(x) if door.there else np.asarray(x)
+            if x.dtype.name not in checks.DTYPES:
+                raise TypeError(f"x must be an array of floats, got dtype {x.dtype}")
+            y = kernels.copy(x) if door.there else kernels.to_device(np.array(x, order="C"))
+            tape = Tape(new_key(self.rng), tuple(y.shape), y.dtype)
+            kernels.dropout(y, self.p, tape.key)
+            return door.give(y), tape
 
-    def backward(self, tape: Tape, dy) -> np.ndarray:
+    def backward(self, tape: Tape, dy):
         """The gradient of x."""
-        dx = np.array(checks.real_array("dy", dy, tape.dtype, tape.shape), order="C")
-        self._kernels.dropout(dx, self.p, tape.key)
-        return dx
+        door = Door(self._kernels, dy)
+        with door.stream():
+            dx = self._kernels.copy(door.take("dy", dy, tape.dtype, tape.shape))
+            self._kernels.dropout(dx, self.p, tape.key)
+            return door.give(dx)

@@ -4,6 +4,7 @@ import numpy as np
 
 from fastrnn import checks
 from fastrnn._gather import scatter_add_rows
+from fastrnn.kernels.device import Door
 
 from .base import PackedLayer
 
@@ -41,15 +42,16 @@ class Embedding(PackedLayer):
         super().__init__({"weight": table}, checks.float_dtype("dtype", dtype), backend)
 
     def _pack(self):
-        return self._kernels.values(self.parameters)["weight"]
+        return self._kernels.parameters_on(self.parameters)["weight"]
 
-    # Rows in, rows out: for models. Ids are checked, numbers are not.
+    # Rows in, rows out: for models. Ids lie on the host and are checked; other arrays lie where the
+    # backend computes and are not.
 
-    def rows_forward(self, ids: np.ndarray) -> np.ndarray:
+    def rows_forward(self, ids: np.ndarray):
         """``y [N, E]`` for ``ids [N]``."""
         return self._kernels.embedding_forward(self._weights(), ids)
 
-    def rows_backward(self, ids: np.ndarray, dy: np.ndarray) -> dict[str, np.ndarray]:
+    def rows_backward(self, ids: np.ndarray, dy) -> dict:
         """The gradient of the table for ``dy [N, E]``."""
         return {"weight": self._kernels.embedding_backward(dy, ids, self.num_embeddings)}
 
@@ -84,9 +86,12 @@ class Embedding(PackedLayer):
             Give ``{"weight": (rows [R], gradients [R, E])}``, the rows that occurred in
             ascending order, instead of the whole table's gradient.
         """
-        dy = checks.real_array("dy", dy, self.dtype, (*tape.shape, self.embedding_dim))
-        dy, ids = dy.reshape(-1, self.embedding_dim), tape.reshape(-1)
-        if sparse:
-            return {"weight": scatter_add_rows(dy, ids, num_rows=self.num_embeddings)}
-        grads = self.rows_backward(ids, self._kernels.to_device(dy))
-        return {name: self._kernels.to_host(g) for name, g in grads.items()}
+        door = Door(self._kernels, dy)
+        with door.stream():
+            dy = door.take("dy", dy, self.dtype, (*tape.shape, self.embedding_dim))
+            dy, ids = dy.reshape(-1, self.embedding_dim), tape.reshape(-1)
+            if sparse:
+                dy = self._kernels.to_host(dy)
+                return {"weight": scatter_add_rows(dy, ids, num_rows=self.num_embeddings)}
+            grads = self.rows_backward(ids, dy)
+            return {name: door.give(g) for name, g in grads.items()}

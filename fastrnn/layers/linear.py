@@ -3,6 +3,7 @@
 import numpy as np
 
 from fastrnn import checks
+from fastrnn.kernels.device import Door
 
 from .base import PackedLayer
 from .initial import glorot
@@ -44,11 +45,13 @@ class Linear(PackedLayer):
         super().__init__(values, checks.float_dtype("dtype", dtype), backend)
 
     def _pack(self):
-        values = self._kernels.values(self.parameters)
-        return self._kernels.LinearWeights(values["weight"], values.get("bias"))
+        by_name = self._kernels.parameters_on(self.parameters)
+        return self._kernels.LinearWeights(by_name["weight"], by_name.get("bias"))
 
-    def rows_forward(self, x: np.ndarray) -> np.ndarray:
-        """``y [N, O]`` for ``x [N, I]``; nothing is checked."""
+    # Rows in, rows out: for models. Arrays lie where the backend computes; nothing is checked.
+
+    def rows_forward(self, x):
+        """``y [N, O]`` for ``x [N, I]``."""
         return self._kernels.linear_forward(self._weights(), x)
 
     def rows_backward(self, x, dy, *, need_dx: bool = True):
@@ -57,8 +60,10 @@ class Linear(PackedLayer):
         grads = {"weight": weight, "bias": bias}
         return dx, {name: grads[name] for name in self.parameters}
 
-    def __call__(self, x) -> np.ndarray:
+    def __call__(self, x):
         """``y [..., O]`` for ``x [..., I]``.
+
+        With the backend "cuda" x may also be an array on the device, see `LSTM`.
 
         Raises
         ------
@@ -67,23 +72,28 @@ class Linear(PackedLayer):
         """
         return self.forward(x)[0]
 
-    def forward(self, x) -> tuple[np.ndarray, np.ndarray]:
+    def forward(self, x) -> tuple:
         """``(y, tape)``."""
-        x = checks.real_array("x", x, self.dtype)
-        if x.ndim == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(f"x must have shape (..., {self.in_features}), got {x.shape}")
-        y = self.rows_forward(x.reshape(-1, self.in_features))
-        return y.reshape(*x.shape[:-1], self.out_features), x
+        door = Door(self._kernels, x)
+        with door.stream():
+            x = door.take("x", x, self.dtype)
+            if x.ndim == 0 or x.shape[-1] != self.in_features:
+                raise ValueError(f"x must have shape (..., {self.in_features}), got {x.shape}")
+            y = self.rows_forward(x.reshape(-1, self.in_features))
+            return door.give(y.reshape(*x.shape[:-1], self.out_features)), x
 
-    def backward(self, tape: np.ndarray, dy) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def backward(self, tape, dy) -> tuple:
         """``(dx, grads)`` for the gradient of y.
 
-        ``tape`` is x itself where nothing had to be converted: leave it as it is until then.
+        ``tape`` may be x itself: do not change x before `backward`.
         """
         if tape.dtype != self.dtype or tape.shape[-1:] != (self.in_features,):
-            raise ValueError("tape is not of this layer")
-        dy = checks.real_array("dy", dy, self.dtype, (*tape.shape[:-1], self.out_features))
-        dx, grads = self.rows_backward(
-            tape.reshape(-1, self.in_features), dy.reshape(-1, self.out_features)
-        )
-        return dx.reshape(tape.shape), grads
+            raise ValueError("tape is of another layer")
+        door = Door(self._kernels, dy)
+        with door.stream():
+            dy = door.take("dy", dy, self.dtype, (*tape.shape[:-1], self.out_features))
+            dx, grads = self.rows_backward(
+                tape.reshape(-1, self.in_features), dy.reshape(-1, self.out_features)
+            )
+            dx = door.give(dx.reshape(*tape.shape))
+            return dx, {name: door.give(g) for name, g in grads.items()}

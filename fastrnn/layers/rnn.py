@@ -1,6 +1,6 @@
 """The recurrent layers by name. How they are called is in recurrent.py."""
 
-import numpy as np
+from fastrnn.cells import CELLS
 
 from .recurrent import Recurrent
 
@@ -47,13 +47,8 @@ class LSTM(Recurrent):
     ((5, 3, 32), (2, 3, 16))
     """
 
-    _cell, _gates, _states = "lstm", 4, ("h", "c")
-
-    def _initial(self, inputs: int, suffix: str) -> dict[str, np.ndarray]:
-        out = super()._initial(inputs, suffix)
-        if self.bias:
-            out[f"bias_ih{suffix}"][self.hidden_size : 2 * self.hidden_size] = 1
-        return out
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, **options):
+        super().__init__(CELLS["lstm"], input_size, hidden_size, num_layers, **options)
 
 
 class GRU(Recurrent):
@@ -76,7 +71,8 @@ class GRU(Recurrent):
     ((5, 3, 16), (1, 3, 16))
     """
 
-    _cell, _gates, _states = "gru", 3, ("h",)
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, **options):
+        super().__init__(CELLS["gru"], input_size, hidden_size, num_layers, **options)
 
 
 class RNN(Recurrent):
@@ -102,16 +98,20 @@ class RNN(Recurrent):
     ((5, 3, 16), (1, 3, 16))
     """
 
-    _gates, _states = 1, ("h",)
-
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, *, nonlinearity="tanh", **rest
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        nonlinearity: str = "tanh",
+        **options,
     ):
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
         self.nonlinearity = nonlinearity
-        self._cell = f"rnn_{nonlinearity}"
-        super().__init__(input_size, hidden_size, num_layers, **rest)
+        cell = CELLS[f"rnn_{nonlinearity}"]
+        super().__init__(cell, input_size, hidden_size, num_layers, **options)
 
     def _shown(self) -> dict:
         return {"nonlinearity": self.nonlinearity}

@@ -11,12 +11,12 @@ from scipy.special import softmax
 from fastrnn import checks, parameters
 from fastrnn._gather import gather_rows, scatter_add_rows
 from fastrnn.data.batches import Batch
-from fastrnn.kernels import get_backend
-from fastrnn.kernels.rows import Rows
+from fastrnn.kernels.backend import get_backend
 from fastrnn.layers import CRF, LSTM, Linear
 from fastrnn.layers.dropout import new_key
 from fastrnn.losses import cross_entropy
 from fastrnn.optim import RowGradient
+from fastrnn.packed import PackedBatch
 
 from .characters import CharacterBiLSTM
 
@@ -104,13 +104,14 @@ class BiLSTMTagger:
         self._row_gradients: dict[str, RowGradient] = {}
         self._gradient = self._kernels.empty(self.parameters.size, self.parameters.dtype)
 
-    def _mask(self, rows: Rows, width: int, p: float) -> np.ndarray | None:
-        """What a sequence's rows are multiplied by, [B, width], or None."""
+    def _mask(self, packed: PackedBatch, width: int, p: float) -> np.ndarray | None:
+        """The factors of each sequence's rows, [B, width], on the host, or None."""
         if not p:
             return None
-        mask = np.ones((rows.batch, width), self.parameters.dtype)
-        self._kernels.dropout(mask, p, new_key(self.rng))
-        return mask
+        kernels = self._kernels
+        mask = kernels.to_device(np.ones((packed.batch, width), self.parameters.dtype))
+        kernels.dropout(mask, p, new_key(self.rng))
+        return kernels.to_host(mask)
 
     def _input(self, batch: Batch, *, training: bool = False):
         """``(x, tape of the characters)``: what goes into the BiLSTM."""
@@ -136,34 +137,32 @@ class BiLSTMTagger:
         Only tokens count, as there is no padding. The gradient is a buffer that the next call
         writes again.
         """
-        rows = batch.rows
+        packed, kernels = batch.packed, self._kernels
         x, spelling = self._input(batch, training=True)
-        mask_in = self._mask(rows, x.shape[1], self.input_dropout)
+        mask_in = self._mask(packed, x.shape[1], self.input_dropout)
         if mask_in is not None:
-            x = x * mask_in[rows.ranks]
-        h, _, tape = self.lstm.rows_forward(self._kernels.to_device(x), rows, training=True)
-        mask_out = self._mask(rows, h.shape[1], self.dropout)
+            x = x * mask_in[packed.ranks]
+        h, _, tape = self.lstm.rows_forward(kernels.to_device(x), packed, training=True)
+        mask_out = self._mask(packed, h.shape[1], self.dropout)
         if mask_out is not None:
-            self._kernels.scale(h, mask_out, rows.ranks)
+            kernels.scale(h, mask_out, packed.ranks)
         scores = self.linear.rows_forward(h)
         grads: dict[str, np.ndarray] = {}
         if self.crf is None:
             loss, d_scores, _ = cross_entropy(scores, batch.tags, ignore_index=None)
         else:
-            scores = self._kernels.to_host(scores)
-            loss, d_scores, own = self.crf.rows_loss(scores, batch.tags, rows)
-            d_scores = self._kernels.to_device(d_scores)
+            loss, d_scores, own = self.crf.rows_loss(scores, batch.tags, packed)
             grads |= {f"crf.{k}": v for k, v in own.items()}
         dh, own = self.linear.rows_backward(h, d_scores)
         grads |= {f"linear.{k}": v for k, v in own.items()}
         if mask_out is not None:
-            self._kernels.scale(dh, mask_out, rows.ranks)
+            kernels.scale(dh, mask_out, packed.ranks)
         need_dx = self.characters is not None or bool(self.tables)
         dx, _, own = self.lstm.rows_backward(tape, dh, need_dx=need_dx)
         grads |= {f"lstm.{k}": v for k, v in own.items()}
-        dx = self._kernels.to_host(dx) if need_dx else None
+        dx = kernels.to_host(dx) if need_dx else None
         if need_dx and mask_in is not None:
-            dx *= mask_in[rows.ranks]
+            dx *= mask_in[packed.ranks]
         if self.tables:
             table = self.tables["words"]
             values, words = np.ascontiguousarray(dx[:, : table.shape[1]]), batch.words
@@ -175,7 +174,7 @@ class BiLSTMTagger:
             assert batch.spelling is not None
             d_spelled = np.ascontiguousarray(dx[:, batch.inputs.shape[1] :])
             grads |= self.characters.backward(batch.spelling, spelling, d_spelled)
-        return loss, self.parameters.flatten(grads, self._gradient), rows.count
+        return loss, self.parameters.flatten(grads, self._gradient), packed.size
 
     def row_gradients(self) -> dict[str, RowGradient]:
         """Of the words' vectors, where they are trained."""
@@ -190,21 +189,21 @@ class BiLSTMTagger:
 
     # Use
 
-    def _scores(self, batch: Batch) -> np.ndarray:
+    def _scores(self, batch: Batch):
         x, _ = self._input(batch)
-        h, _, _ = self.lstm.rows_forward(self._kernels.to_device(x), batch.rows)
-        return self._kernels.to_host(self.linear.rows_forward(h))
+        h, _, _ = self.lstm.rows_forward(self._kernels.to_device(x), batch.packed)
+        return self.linear.rows_forward(h)
 
     def decode(self, batch: Batch) -> np.ndarray:
         """The most likely tag of each row, or the most likely sequences' with a CRF: int64 [N]."""
         scores = self._scores(batch)
         if self.crf is None:
-            return scores.argmax(axis=1)
-        return self.crf.rows_decode(scores, batch.rows)
+            return self._kernels.to_host(scores).argmax(axis=1)
+        return self.crf.rows_decode(scores, batch.packed)
 
     def probabilities(self, batch: Batch) -> np.ndarray:
         """Of each tag at each row, [N, K]."""
         scores = self._scores(batch)
         if self.crf is None:
-            return softmax(scores, axis=1)
-        return self.crf.rows_marginals(scores, batch.rows).astype(scores.dtype)
+            return softmax(self._kernels.to_host(scores), axis=1)
+        return self.crf.rows_marginals(scores, batch.packed).astype(self.parameters.dtype)

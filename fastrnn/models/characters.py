@@ -4,6 +4,8 @@ import numpy as np
 
 from fastrnn._gather import gather_rows, scatter_add_rows
 from fastrnn.data.batches import Spelling
+from fastrnn.kernels import host
+from fastrnn.kernels.backend import get_backend
 from fastrnn.layers import LSTM, Embedding
 
 
@@ -23,26 +25,29 @@ class CharacterBiLSTM:
     """
 
     def __init__(self, characters: int, dim: int, hidden: int, *, seeds, dtype, backend):
-        self.embedding = Embedding(characters, dim, dtype=dtype, seed=seeds[0])
+        self._kernels = get_backend(backend)
+        self.embedding = Embedding(characters, dim, dtype=dtype, backend=backend, seed=seeds[0])
         self.lstm = LSTM(
             dim, hidden, bidirectional=True, seed=seeds[1], dtype=dtype, backend=backend
         )
 
     def forward(self, spelling: Spelling, *, training: bool = False):
         """``(y [N, 2 hidden], tape)`` for the N tokens."""
-        rows, x = spelling.rows, self.embedding.rows_forward(spelling.ids)
-        _, (h, _), tape = self.lstm.rows_forward(x, rows, training=training)
-        distinct = np.ascontiguousarray(rows.unsort(h).swapaxes(0, 1)).reshape(rows.batch, -1)
+        packed, x = spelling.packed, self.embedding.rows_forward(spelling.ids)
+        _, (h, _), tape = self.lstm.rows_forward(x, packed, training=training)
+        h = host.unsort(self._kernels.to_host(h), packed)
+        distinct = np.ascontiguousarray(h.swapaxes(0, 1)).reshape(packed.batch, -1)
         return gather_rows(distinct, spelling.tokens), tape
 
     def backward(self, spelling: Spelling, tape, dy) -> dict[str, np.ndarray]:
         """Gradients by name, with ``char_embedding.`` and ``char_lstm.`` before it."""
-        rows = spelling.rows
-        d_distinct = np.zeros((rows.batch, dy.shape[1]), dy.dtype)
+        packed, to_device = spelling.packed, self._kernels.to_device
+        d_distinct = np.zeros((packed.batch, dy.shape[1]), dy.dtype)
         scatter_add_rows(dy, spelling.tokens, out=d_distinct)
-        dh = np.ascontiguousarray(d_distinct.reshape(rows.batch, 2, -1).swapaxes(0, 1))
-        no_output = np.zeros((rows.count, dy.shape[1]), dy.dtype)
-        dx, _, grads = self.lstm.rows_backward(tape, no_output, (rows.sort(dh), np.zeros_like(dh)))
+        dh = np.ascontiguousarray(d_distinct.reshape(packed.batch, 2, -1).swapaxes(0, 1))
+        dstate = to_device(host.sort(dh, packed)), to_device(np.zeros_like(dh))
+        no_output = to_device(np.zeros((packed.size, dy.shape[1]), dy.dtype))
+        dx, _, grads = self.lstm.rows_backward(tape, no_output, dstate)
         out = {f"char_lstm.{k}": v for k, v in grads.items()}
         of_embedding = self.embedding.rows_backward(spelling.ids, dx)
         return out | {f"char_embedding.{k}": v for k, v in of_embedding.items()}

@@ -10,7 +10,7 @@ from fastrnn.data.batches import Batch, Lexicon, Tokens, by_length, make_batch
 from fastrnn.data.tags import check_scheme, may_follow, split_tag, strict_entities, write_tags
 from fastrnn.data.text import Vocabulary
 from fastrnn.data.vectors import WordVectors
-from fastrnn.kernels import get_backend
+from fastrnn.kernels.backend import get_backend
 from fastrnn.trainer import take_weights
 
 from .bilstm import BiLSTMTagger
@@ -74,7 +74,7 @@ class FittedTagger:
             values = compute(batch)
             if out is None:
                 out = np.empty((len(tokens.ids), *values.shape[1:]), values.dtype)
-            out[batch.places] = values
+            out[batch.positions] = values
         return np.empty(0) if out is None else out, tokens
 
     def tag(self, X) -> list[list[str]]:

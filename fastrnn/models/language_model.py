@@ -9,11 +9,11 @@ from scipy.special import softmax
 from fastrnn import checks, parameters
 from fastrnn.checkpoint import load_arrays, load_json, save_arrays, save_json
 from fastrnn.data.text import Chunk, TextStream, Vocabulary
-from fastrnn.kernels import get_backend
-from fastrnn.kernels.rows import Rows
+from fastrnn.kernels.backend import get_backend
 from fastrnn.layers import LSTM, Embedding, Linear
 from fastrnn.layers.dropout import new_key
 from fastrnn.losses import cross_entropy
+from fastrnn.packed import PackedBatch
 
 # Standard deviation of the first layer's input weights when the input is one-hot. One of V
 # inputs is on, so a step sees one column of them, not a sum over V: the usual bound for V
@@ -105,11 +105,11 @@ class LanguageModel:
         a buffer that the next call writes again.
         """
         steps, batch = chunk.ids.shape
-        rows, ids = Rows(steps, batch), chunk.ids.reshape(-1)
+        packed, ids = PackedBatch(steps, batch), chunk.ids.reshape(-1)
         if chunk.first or self._state is None or self._state[0].shape[1] != batch:
             self._state = None
         h, self._state, tape = self.lstm.rows_forward(
-            self._input(ids), rows, self._state, training=True
+            self._input(ids), packed, self._state, training=True
         )
         key = new_key(self.rng) if self.dropout else None
         if key is not None:
@@ -136,7 +136,8 @@ class LanguageModel:
 
     def carry(self, carried: dict[str, np.ndarray]) -> None:
         """Go on from `carried`."""
-        self._state = (carried["h"], carried["c"]) if carried else None
+        to_device = self._kernels.to_device
+        self._state = (to_device(carried["h"]), to_device(carried["c"])) if carried else None
 
     # Use
 
@@ -160,8 +161,9 @@ class LanguageModel:
         stream = TextStream(ids, min(batch, max(1, len(ids) // (2 * bptt))), bptt)
         state, total, seen = None, 0.0, 0
         for chunk in stream.batches():
-            rows = Rows(*chunk.ids.shape)
-            h, state, _ = self.lstm.rows_forward(self._input(chunk.ids.reshape(-1)), rows, state)
+            packed = PackedBatch(*chunk.ids.shape)
+            x = self._input(chunk.ids.reshape(-1))
+            h, state, _ = self.lstm.rows_forward(x, packed, state)
             logits = self.linear.rows_forward(h)
             loss, _, count = cross_entropy(logits, chunk.targets.reshape(-1), ignore_index=None)
             total, seen = total + loss * count, seen + count
@@ -192,8 +194,8 @@ class LanguageModel:
             raise ValueError("prime must have at least one character")
         rng = np.random.default_rng(seed)
         ids = self.vocabulary.encode(prime)
-        h, state, _ = self.lstm.rows_forward(self._input(ids), Rows(len(ids), 1))
-        one, out = Rows(1, 1), []
+        h, state, _ = self.lstm.rows_forward(self._input(ids), PackedBatch(len(ids), 1))
+        one, out = PackedBatch(1, 1), []
         for _ in range(length):
             logits = self._kernels.to_host(self.linear.rows_forward(h[-1:]))[0].astype(np.float64)
             logits[0] = -np.inf  # the unknown symbol is nothing to write

@@ -1,45 +1,65 @@
-"""The CPU backend: compiled kernels on this package's own threads (see kernels/__init__)."""
+"""The CPU backend: compiled kernels on this package's own threads (see kernels/backend.py)."""
 
 from fastrnn.kernels.host import (
     concatenate,
+    copy,
+    cross_entropy,
+    device_view,
     embedding_backward,
     embedding_forward,
     empty,
+    on_device,
+    pack,
+    parameters_on,
     scale,
+    sort,
+    stream_of,
+    to_caller,
     to_device,
     to_host,
-    values,
+    unpack,
+    unsort,
+    writable,
 )
 
-from . import update
 from .crf import crf_gradient, crf_viterbi
-from .dense import Weights as LinearWeights
-from .dense import backward as linear_backward
-from .dense import forward as linear_forward
-from .dropout import dropout
-from .recurrent import Weights as RecurrentWeights
-from .recurrent import backward as recurrent_backward
-from .recurrent import forward as recurrent_forward
-from .recurrent import step as recurrent_step
+from .linear import LinearWeights, linear_backward, linear_forward
+from .optim import adam, norm, sgd
+from .pointwise import dropout
+from .recurrent import recurrent_backward, recurrent_forward, recurrent_step
+from .weights import RecurrentWeights
 
 __all__ = [
     "LinearWeights",
     "RecurrentWeights",
+    "adam",
     "concatenate",
+    "copy",
     "crf_gradient",
     "crf_viterbi",
+    "cross_entropy",
+    "device_view",
     "dropout",
     "embedding_backward",
     "embedding_forward",
     "empty",
     "linear_backward",
     "linear_forward",
+    "norm",
+    "on_device",
+    "pack",
+    "parameters_on",
     "recurrent_backward",
     "recurrent_forward",
     "recurrent_step",
     "scale",
+    "sgd",
+    "sort",
+    "stream_of",
+    "to_caller",
     "to_device",
     "to_host",
-    "update",
-    "values",
+    "unpack",
+    "unsort",
+    "writable",
 ]

@@ -1,8 +1,8 @@
-"""`meet`: where threads that share the units of one time loop wait for each other.
+"""`barrier_wait`: a barrier for threads that share the units of one time loop.
 
-Only there may a thread wait without sleeping: a step takes microseconds, waking a thread
-tens of them. A thread that waits long gives its core away at every look, so a busy neighbour
-slows the loop down but cannot stop it.
+Only here does a thread wait without sleeping: a step takes microseconds, waking a thread tens of
+microseconds. After about 50 us a waiting thread yields its core each time it polls, so a busy
+neighbour slows the loop down but cannot stop it.
 """
 
 import os
@@ -15,25 +15,25 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 _I64 = ir.IntType(64)
-_LINE = 8  # int64 in a cache line: each meeting place has one of its own
-_LOOKS = 2000  # about 50 us; then the core is given away in between
+_LINE = 8  # int64 in a cache line: each counter has a line of its own
+_POLLS = 2000  # about 50 us; then the thread yields between polls
 _X86 = "x86_64" in llvm.get_process_triple()
-# Without a way to give the core away, threads do not share a time loop.
-CAN_MEET = os.name == "posix"
+# Threads share a time loop only where a waiting thread can yield its core.
+CAN_SHARE_UNITS = os.name == "posix"
 
 
 class Barrier:
-    """Meeting places for some groups of threads, good for one region."""
+    """The counters of some groups of threads, for one parallel region."""
 
     def __init__(self, groups: int):
         self.counts = np.zeros((groups + 1) * _LINE, np.int64)
 
-    def place(self, group: int) -> tuple[np.ndarray, int]:
-        """What `meet` wants to know of it."""
+    def counter(self, group: int) -> tuple[np.ndarray, int]:
+        """The array and the index of a group's counter, for `barrier_wait`."""
         return self.counts, (group + 1) * _LINE
 
     def abandon(self) -> None:
-        """Let everybody go on: somebody will not come."""
+        """Release all threads: one of them will never arrive."""
         self.counts[0] = 1
 
 
@@ -48,7 +48,7 @@ def _add(typingctx, array, i):
 
 
 @intrinsic
-def _look(typingctx, array, i):
+def _poll(typingctx, array, i):
     def codegen(context, builder, sig, args):
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
         return builder.load_atomic(builder.gep(data, [args[1]]), "acquire", 8)
@@ -74,18 +74,18 @@ def _nothing():
 
 
 _pause = _call("llvm.x86.sse2.pause") if _X86 else register_jitable(_nothing)
-_give_way = _call("sched_yield") if CAN_MEET else register_jitable(_nothing)
+_yield = _call("sched_yield") if CAN_SHARE_UNITS else register_jitable(_nothing)
 
 
 @register_jitable
-def meet(counts, at, parties, round_):
-    """Wait until ``parties`` threads have come here ``round_`` times; at once if it is one."""
+def barrier_wait(counts, slot, parties, round_):
+    """Wait until ``parties`` threads have arrived ``round_`` times; returns at once for one."""
     if parties == 1:
         return
-    _add(counts, at)
-    looks = 0
-    while _look(counts, at) < parties * round_ and _look(counts, 0) == 0:
-        looks += 1
+    _add(counts, slot)
+    polls = 0
+    while _poll(counts, slot) < parties * round_ and _poll(counts, 0) == 0:
+        polls += 1
         _pause()
-        if looks > _LOOKS:
-            _give_way()
+        if polls > _POLLS:
+            _yield()

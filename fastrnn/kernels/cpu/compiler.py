@@ -1,8 +1,8 @@
-"""`kernel`: the one way a function of this package is compiled.
+"""`kernel`: the one way in which this package compiles a function.
 
-Compiled kernels are kept on disk under a key made of every source file they are
-built from, the versions and the instruction-set path. A cache that cannot be
-read or written costs a compilation and is never an error.
+Compiled kernels are kept on disk under a key made of every source file that they are built from,
+the versions and the instruction-set path. A cache that cannot be read or written costs a
+compilation and is never an error.
 """
 
 import contextlib
@@ -11,11 +11,16 @@ import os
 import pickle
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import llvmlite
 import numba
+import numpy as np
+from numba import types
 from numba.core import serialize
 from numba.core.caching import FunctionCache, _CacheLocator
+
+from fastrnn.kernels.signature import Of, TupleOf, declared
 
 from .simd import ISA
 
@@ -24,7 +29,7 @@ _ROOT = Path(__file__).parents[2]
 
 def _fingerprint() -> str:
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {ISA}".encode())
-    for folder in ("cells", "kernels", "bench"):
+    for folder in ("cells", "kernels", "runtime", "bench"):
         for path in sorted((_ROOT / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -131,16 +136,39 @@ class _Cache(FunctionCache):
             super().save_overload(sig, data)
 
 
+# Every kernel by name, with its arguments: all that is needed to compile them ahead of time.
+KERNELS: dict[str, Any] = {}
+
+
 def kernel(function, name: str | None = None):
     """Compile ``function``: serial, without the GIL, raising nothing, cached on disk.
 
-    Numba names what it compiles after the function's module, name and arguments and a number
-    that starts at 1 in every process, so a kernel read from the disk meets symbols of one that
-    was just compiled. Hence no two functions here may share a name: one that is made more than
-    once, for several cells, needs a ``name`` of its own.
+    Its arguments are annotated, see kernels/signature.py. It is compiled when it is first called.
+
+    Numba names what it compiles after the function's module, name and arguments and a number that
+    starts at 1 in every process, so a kernel that was read from the disk may contain the symbols
+    of one that was just compiled. Hence no two functions here may share a name: one that is made
+    several times, for several cells, needs a ``name`` of its own.
     """
     if name:
         function.__qualname__ = name
     compiled = numba.njit(function, nogil=True, error_model="numpy", boundscheck=False)
     compiled._cache = _Cache(function)
+    KERNELS[function.__qualname__] = compiled
     return compiled
+
+
+def signature(function, dtype) -> tuple:
+    """The types of a kernel's arguments as it declares them, where F is ``dtype``."""
+    return tuple(_numba_type(a, np.dtype(dtype)) for a in declared(function).values())
+
+
+def _numba_type(argument, dtype: np.dtype):
+    if isinstance(argument, Of):
+        name = dtype.name if argument.dtype == "F" else argument.dtype
+        number = types.boolean if name == "bool" else getattr(types, name)
+        return types.Array(number, argument.ndim, "C") if argument.ndim else number
+    if isinstance(argument, TupleOf):
+        return types.UniTuple(_numba_type(argument.item, dtype), argument.size)
+    record, fields = argument
+    return types.BaseTuple.from_types([_numba_type(f, dtype) for f in fields.values()], record)

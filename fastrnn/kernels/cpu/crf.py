@@ -1,31 +1,58 @@
-"""The linear-chain CRF on ragged rows: forward-backward and Viterbi, serial over the tags.
+"""The linear-chain CRF on packed rows: forward-backward and Viterbi, serial over the steps.
 
-Forward-backward works with probabilities scaled to a sum of 1 at each step (Rabiner 1989,
-section V.A) in float64, so it needs one exponential for each score and none for the pairs.
+Forward-backward works with probabilities in float64 that are scaled to a sum of 1 at each step
+(Rabiner 1989, section V.A), so it needs one exponential per score and none per pair.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from fastrnn.kernels import reference_crf
-from fastrnn.kernels.rows import Rows
-from fastrnn.kernels.threads import Job, spread
+from fastrnn.kernels import reference
+from fastrnn.kernels.signature import D1, D2, D3, F2, I1, I2, B, I
+from fastrnn.packed import PackedBatch
+from fastrnn.runtime.threads import Job, parallel_for
 
 from .compiler import kernel
 
 
+class _Sequences(NamedTuple):
+    scores: F2  # [N, K]
+    tags: I1  # [N], or [0] where ``has_tags`` is False
+    has_tags: B
+    offsets: I1
+    lengths: I1
+
+
+class _Transitions(NamedTuple):
+    pair: D2  # [K, K]
+    start: D1
+    end: D1
+
+
+class _Gradients(NamedTuple):
+    loss: D1  # [B]
+    d_scores: D2  # [N, K]
+    d_pair: D3  # [B, K, K]
+    d_ends: D3  # [B, 2, K]: start and end
+
+
 @kernel
 def _gradient(
-    scores, tags, offsets, lengths, pair, start, end, has_tags, loss, d_scores, d_pair, ends,
-    alpha, work, first, last,
+    sequences: _Sequences, factors: _Transitions, out: _Gradients, alpha: D2, work: D3,
+    first: I, last: I,
 ):  # fmt: skip
-    """``loss[r]`` = log of the sum over all paths - score of the right one, and gradients.
+    """The losses of the sequences [first, last) and their gradients.
 
-    ``pair``, ``start`` and ``end`` are exponentials. ``d_scores`` [N, K] leaves as marginal
-    probabilities, less 1 at the right tag if ``has_tags``; the rest is the right path's pairs'
-    and ends' expectation. alpha [N, K] and work [B, 3, K] are scratch.
+    A loss is the log of the sum over all paths, minus the score of the right one if there are tags.
+
+    ``factors`` are exponentials. d_scores are the marginal probabilities, minus 1 at the right tag;
+    the others likewise. alpha [N, K] and work [B, 3, K] are scratch.
     """
+    scores, tags, has_tags, offsets, lengths = sequences
+    pair, start, end = factors
+    loss, d_scores, d_pair, ends = out
     tag_count = scores.shape[1]
     for r in range(first, last):
         steps = lengths[r]
@@ -72,13 +99,13 @@ def _gradient(
                 for k in range(tag_count):
                     ends[r, 0, k] = d_scores[p, k]
                 continue
-            # What step t brings to each tag before it: x e^score beta, scaled like alpha.
+            # What step t contributes to each previous tag: x e^score beta, scaled like alpha.
             q = offsets[t - 1] + r
             for k in range(tag_count):
                 reach = 0.0
                 for j in range(tag_count):
                     reach += alpha[q, j] * pair[j, k]
-                # alpha[p] is reach * (its factor) / its scale, whatever that was.
+                # alpha[p] is reach * (its factor) / its scale.
                 x[k] = alpha[p, k] / reach * beta[k] if reach > 0 else 0.0
             scale = 0.0
             for j in range(tag_count):
@@ -111,8 +138,12 @@ def _gradient(
 
 
 @kernel
-def _viterbi(scores, offsets, lengths, pair, start, end, best, back, out, first, last):
+def _viterbi(
+    sequences: _Sequences, transitions: _Transitions, best: D2, back: I2, out: I1, first: I, last: I
+):
     """``out[p]`` = the tag of row p on the best path; best [N, K] and back [N, K] are scratch."""
+    scores, _, _, offsets, lengths = sequences
+    pair, start, end = transitions
     tag_count = scores.shape[1]
     for r in range(first, last):
         steps = lengths[r]
@@ -143,32 +174,36 @@ def _viterbi(scores, offsets, lengths, pair, start, end, best, back, out, first,
             out[p] = tag
 
 
-def crf_gradient(scores, tags, rows: Rows, pair, start, end):
-    """See kernels/__init__.py."""
+def crf_gradient(scores, tags, packed: PackedBatch, pair, start, end):
+    """See kernels/backend.py."""
     n, k = scores.shape
-    loss, d_scores = np.zeros(rows.batch), np.zeros((n, k))
-    d_pair, ends = np.zeros((rows.batch, k, k)), np.zeros((rows.batch, 2, k))
+    loss, d_scores = np.zeros(packed.batch), np.zeros((n, k))
+    d_pair, ends = np.zeros((packed.batch, k, k)), np.zeros((packed.batch, 2, k))
     with np.errstate(over="ignore"):
-        exps = [np.exp(a.astype(np.float64)) for a in (pair, start, end)]
-    has_tags = tags is not None
+        factors = _Transitions(*(np.exp(a.astype(np.float64)) for a in (pair, start, end)))
     args = (
-        scores, tags if has_tags else np.empty(0, np.int64), rows.offsets, rows.lengths, *exps,
-        has_tags, loss, d_scores, d_pair, ends, np.empty((n, k)), np.empty((rows.batch, 3, k)),
+        _sequences(scores, tags, packed), factors, _Gradients(loss, d_scores, d_pair, ends),
+        np.empty((n, k)), np.empty((packed.batch, 3, k)),
     )  # fmt: skip
-    spread(Job(_gradient, args, rows.batch, n * k * (4 * k + 20)))
+    parallel_for(Job(_gradient, args, packed.batch, n * k * (4 * k + 20)))
     if not (np.isfinite(loss).all() and np.isfinite(d_scores).all()):
-        # Scores so far apart that a probability is not a number any more: logarithms are slower.
-        return reference_crf.crf_gradient(scores, tags, rows, pair, start, end)
-    # One sequence after the other: the sums do not depend on who computed what.
+        # Scores so far apart that a probability underflows: logarithms are slower but always work.
+        return reference.crf_gradient(scores, tags, packed, pair, start, end)
+    # Summed one sequence after the other, so the bits do not depend on the threads.
     return loss, d_scores, d_pair.sum(axis=0), ends[:, 0].sum(axis=0), ends[:, 1].sum(axis=0)
 
 
-def crf_viterbi(scores, rows: Rows, pair, start, end):
-    """See kernels/__init__.py."""
+def crf_viterbi(scores, packed: PackedBatch, pair, start, end):
+    """See kernels/backend.py."""
     n, k = scores.shape
     out = np.empty(n, np.int64)
-    wide = [a.astype(np.float64) for a in (pair, start, end)]
-    scratch = np.empty((n, k)), np.empty((n, k), np.int64)
-    args = (scores, rows.offsets, rows.lengths, *wide, *scratch, out)
-    spread(Job(_viterbi, args, rows.batch, 4 * n * k * k))
+    transitions = _Transitions(*(a.astype(np.float64) for a in (pair, start, end)))
+    sequences = _sequences(scores, None, packed)
+    args = (sequences, transitions, np.empty((n, k)), np.empty((n, k), np.int64), out)
+    parallel_for(Job(_viterbi, args, packed.batch, 4 * n * k * k))
     return out
+
+
+def _sequences(scores, tags, packed: PackedBatch) -> _Sequences:
+    some = np.empty(0, np.int64) if tags is None else tags
+    return _Sequences(scores, some, tags is not None, packed.offsets, packed.lengths)

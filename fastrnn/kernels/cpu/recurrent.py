@@ -1,345 +1,322 @@
-"""A recurrent layer on the CPU: what the time loops and the products are put together to.
+"""A recurrent layer on the CPU: time loops, and the products before and after them.
 
-See kernels/__init__.py for the contract.
+The contract is in kernels/backend.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from fastrnn.kernels import buffers
-from fastrnn.kernels.rows import Rows
-from fastrnn.kernels.threads import MOVE, Job, balanced, even, run, spread, worth
+from fastrnn.kernels.backend import StepMasks
+from fastrnn.packed import PackedBatch
+from fastrnn.runtime import buffers
+from fastrnn.runtime.threads import (
+    MOVE_COST,
+    Job,
+    parallel_for,
+    run,
+    split,
+    split_by_weight,
+    threads_for,
+)
 
-from . import dense, gemm, pack
-from .barrier import CAN_MEET, Barrier
-from .loops import CELLS
-from .simd import ISA, width
+from . import fused, gemm, linear, panels
+from .barrier import CAN_SHARE_UNITS, Barrier
+from .fused import (
+    BIAS,
+    PROJECTED,
+    TABLE,
+    Geometry,
+    Gradient,
+    Init,
+    Masks,
+    Output,
+    Projection,
+    RecurrentPanels,
+    UnitGradient,
+    Work,
+)
+from .gemm import Panels, Runs
+from .simd import ISA
 from .tile import PANEL
+from .weights import RecurrentWeights
 
-# Multiply-adds of a step that a thread should have to do, or meeting costs more than it brings.
-LEAST_STEP = 1 << 14
-
-
-class Weights:
-    """The parameters of one layer, packed when first needed and kept until they change.
-
-    Parameters
-    ----------
-    cell : str
-        One of `fastrnn.cells.LAYOUTS`.
-    parameters : sequence over the D directions
-        Of ``(weight_ih [G H, I], weight_hh [G H, H], bias_ih [G H] or None, bias_hh or None)``.
-    """
-
-    def __init__(self, cell: str, parameters):
-        self.loops = CELLS[cell]
-        self.layout = self.loops.layout
-        self.parameters = parameters
-        w_ih, w_hh = parameters[0][:2]
-        self.inputs, self.units, self.directions = w_ih.shape[1], w_hh.shape[1], len(parameters)
-        self.dtype = w_ih.dtype
-        self.lanes = width(self.dtype)
-        self.panel = PANEL * self.lanes
-        self.hp = -(-self.units // self.lanes) * self.lanes
-        # PyTorch's rows behind the packed columns, and back; in whole panels where it is one gate.
-        of = [(self.units, gates, self.dtype) for gates in (self.layout.of_x, self.layout.of_h)]
-        self.x_places, self.h_places = (pack.gate_places(*a) for a in of)
-        if self.layout.gates == 1:
-            self.x_columns = self.h_columns = pack.plain_columns(self.units, self.dtype)
-            self.panels = len(self.x_columns) // self.panel
-            self.gates_row = self.hp  # numbers of a row of gates, of one direction
-            self.runs = self.hp, self.hp  # length and stride of those that belong to a product
-        else:
-            self.x_columns, self.h_columns = (pack.gate_columns(*a) for a in of)
-            self.panels = self.hp // self.lanes
-            self.gates_row = self.panels * self.panel
-            self.runs = len(self.layout.of_x) * self.lanes, self.panel
-        # A row of states is not a multiple of 1 KB, or columns of them share few cache sets.
-        self.state_row = self.hp + self.lanes * (self.hp * self.dtype.itemsize % 1024 == 0)
-        self.h_at = self.layout.h_first * self.lanes
-        self._packed: dict[str, np.ndarray] = {}
-        self.scratch: dict[int, list] = {}  # of `step`, by the size of the batch
-
-    def ready(self, *, training: bool, dx: bool) -> None:
-        """Pack what is not yet packed, all at once."""
-        wanted = {"x": self._forward, "h": self._forward}
-        if training:
-            wanted["back_h"] = self._backward
-        if training and dx:
-            wanted["back_x"] = self._backward
-        packed, jobs = {}, list[Job]()
-        for name, make in wanted.items():
-            if name not in self._packed:
-                packed[name] = make(name.removeprefix("back_"), jobs)
-        if jobs:
-            spread(*jobs)
-            # Two callers may have packed the same; nothing that one of them has is ever lost.
-            self._packed.update(packed)
-
-    def _forward(self, which, jobs) -> np.ndarray:
-        columns = self.x_columns if which == "x" else self.h_columns
-        depth = self.inputs if which == "x" else self.units
-        shape = (self.directions, self.panels, depth, len(columns) // self.panels)
-        out = buffers.empty(shape, self.dtype)
-        for p, part in zip(self.parameters, out, strict=True):
-            jobs.append(dense.pack_forward(p[which == "h"], columns, part))
-        return out
-
-    def _backward(self, which, jobs) -> np.ndarray:
-        """Of h for each direction, [D, R, ., 4W]; of x one above the other, [R, D ., 4W]."""
-        columns = self.x_columns if which == "x" else self.h_columns
-        columns = columns[: self.hp] if self.layout.gates == 1 else columns
-        depth = self.inputs if which == "x" else self.units
-        r, m, d = -(-depth // self.panel), len(columns), self.directions
-        if which == "x":
-            out = buffers.empty((r, d * m, self.panel), self.dtype)
-            parts = [(out, i * m) for i in range(d)]
-        else:
-            out = buffers.empty((d, r, m, self.panel), self.dtype)
-            parts = [(part, 0) for part in out]
-        for p, (part, at) in zip(self.parameters, parts, strict=True):
-            jobs.append(dense.pack_backward(p[which == "h"], columns, part, at))
-        return out
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        """What `ready` packed: ``x [D, P, I, .]``, ``h [D, P, H, .]``, ``back_x``, ``back_h``."""
-        return self._packed[name]
-
-    @cached_property
-    def bias(self) -> np.ndarray:
-        """[D, P, 4W], what every row's sums start from."""
-        out = np.zeros((self.directions, self.panels, self.panel), self.dtype)
-        sides = (self.x_columns, self.x_places, 0), (self.h_columns, self.h_places, self.h_at)
-        for part, (_, _, *biases) in zip(out, self.parameters, strict=True):
-            if biases[0] is not None:
-                for b, (columns, places, at) in zip(biases, sides, strict=True):
-                    values = np.zeros(len(columns), self.dtype)
-                    values[places] = b
-                    values = values.reshape(self.panels, -1)
-                    part[:, at : at + values.shape[1]] += values
-        return out
-
-    @cached_property
-    def for_step(self) -> tuple[np.ndarray, ...]:
-        """What `step` reads: the weights of the one direction and the bias."""
-        self.ready(training=False, dx=False)
-        return self["x"][0], self["h"][0], self.bias.reshape(-1)
-
-    @cached_property
-    def table(self) -> np.ndarray:
-        """[D, P, I, 4W]: what a one-hot input adds up to, for each of its I values."""
-        x = self["x"]
-        out = np.repeat(self.bias[:, :, None], self.inputs, axis=2)
-        out[..., : x.shape[3]] += x
-        return out
+# The least work per step that is worth a thread, in multiply-adds; below it the barrier costs more.
+MIN_STEP_WORK = 1 << 14
 
 
 @dataclass
 class Tape:
-    """What `backward` needs of a `forward`; it is used up there."""
+    """What `recurrent_backward` needs of `recurrent_forward`; it is used up there."""
 
     x: np.ndarray
-    rows: Rows
-    states: list[list[np.ndarray]]  # of each direction: h, and c where the cell has it
+    packed: PackedBatch
+    states: list[tuple[np.ndarray, ...]]  # of each direction
     gates: np.ndarray | None
+    masks: list[Masks]  # of each direction
+    regularised: bool
 
 
-def _slices(rows: Rows, cost: float, directions: int, panels: int):
-    """How one direction's work is shared: slices of the batch or, where those would be too low
-    for the registers, of the units: ``[(first, last, first_panel, last_panel)], parties``."""
-    shares = -(-worth(cost) // directions)
-    units = min(max(1, worth(cost) // directions), panels) if CAN_MEET else 1
-    step = cost / directions / max(1, len(rows.sizes))
-    if units > 1 and rows.batch // shares < ISA.tile_rows and step / units > LEAST_STEP:
-        return [(0, rows.batch, a, b) for a, b in even(panels, units)], units
-    # More slices than threads where they stay high: a slow thread then does fewer of them.
-    pieces = max(1, min(4, rows.batch // (4 * ISA.tile_rows * shares))) if shares > 1 else 1
-    if rows.order is None:
-        cuts = even(rows.batch, min(rows.batch, shares * pieces) or 1)
+def _slices(packed: PackedBatch, cost: float, directions: int, panels: int):
+    """How the work of one direction is divided, by slices of the batch or, where those would be too
+    low for the registers, of the units: ``[(first, last, first_panel, last_panel)], parties``.
+    """
+    shares = -(-threads_for(cost) // directions)
+    units = min(max(1, threads_for(cost) // directions), panels) if CAN_SHARE_UNITS else 1
+    step = cost / directions / max(1, len(packed.batch_sizes))
+    if units > 1 and packed.batch // shares < ISA.tile_rows and step / units > MIN_STEP_WORK:
+        return [(0, packed.batch, a, b) for a, b in split(panels, units)], units
+    # More slices than threads if they stay high enough: a slow thread then does fewer of them.
+    pieces = max(1, min(4, packed.batch // (4 * ISA.tile_rows * shares))) if shares > 1 else 1
+    if packed.sorted_indices is None:
+        cuts = split(packed.batch, min(packed.batch, shares * pieces) or 1)
     else:
-        cuts = balanced(rows.lengths, shares * pieces)
+        cuts = split_by_weight(packed.lengths, shares * pieces)
     return [(a, b, 0, panels) for a, b in cuts], 1
 
 
-def _state_places(rows: Rows, save: bool) -> np.ndarray:
-    """Where the state that each step starts from lies: kept, or two that take turns."""
+def _state_offsets(packed: PackedBatch, save: bool) -> np.ndarray:
+    """The row of the states that each step starts from: all are kept, or two take turns."""
     if save:
-        return rows.offsets
-    steps = len(rows.sizes)
-    places = np.arange(steps + 1) % 2 * rows.batch
-    places[steps] = 2 * rows.batch
-    return places
+        return packed.offsets
+    steps = len(packed.batch_sizes)
+    offsets = np.arange(steps + 1) % 2 * packed.batch
+    offsets[steps] = 2 * packed.batch
+    return offsets
 
 
-def _place_initial(state, initial, rows: Rows, save: bool, reverse: bool) -> None:
-    """Write the initial states where each sequence's first step will look for them."""
+def _place_initial(state, initial, packed: PackedBatch, save: bool, reverse: bool, mask) -> None:
+    """Write initial states [B, H] where the first step of each sequence will read them.
+
+    ``mask`` [B, H] or None multiplies them there, but not where a length is 0.
+    """
     batch, units = initial.shape
     final = len(state) - batch
     state[:, units:] = 0
-    state[final:, :units] = initial  # stays there where the length is 0
+    state[final:, :units] = initial  # stays there if the length is 0
+    if mask is not None:
+        initial = initial * mask
     if not save:
         state[:batch, :units] = state[batch:final, :units] = initial
     elif not reverse:
-        n = int(rows.sizes[0]) if len(rows.sizes) else 0
+        n = int(packed.batch_sizes[0]) if len(packed.batch_sizes) else 0
         state[:n, :units] = initial[:n]
     else:
-        begun = rows.lengths > 0
-        last = rows.lengths[begun] - 1
-        state[rows.offsets[last] + np.flatnonzero(begun), :units] = initial[begun]
+        started = packed.lengths > 0
+        last = packed.lengths[started] - 1
+        rows = packed.offsets[last] + np.flatnonzero(started)
+        state[rows, :units] = initial[started]
 
 
-def _project_and_loop(w: Weights, x, gates, d: int, a: int, b: int, loop) -> None:
+def _masks(w: RecurrentWeights, given: StepMasks | None, d: int) -> Masks:
+    """The masks of a direction in the layout of the kernels."""
+    if given is None:
+        none = np.empty((0, 0), w.dtype)
+        return Masks(none, 0, none)
+    keep = np.ones((*given.keep.shape[1:3], w.hp), w.dtype)
+    keep[..., : w.units] = given.keep[d]
+    recurrent = np.ones((given.recurrent.shape[1], w.hp), w.dtype)
+    recurrent[:, : w.units] = given.recurrent[d]
+    rows = keep.reshape(len(keep), -1)
+    return Masks(rows, rows.shape[1] if len(rows) > 1 else 0, recurrent)
+
+
+def _project_and_loop(w: RecurrentWeights, x, gates, d: int, a: int, b: int, loop) -> None:
     """x @ W_ih.T for the panels [a, b) of one direction and all rows, then its time loop."""
-    bias, at = w.bias[d, a:b], d * w.gates_row + a * w.panel
-    left = w.gates_row - a * w.panel
-    gemm.product(x, 1, w.inputs, 0, w["x"][d, a:b], bias, gates, at, w.panel, left, 0, len(x))
-    own = w["x"].shape[3]
-    if own < w.panel:  # what starts from the bias alone
-        rest = gates[:, at : at + (b - a) * w.panel].reshape(len(x), b - a, w.panel)
-        rest[:, :, own:] = bias[:, own:]
+    bias, offset = w.bias[d, a:b], d * w.gates_size + a * w.panel
+    out = Panels(gates, offset, w.panel, w.gates_size - a * w.panel)
+    gemm.product(x, Runs(1, w.inputs, 0), w["x"][d, a:b], bias, out, 0, len(x))
+    width = w["x"].shape[3]
+    if width < w.panel:  # accumulators without a product start from the bias alone
+        rest = gates[:, offset : offset + (b - a) * w.panel].reshape(len(x), b - a, w.panel)
+        rest[:, :, width:] = bias[:, width:]
     loop()
 
 
-def forward(weights: Weights, x, rows: Rows, state_0, *, training: bool):
-    """All directions of one layer: ``(y [N, D H], states [D, B, H], tape or None)``.
-
-    x is [N, I], or int64 [N] for a one-hot input given by its index.
-    """
-    w, layout = weights, weights.layout
-    d_count, units, batch, dtype = w.directions, w.units, rows.batch, w.dtype
-    tokens = x.ndim == 1
-    w.ready(training=training, dx=not tokens)
-    y = buffers.empty((rows.count, d_count * units), dtype)
-    cost = rows.count * d_count * layout.gates * units * (units if tokens else units + w.inputs)
-    slices, parties = _slices(rows, cost, d_count, w.panels)
-    # With few rows a step's tiles are too low to pay for their weights: take all steps at once.
+def recurrent_forward(
+    weights: RecurrentWeights,
+    x,
+    packed: PackedBatch,
+    state_0,
+    *,
+    training: bool,
+    masks: StepMasks | None = None,
+):
+    """All directions of one layer, see kernels/backend.py."""
+    w, cell = weights, weights.cell
+    units, batch, dtype = w.units, packed.batch, w.dtype
+    is_index = x.ndim == 1
+    w.prepare(training=training, dx=not is_index)
+    y = buffers.empty((packed.size, w.directions * units), dtype)
+    depth = units if is_index else units + w.inputs
+    cost = packed.size * w.directions * len(cell.gates) * units * depth
+    slices, parties = _slices(packed, cost, w.directions, w.panels)
+    # With few rows a step's tiles are too low to pay for reading their weights: project all steps
+    # at once.
     whole = parties > 1 or len(slices) == 1
-    hoist = whole and not tokens and rows.count > batch and batch < ISA.tile_rows
+    hoist = whole and not is_index and packed.size > batch and batch < ISA.tile_rows
     save = training or hoist
-    gates = buffers.empty((rows.count if save else 0, d_count * w.gates_row), dtype)
-    ids = np.empty(0, np.int64)
-    x_in, w_x, start, start_row, start_panel = x, w["x"], w.bias, 0, w.panel
-    if tokens or hoist:
-        x_in, w_x = np.empty((0, 0), dtype), w["x"][:, :, :0]
-    if tokens:
-        ids, start, start_row, start_panel = x, w.table, w.panel, w.inputs * w.panel
-    elif hoist:
-        ids, start, start_row = np.arange(rows.count), gates, gates.shape[1]
-
-    state_at = _state_places(rows, training)
-    slots = (rows.count if training else 2 * batch) + batch
-    barrier = Barrier(d_count)
-    states, tasks = [], []
-    for d in range(d_count):
-        own = [buffers.empty((slots, w.state_row), dtype) for _ in range(layout.states)]
-        for state, initial in zip(own, state_0, strict=True):
-            _place_initial(state, initial[d], rows, training, d == 1)
+    gates = buffers.empty((packed.size if save else 0, w.directions * w.gates_size), dtype)
+    loops = fused.loops(cell, masks is not None)
+    state_offsets = _state_offsets(packed, training)
+    state_rows = (packed.size if training else 2 * batch) + batch
+    barrier = Barrier(w.directions)
+    none, no_ids = np.empty((0, 0), dtype), np.empty(0, np.int64)
+    states, tasks, all_masks = [], [], []
+    for d in range(w.directions):
+        all_masks.append(_masks(w, masks, d))
+        own = tuple([buffers.empty((state_rows, w.state_size), dtype) for _ in cell.states])
+        for i, (state, initial) in enumerate(zip(own, state_0, strict=True)):
+            mask = masks.recurrent[d] if masks and i == 0 else None
+            _place_initial(state, initial[d], packed, training, d == 1, mask)
         states.append(own)
-        c = own[1] if layout.states == 2 else np.empty((0, 0), dtype)
-        start_at = d * (w.gates_row if hoist else w.panels * start_panel)
+        projection = Projection(none, w["x"][d, :, :0])
+        offset = d * w.panels * w.panel
+        if is_index:
+            table = w.table.reshape(-1)
+            init = Init(TABLE, table, x, offset * w.inputs, w.panel, w.inputs * w.panel)
+        elif hoist:
+            flat, stride = gates.reshape(-1), gates.shape[1]
+            init = Init(PROJECTED, flat, no_ids, d * w.gates_size, stride, w.panel)
+        else:
+            projection = Projection(x, w["x"][d])
+            init = Init(BIAS, w.bias.reshape(-1), no_ids, offset, 0, w.panel)
+        geometry = Geometry(packed.batch_sizes, packed.offsets, state_offsets, d == 1)
+        output = Output(y, d * units, gates, d * w.gates_size, training)
         for first, last, a, b in slices:
+            work = Work(first, last, a, b, *barrier.counter(d), parties)
             loop = partial(
-                w.loops.forward,
-                x_in, w_x[d], start.reshape(-1), start_row, start_panel, start_at, ids,
-                w["h"][d], own[0], c, y, d * units, gates, d * w.gates_row, training,
-                rows.sizes, rows.offsets, state_at, d == 1,
-                first, last, a, b, *barrier.place(d), parties,
+                loops.forward, geometry, projection, init, w["h"][d], w.unit[d], own,
+                all_masks[d], output, work,
             )  # fmt: skip
             tasks.append((_project_and_loop, w, x, gates, d, a, b, loop) if hoist else (loop,))
     run(tasks, len(tasks) if parties > 1 else None, barrier.abandon)
     state_n = tuple(
-        np.stack([s[k][slots - batch :, :units] for s in states]) for k in range(layout.states)
+        np.stack([own[k][state_rows - batch :, :units] for own in states])
+        for k in range(len(cell.states))
     )
-    return y, state_n, Tape(x, rows, states, gates) if training else None
+    tape = Tape(x, packed, states, gates, all_masks, masks is not None) if training else None
+    return y, state_n, tape
 
 
-def step(layers: list[Weights], x, state) -> tuple[np.ndarray, tuple[np.ndarray, ...], bool]:
-    """One step through all layers on this thread: ``(y [B, H], state, finite)``."""
+def recurrent_step(layers: Sequence[RecurrentWeights], x, state):
+    """One step through all layers on this thread, see kernels/backend.py."""
     w, batch, count, states = layers[0], len(x), len(layers), len(state)
     out = np.empty((count * states + 1, batch, w.units), w.dtype)
-    try:  # not shared: callers on several threads take one each
-        own = w.scratch[batch].pop()
+    try:  # not shared: concurrent callers take one each
+        scratch = w.scratch[batch].pop()
     except (KeyError, IndexError):
-        if len(w.scratch) > 8:  # batches of ever new sizes
+        if len(w.scratch) > 8:  # many different batch sizes
             w.scratch.clear()
         w.scratch.setdefault(batch, [])
-        own = np.empty((states, 2 * batch, w.hp), w.dtype), np.array((batch, 0, batch))
+        both = tuple([np.empty((2 * batch, w.hp), w.dtype) for _ in state])
+        scratch = both, np.array((batch, 0, batch))
     finite = True
     for number, w in enumerate(layers):
-        finite &= w.loops.step(x, *w.for_step, state[0], state[-1], number, out, *own)
+        finite &= w.loops.step(x, *w.for_step, state, number, out, *scratch)
         x = out[number]
-    layers[0].scratch.setdefault(batch, []).append(own)
+    layers[0].scratch.setdefault(batch, []).append(scratch)
     return out[-1], tuple([out[s * count : (s + 1) * count] for s in range(states)]), finite
 
 
-def backward(weights: Weights, tape: Tape, dy, dstate_n, *, need_dx: bool = True):
-    """Gradients of `forward`: ``(dx or None, states' [D, B, H], (dW_ih, dW_hh, db_ih, db_hh)
-    of each direction)``."""
-    w, layout, rows, gates = weights, weights.layout, tape.rows, tape.gates
+def recurrent_backward(
+    weights: RecurrentWeights, tape: Tape, dy, dstate_n, *, need_dx: bool = True
+):
+    """Gradients of `recurrent_forward`, see kernels/backend.py."""
+    w, cell, packed, gates = weights, weights.cell, tape.packed, tape.gates
     if gates is None:
         raise ValueError("tape was used by an earlier backward: run forward again for a new one")
     tape.gates = None
-    units, batch, dtype, tokens = w.units, rows.batch, w.dtype, tape.x.ndim == 1
-    need_dx = need_dx and not tokens
-    w.ready(training=True, dx=need_dx)
-    cost = rows.count * w.directions * layout.gates * units * units
-    slices, parties = _slices(rows, cost, w.directions, w["back_h"].shape[1])
+    units, batch, dtype, is_index = w.units, packed.batch, w.dtype, tape.x.ndim == 1
+    need_dx = need_dx and not is_index
+    w.prepare(training=True, dx=need_dx)
+    cost = packed.size * w.directions * len(cell.gates) * units * units
+    slices, parties = _slices(packed, cost, w.directions, w["back_h"].shape[1])
+    loops = fused.loops(cell, tape.regularised)
     barrier = Barrier(w.directions)
+    unit_size = len(cell.unit_parameters) * w.hp
+    dunit = buffers.empty((packed.size if unit_size else 0, w.directions * unit_size), dtype)
     tasks, dstates = [], []
     for d in range(w.directions):
-        own = [np.zeros((batch, w.hp), dtype) for _ in range(layout.states)]
+        own = tuple([np.zeros((batch, w.hp), dtype) for _ in cell.states])
         for state, final in zip(own, dstate_n, strict=True):
             state[:, :units] = final[d]
         dstates.append(own)
-        dc = own[1] if layout.states == 2 else np.empty((0, 0), dtype)
+        geometry = Geometry(packed.batch_sizes, packed.offsets, packed.offsets, d == 1)
+        output = Output(dy, d * units, gates, d * w.gates_size, True)
+        recurrent = RecurrentPanels(w["back_h"][d], *w.h_runs)
         for first, last, a, b in slices:
+            work = Work(first, last, a, b, *barrier.counter(d), parties)
             tasks.append((
-                w.loops.backward,
-                dy, d * units, gates, d * w.gates_row, tape.states[d][-1],
-                w["back_h"][d], *w.runs, own[0], dc,
-                units, rows.sizes, rows.offsets, d == 1,
-                first, last, a, b, *barrier.place(d), parties,
+                loops.backward, geometry, Gradient(dy, d * units, units), output, tape.states[d],
+                recurrent, w.unit[d], UnitGradient(dunit, d * unit_size), tape.masks[d], own, work,
             ))  # fmt: skip
     run(tasks, len(tasks) if parties > 1 else None, barrier.abandon)
 
-    # All weight gradients and dx at once: every thread has a share of each.
-    dx, jobs, parts = None, list[Job](), list[tuple]()
+    # All weight gradients and dx at once, so that every thread has a share of each.
+    dx, jobs, gradients = None, list[Job](), list[_WeightGradient]()
     if need_dx:
-        dx = buffers.empty((rows.count, w.inputs), dtype)
-        blocks = w.directions * w["back_h"].shape[2] // w.runs[0]
-        zero = np.zeros((len(w["back_x"]), w.panel), dtype)
-        jobs.append(dense.product(gates, (blocks, *w.runs), w["back_x"], zero, dx, w.inputs))
+        dx = buffers.empty((packed.size, w.inputs), dtype)
+        runs = Runs(w["back_x"].shape[1] // w.x_runs[0], *w.x_runs)
+        zero = np.zeros((len(w["back_x"]), PANEL * w.lanes), dtype)
+        jobs.append(linear.product(gates, runs, w["back_x"], zero, dx, w.inputs))
     for d in range(w.directions):
-        at, h_prev = d * w.gates_row, tape.states[d][0][: rows.count]
-        jobs.append(_gradient(w, "x", d, tape.x, gates, at, parts))
-        jobs.append(_gradient(w, "h", d, h_prev, gates, at + w.h_at, parts))
-    spread(*jobs)
-    if tokens:
-        for _, db, packed, _ in parts[::2]:
-            db[:] = packed.sum(axis=1)
-    dw_db = [(dw, db.reshape(-1)[places]) for dw, db, _, places in parts]
-    grads = [(x[0], h[0], x[1], h[1]) for x, h in zip(dw_db[::2], dw_db[1::2], strict=True)]
-    dstate_0 = tuple(np.stack([s[k][:, :units] for s in dstates]) for k in range(layout.states))
-    return dx, dstate_0, grads
+        h_prev = tape.states[d][0][: packed.size]
+        gradients += (_WeightGradient(w, "x", d), _WeightGradient(w, "h", d))
+        jobs += (gradients[-2].job(tape.x, gates), gradients[-1].job(h_prev, gates))
+    unit_sums = np.zeros(dunit.shape[1], dtype)
+    if unit_size:
+        items = dunit.shape[1] // w.lanes
+        jobs.append(Job(gemm.sum_columns, (dunit, unit_sums), items, dunit.size * MOVE_COST))
+    parallel_for(*jobs)
+    unit_sums = unit_sums.reshape(w.directions, len(cell.unit_parameters), w.hp)[..., :units]
+    grads = []
+    for d, (of_x, of_h) in enumerate(zip(gradients[::2], gradients[1::2], strict=True)):
+        named: dict[str, Any] = {"weight_ih": of_x.weight, "weight_hh": of_h.weight}
+        if "bias_ih" in w.parameters[d]:
+            named |= {"bias_ih": of_x.bias(is_index), "bias_hh": of_h.bias(False)}
+        named |= dict(zip(cell.unit_parameters, unit_sums[d].copy(), strict=True))
+        grads.append(named)
+    dstate_0 = []
+    for k in range(len(cell.states)):
+        stacked = np.stack([own[k][:, :units] for own in dstates])
+        if tape.regularised and k == 0:
+            started = (packed.lengths > 0)[:, None]
+            for d, part in enumerate(stacked):
+                part *= np.where(started, tape.masks[d].recurrent[:, :units], 1)
+        dstate_0.append(stacked)
+    return dx, tuple(dstate_0), grads
 
 
-def _gradient(w: Weights, which: str, d: int, a, gates, at: int, parts: list) -> Job:
-    """The job that fills a weight's gradient, and its bias's sums, from the rows it met; both
-    are added to ``parts``."""
-    columns, places = (w.x_columns, w.x_places) if which == "x" else (w.h_columns, w.h_places)
-    out = buffers.empty(w.parameters[d][which == "h"].shape, w.dtype)
-    packed = buffers.empty(w[which].shape[1:], w.dtype)
-    sums = np.zeros(packed.shape[::2], w.dtype)
-    parts.append((out, sums, packed, places))
-    left = (d + 1) * w.gates_row - at
-    if a.ndim == 2:
-        return dense.accumulate(a, gates, at, w.panel, left, packed, sums, columns, out)
+class _WeightGradient:
+    """The gradient of a weight and of its bias, from the gradients of the accumulators."""
 
-    def share(first, last):
-        packed[first:last] = 0
-        gemm.scatter(a, gates, at, w.panel, left, packed, first, last)
-        pack.unpack_gradient(packed, columns, out, first * w.inputs, last * w.inputs)
+    def __init__(self, w: RecurrentWeights, which: str, d: int):
+        self.side, name = (w.x, "weight_ih") if which == "x" else (w.h, "weight_hh")
+        self.weight = buffers.empty(w.parameters[d][name].shape, w.dtype)
+        self.packed = buffers.empty(w[which].shape[1:], w.dtype)
+        self.sums = np.zeros(self.packed.shape[::2], w.dtype)
+        self.offset = d * w.gates_size + self.side.offset
+        self.panel, self.remaining = w.panel, (d + 1) * w.gates_size - self.offset
 
-    return Job(share, (), len(packed), (gates.size + out.size) * MOVE)
+    def job(self, a, gates) -> Job:
+        """The job that computes it, for the input ``a`` of the product: [N, .] or indices [N]."""
+        b = Panels(gates, self.offset, self.panel, self.remaining)
+        columns, depth = self.side.columns, self.packed.shape[1]
+        if a.ndim == 2:
+            return linear.accumulate(a, b, self.packed, self.sums, columns, self.weight)
+
+        def share(first, last):
+            self.packed[first:last] = 0
+            gemm.segment_sum(a, b, self.packed, first, last)
+            panels.unpack_gradient(self.packed, columns, self.weight, first * depth, last * depth)
+
+        return Job(share, (), len(self.packed), (gates.size + self.weight.size) * MOVE_COST)
+
+    def bias(self, is_index: bool) -> np.ndarray:
+        """The gradient of the bias; for indices from that of the weight, as one of them is on."""
+        sums = self.packed.sum(axis=1) if is_index else self.sums
+        return sums.reshape(-1)[self.side.positions]

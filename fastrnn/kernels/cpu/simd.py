@@ -1,13 +1,13 @@
-"""`Lanes`: a Numba type that is one machine vector, and the path that sets its width.
+"""`Lanes`: a Numba type that is one machine vector, and the instruction-set path with its width.
 
-The path (``avx512``, ``avx2``, ``generic``) is chosen once per process from what
-the CPU can do, or forced with the environment variable ``FASTRNN_ISA``; forcing
-it also makes Numba compile for that level, so the code is the one that such a
-machine would run.
+The path (``avx512``, ``avx2``, ``generic``) is chosen once per process from the features of the
+CPU, or forced with the environment variable ``FASTRNN_ISA``. Forcing it also makes Numba compile
+for that level, so the code is the same that such a machine would run.
 """
 
 import operator
 import os
+from functools import cache
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
@@ -26,7 +26,7 @@ from numba.extending import (
     register_model,
 )
 
-from fastrnn.cells import activations, gru, lstm, rnn
+from fastrnn.cells import activations
 
 
 class Isa(NamedTuple):
@@ -182,16 +182,22 @@ def _overload_clamp(x, limit):
 
 @intrinsic
 def _pow2(typingctx, n):
+    # Adding this leaves the integer in the lowest bits of the fraction.
+    shift, bias, fraction = (activations._ROUND, 1023, 52)
+    if n.dtype.bitwidth == 32:
+        shift, bias, fraction = (activations._ROUND32, 127, 23)
+
     def codegen(context, builder, sig, args):
-        ints = ir.VectorType(ir.IntType(64), n.count)
+        ints = ir.VectorType(ir.IntType(n.dtype.bitwidth), n.count)
 
         def each(value):
             return ir.Constant(ints, [value] * n.count)
 
-        shifter = n.splat(builder, ir.Constant(n.element, activations._ROUND))
+        shifter = n.splat(builder, ir.Constant(n.element, shift))
         bits = builder.bitcast(builder.fadd(args[0], shifter), ints)
         return builder.bitcast(
-            builder.add(builder.shl(bits, each(52)), each(1023 << 52)), sig.return_type.vector
+            builder.add(builder.shl(bits, each(fraction)), each(bias << fraction)),
+            sig.return_type.vector,
         )
 
     return n(n), codegen
@@ -208,9 +214,10 @@ def _overload_pow2(n):
 def _where_positive(typingctx, x, y):
     def codegen(context, builder, sig, args):
         zeros = ir.Constant(x.vector, [0.0] * x.count)
-        return builder.select(builder.fcmp_ordered("<=", args[0], zeros), zeros, args[1])
+        (wide,) = _widen(builder, x, sig.args[1:], args[1:])
+        return builder.select(builder.fcmp_ordered("<=", args[0], zeros), zeros, wide)
 
-    return y(x, y), codegen
+    return x(x, y if isinstance(y, Lanes) else x.dtype), codegen
 
 
 @overload(activations.where_positive)
@@ -220,20 +227,28 @@ def _overload_where_positive(x, y):
     return None
 
 
+def _is_single(x) -> bool:
+    return (x.dtype if isinstance(x, Lanes) else x) == types.float32
+
+
 @overload(activations.tanh)
 def _overload_tanh(x):
-    single = (x.dtype if isinstance(x, Lanes) else x) == types.float32
-    return activations.tanh32 if single else activations.tanh64
+    return activations.tanh32 if _is_single(x) else activations.tanh64
 
 
-@overload(activations.sigmoid)
-def _overload_sigmoid(x):
-    return activations.sigmoid
+@overload(activations.expm1)
+def _overload_expm1(x):
+    return activations.expm1_32 if _is_single(x) else activations.expm1_64
 
 
+# Functions of `activations` that are compiled as something other than their own source.
+OVERLOADED = (
+    activations.fma, activations.clamp, activations.pow2, activations.where_positive,
+    activations.tanh, activations.expm1,
+)  # fmt: skip
 for _function in (
-    activations.tanh32, activations.tanh64, activations.relu, lstm.forward, lstm.backward,
-    gru.forward, gru.backward, rnn.tanh_backward, rnn.relu_backward,
+    activations.tanh32, activations.tanh64, activations.expm1_32, activations.expm1_64,
+    activations.sigmoid,
 ):  # fmt: skip
     register_jitable(_function)
 
@@ -272,6 +287,82 @@ def store(typingctx, p, i, v):
         return context.get_dummy_value()
 
     return types.void(p, types.int64, v), codegen
+
+
+@intrinsic
+def pointers(typingctx, arrays):
+    """The addresses of the first elements of a tuple of C-contiguous arrays."""
+    each = [types.CPointer(a.dtype) for a in arrays]
+
+    def codegen(context, builder, sig, args):
+        values = cgutils.unpack_tuple(builder, args[0], len(each))
+        out = [
+            context.make_array(a)(context, builder, v).data
+            for a, v in zip(sig.args[0], values, strict=True)
+        ]
+        return context.make_tuple(builder, sig.return_type, out)
+
+    return types.Tuple(each)(arrays), codegen
+
+
+@intrinsic
+def load_each(typingctx, ps, i):
+    """The vector at ``p[i]`` for each of a tuple of pointers."""
+    lanes = [Lanes(p.dtype) for p in ps]
+
+    def codegen(context, builder, sig, args):
+        values = cgutils.unpack_tuple(builder, args[0], len(lanes))
+        out = [
+            ty.load(builder, builder.gep(p, [args[1]])) for ty, p in zip(lanes, values, strict=True)
+        ]
+        return context.make_tuple(builder, sig.return_type, out)
+
+    return types.Tuple(lanes)(ps, types.int64), codegen
+
+
+@intrinsic
+def store_each(typingctx, ps, i, vs):
+    """Write each of a tuple of vectors (or numbers, for all lanes) at ``p[i]`` of its pointer."""
+    wanted = types.Tuple(
+        [v if isinstance(v, Lanes) else p.dtype for p, v in zip(ps, vs, strict=True)]
+    )
+
+    def codegen(context, builder, sig, args):
+        pairs = zip(
+            cgutils.unpack_tuple(builder, args[0], len(ps)),
+            cgutils.unpack_tuple(builder, args[2], len(ps)),
+            sig.args[2],
+            strict=True,
+        )
+        ty = Lanes(ps[0].dtype)
+        for p, value, v_type in pairs:
+            (wide,) = _widen(builder, ty, [v_type], [value])
+            ty.store(builder, wide, builder.gep(p, [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(ps, types.int64, wanted), codegen
+
+
+@cache
+def rows_loader(count: int):
+    """A function ``load_rows(p, i, stride)``: the vectors at ``p[i + k * stride]``, k < count."""
+
+    @intrinsic
+    def load_rows(typingctx, p, i, stride):
+        ty = Lanes(p.dtype)
+        returned = types.Tuple([ty] * count)
+
+        def codegen(context, builder, sig, args):
+            p, i, stride = args
+            out = []
+            for k in range(count):
+                at = builder.add(i, builder.mul(ir.Constant(ir.IntType(64), k), stride))
+                out.append(ty.load(builder, builder.gep(p, [at])))
+            return context.make_tuple(builder, sig.return_type, out)
+
+        return returned(p, types.int64, types.int64), codegen
+
+    return load_rows
 
 
 @intrinsic

@@ -2,14 +2,14 @@
 
 A tile computes, for ``rows`` consecutive rows i and ``vectors`` vectors j of a panel,
 
-    z[i, j] = begin(i)[j] + sum over segments, sum over k of  a[i, k] * b[k, j]
+    z[i, j] = init(i)[j] + sum over segments, sum over k of  a[i, k] * b[k, j]
 
-and hands each row's vectors to ``finish``. A segment is the tuple
-``(a, a_at, row_stride, k_stride, length, blocks, block_stride, b, b_at, b_stride)``: pointers,
-offsets and strides in elements. k runs over ``blocks`` runs of ``length`` numbers of a; ``b``
-is a packed panel, some vectors for each k, ``b_stride`` apart. The sum runs over k in order
-for each row on its own, so a row's bits do not depend on the tile's rows.
+and passes each row's vectors to ``epilogue``. The sum runs over k in order for each row on its own,
+so the bits of a row do not depend on the other rows of the tile.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numba
 from llvmlite import ir
@@ -19,10 +19,33 @@ from numba.extending import intrinsic, register_jitable
 
 from .simd import ISA, Lanes, lane_count, load, store, store_first, zeros_like
 
-PANEL = 4  # vectors in a panel: the gates of one vector of hidden units
+PANEL = 4  # vectors in a panel at most: the accumulators of one vector of hidden units
 
 _I64 = ir.IntType(64)
-_SEGMENT = 10
+
+
+class Segment(NamedTuple):
+    """One product that is added to a tile; offsets and strides are in elements."""
+
+    a: Any  # pointer
+    offset: Any  # of the first row of a
+    row_stride: Any
+    k_stride: Any
+    length: Any  # k runs over ``blocks`` runs of ``length`` numbers of a row,
+    blocks: Any
+    block_stride: Any  # the first numbers of two runs this far apart
+    b: Any  # pointer to a packed panel: some vectors for each k
+    b_offset: Any
+    b_stride: Any  # from k to k
+
+
+class Row(NamedTuple):
+    """Rows of a matrix that tiles start from or end in."""
+
+    p: Any  # pointer
+    offset: Any  # of the tile's first row
+    stride: Any
+    columns: Any  # how many may be written
 
 
 def _int(value):
@@ -88,14 +111,16 @@ def _multiply_add(builder, lanes, rows, acc, part, segment):
     return block.close(inner.close(new))
 
 
-def tile(begin, finish, parts=None):
-    """A compiled ``run(rows, vectors, segments, args)``, ``rows`` from 1 to the path's most.
+def tile(init: Callable, epilogue: Callable, parts=None, name: str = ""):
+    """A compiled ``run(rows, vectors, segments, args)``, ``rows`` from 1 to the path's maximum.
 
-    ``begin(i, count, args) -> 4 vectors``, of which ``count`` are looked at, and
-    ``finish(i, vectors, args)`` are compiled into it; ``args`` is any tuple, passed on to both.
+    ``init(i, count, args) -> 4 vectors``, of which ``count`` are used, and
+    ``epilogue(i, vectors, args)`` are compiled into it; ``args`` is any tuple, passed to both.
     A segment works on all of the 1 to 4 ``vectors``, or, where ``parts`` has a range for each
-    segment, on those; ``vectors`` is 4 then.
+    segment, on those; ``vectors`` is then the end of the last range. ``name`` tells apart tiles
+    that are made of closures.
     """
+    counts = range(1, PANEL + 1) if parts is None else (max(part.stop for part in parts),)
 
     def emit(context, builder, sig, rows, vectors, segments, args):
         lanes = Lanes(sig.args[2][0][0].dtype)
@@ -105,20 +130,19 @@ def tile(begin, finish, parts=None):
         for i in range(rows):
             start = context.compile_internal(
                 builder,
-                begin,
+                init,
                 four(types.int64, types.int64, extra),
                 [_int(i), _int(vectors), args],
             )
             acc += cgutils.unpack_tuple(builder, start, PANEL)[:vectors]
         for number, segment in enumerate(segments):
             part = range(vectors) if parts is None else parts[number]
-            acc = _multiply_add(
-                builder, lanes, rows, acc, part, cgutils.unpack_tuple(builder, segment, _SEGMENT)
-            )
+            fields = cgutils.unpack_tuple(builder, segment, len(Segment._fields))
+            acc = _multiply_add(builder, lanes, rows, acc, part, fields)
         for i in range(rows):
             z = context.make_tuple(builder, some, acc[i * vectors : (i + 1) * vectors])
             context.compile_internal(
-                builder, finish, types.void(types.int64, some, extra), [_int(i), z, args]
+                builder, epilogue, types.void(types.int64, some, extra), [_int(i), z, args]
             )
 
     @intrinsic(prefer_literal=False)
@@ -130,7 +154,7 @@ def tile(begin, finish, parts=None):
             done = builder.append_basic_block("tile.end")
             choice = builder.switch(key, done)
             for r in range(1, ISA.tile_rows + 1):
-                for v in range(1, PANEL + 1) if parts is None else (PANEL,):
+                for v in counts:
                     block = builder.append_basic_block(f"tile.{r}x{v}")
                     choice.add_case(_int(8 * r + v), block)
                     builder.position_at_end(block)
@@ -145,7 +169,7 @@ def tile(begin, finish, parts=None):
         switch(rows, vectors, segments, args)
 
     # Each needs a name of its own, see `compiler.kernel`.
-    run.__qualname__ = f"tile({begin.__name__},{finish.__name__},{parts})"
+    run.__qualname__ = f"tile({name},{init.__name__},{epilogue.__name__},{parts})"
     return numba.njit(run, nogil=True, error_model="numpy")
 
 
@@ -156,12 +180,12 @@ def tile_rows(left):
     return (left + tiles - 1) // tiles
 
 
-# What tiles begin and finish with, and how a row's four vectors come and go.
+# What tiles start from and end with, and how a row's four vectors are loaded and stored.
 
 
 @register_jitable
 def load_panel(p, at, count=PANEL):
-    """The ``count`` vectors at ``p[at]``, zeros for what is missing of four."""
+    """The ``count`` vectors at ``p[at]``, zeros in place of the rest of four."""
     n, zero = lane_count(p), zeros_like(p)
     return (
         load(p, at),
@@ -179,25 +203,25 @@ def store_panel(p, at, z):
         store(p, at + j * n, z[j])
 
 
-def begin_zero(i, count, args):
-    """``args[0]`` is ``(pointer,)``: zeros of that type."""
-    zero = zeros_like(args[0][0])
+def init_zero(i, count, args):
+    """Zeros; ``args[0]`` is a `Row`."""
+    zero = zeros_like(args[0].p)
     return zero, zero, zero, zero
 
 
-def begin_panel(i, count, args):
-    """``args[0]`` is ``(pointer, at)``: the same vectors for every row."""
-    return load_panel(args[0][0], args[0][1], count)
+def init_panel(i, count, args):
+    """The same vectors for every row; ``args[0]`` is a `Row`."""
+    return load_panel(args[0].p, args[0].offset, count)
 
 
-def begin_row(i, count, args):
-    """``args[0]`` is ``(pointer, at, row_stride)``: what stands there."""
-    return load_panel(args[0][0], args[0][1] + i * args[0][2], count)
+def init_row(i, count, args):
+    """The vectors at ``args[0]``, a `Row`."""
+    return load_panel(args[0].p, args[0].offset + i * args[0].stride, count)
 
 
 def finish_row(i, z, args):
-    """``args[1]`` is ``(pointer, at, row_stride, columns)``: write that many columns of a row."""
-    out, at, row, columns = args[1]
-    n = lane_count(out)
+    """Write the columns of ``args[1]``, a `Row`."""
+    to = args[1]
+    n = lane_count(to.p)
     for j in range(len(z)):
-        store_first(out, at + i * row + j * n, z[j], columns - j * n)
+        store_first(to.p, to.offset + i * to.stride + j * n, z[j], to.columns - j * n)

@@ -1,52 +1,60 @@
-"""The CUDA backend: kernels compiled by Numba for NVIDIA's GPUs (see kernels/__init__).
+"""The CUDA backend: kernels compiled by Numba for NVIDIA's GPUs (see kernels/backend.py)."""
 
-What came from the host is returned to the host. The CRF is computed there.
-"""
-
-from fastrnn.kernels.cpu import crf_gradient, crf_viterbi
-
-from . import update
+from .crf import crf_gradient, crf_viterbi
 from .launch import require
-from .linear import Weights as LinearWeights
-from .linear import backward as linear_backward
-from .linear import forward as linear_forward
-from .memory import empty, like, on_stream_of, to_device, to_host
-from .moves import concatenate
+from .linear import LinearWeights, linear_backward, linear_forward
+from .memory import copy, device_view, empty, stream_of, to_caller, to_device, to_host
+from .moves import concatenate, pack, sort, unpack, unsort
+from .optim import adam, norm, sgd
 from .pointwise import cross_entropy, dropout, embedding_backward, embedding_forward, scale
-from .recurrent import Weights as RecurrentWeights
-from .recurrent import backward as recurrent_backward
-from .recurrent import forward as recurrent_forward
-from .recurrent import step as recurrent_step
-from .rows import DeviceRows
+from .recurrent import recurrent_backward, recurrent_forward, recurrent_step
+from .weights import RecurrentWeights
+
+on_device = True
+
+
+def parameters_on(parameters) -> dict:
+    """The parameters by name, on the device."""
+    return parameters.on_device(to_device)
+
+
+def writable(parameters):
+    """The flat vector of the parameters on the device, to be written now."""
+    return parameters.writing_on_device(to_device)
+
 
 __all__ = [
-    "DeviceRows",
     "LinearWeights",
     "RecurrentWeights",
+    "adam",
     "concatenate",
+    "copy",
     "crf_gradient",
     "crf_viterbi",
     "cross_entropy",
+    "device_view",
     "dropout",
     "embedding_backward",
     "embedding_forward",
     "empty",
-    "like",
     "linear_backward",
     "linear_forward",
-    "on_stream_of",
+    "norm",
+    "on_device",
+    "pack",
+    "parameters_on",
     "recurrent_backward",
     "recurrent_forward",
     "recurrent_step",
     "require",
     "scale",
+    "sgd",
+    "sort",
+    "stream_of",
+    "to_caller",
     "to_device",
     "to_host",
-    "update",
-    "values",
+    "unpack",
+    "unsort",
+    "writable",
 ]
-
-
-def values(parameters) -> dict:
-    """The parameters by name, on the device."""
-    return parameters.on_device(to_device)

@@ -12,20 +12,36 @@ each number as the sum of two bfloat16 and adds three products, which leaves abo
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numba import cuda, float32, uint32
 
-from fastrnn.cells import lstm
+from fastrnn.cells import CELLS
+from fastrnn.kernels.signature import F1, I1, W1, I, Of, TupleOf
 
 from . import ptx
-from .launch import Kernel, inlined, scalar
+from .equations import compiled
+from .fused import Columns
+from .launch import Kernel, inlined
 from .memory import SIMULATED
 from .ptx import across, bf16_pair, bits, cluster_rank, cluster_sync, number, put
 
+# The states h and c.
+Pair = Annotated[Any, TupleOf(Of("F", 1), 2)]
+
+CELL = CELLS["lstm"]  # the one cell that has these loops
 ROWS = 8  # of a cluster: the width of an mma
 REGISTERS = 8 if SIMULATED else 128  # of a thread for weights
+
+
+class Sequences(NamedTuple):
+    """The packed batch."""
+
+    lengths: I1  # [B]
+    offsets: I1  # [T + 1]
+    batch: I
+    reverse: I
 
 
 class Precision(NamedTuple):
@@ -213,7 +229,7 @@ def pack(made: Plan, backward: bool) -> Kernel:
     threads, pair = made.threads, shape.pair
     word0, word1 = (_word(made.precision, p) for p in (0, shape.parts - 1))
 
-    def pack(w, units, out):
+    def pack(w: F1, units: I, out: W1):
         """w is W_hh [4 H, H], out [words, blocks, threads]; a block for each word and rank."""
         t, rank = cuda.threadIdx.x, cuda.blockIdx.x
         i, which = cuda.blockIdx.y % part, cuda.blockIdx.y // part
@@ -234,12 +250,12 @@ def pack(made: Plan, backward: bool) -> Kernel:
         to = (cuda.blockIdx.y * blocks + rank) * threads + t
         out[to] = word0(a, b) if which == 0 else word1(a, b)
 
-    return Kernel(pack, threads)
+    return Kernel(pack, threads, np.float32)
 
 
 def _cells(made: Plan):
     tanh = ptx.tanh_approx if PRECISIONS[made.precision].approximate else None
-    return (scalar(f, np.dtype("float32"), tanh) for f in (lstm.forward, lstm.backward))
+    return compiled(CELL, np.dtype("float32"), tanh)
 
 
 @cache
@@ -251,16 +267,22 @@ def forward(made: Plan) -> Kernel:
     buffer = shape.parts * ROWS * row
     pair, parts = shape.pair, shape.parts
     word0, word1 = (_word(made.precision, p) for p in (0, parts - 1))
-    product, send, cell = _product(made, 1), _send(made, 1), next(_cells(made))
+    product, send, cell = _product(made, 1), _send(made, 1), _cells(made).forward
 
     def forward(
-        w, bias, gates, gates_row, gates_at, h_0, c_0, state_at, h, c, y, y_row, y_at,
-        lengths, offsets, batch, rows, units, reverse, training,
+        w: W1, bias: F1, gate_columns: Columns, initial: Pair, state_at: I,
+        states: Pair, y_columns: Columns, sequences: Sequences, units: I, training: I,
     ):  # fmt: skip
-        """One direction: w as `pack` made it; bias [4 H]; gates [N, gates_row] come in as
-        x @ W_ih.T and leave activated if ``training``; h_0 and c_0 from row
-        ``state_at`` on; h and c [N + B, H] take what each row starts from (if ``training``) and,
-        from row N on, what each sequence ends with."""
+        """One direction of one layer.
+
+        w as `pack` makes it; bias [4 H]; gates come in as x @ W_ih.T and leave activated if
+        ``training``; initial states from row ``state_at`` on. The states [N + B, H] take what each
+        row starts from (if ``training``) and, from row N on, what each sequence ends with.
+        """
+        gates, gates_at, gates_row = gate_columns
+        y, y_at, y_row = y_columns
+        (h_0, c_0), (h, c) = initial, states
+        lengths, offsets, batch, reverse = sequences
         shared = cuda.shared.array(0, uint32)
         kept = cuda.local.array(in_registers, uint32)
         sums, ahead = cuda.local.array(8, float32), cuda.local.array(8, float32)
@@ -323,8 +345,8 @@ def forward(made: Plan) -> Kernel:
             product(kept, shared, weights, t, at, at, sums)
             for j in range(2):
                 if now < mine[j]:
-                    i, f, gg, o, c_new, h_new = cell(
-                        sums[j], sums[2 + j], sums[4 + j], sums[6 + j], c_now[j]
+                    (i, f, gg, o), (h_new, c_new) = cell(
+                        (sums[j], sums[2 + j], sums[4 + j], sums[6 + j]), (h_now[j], c_now[j]), ()
                     )
                     if training:
                         at = (here + j) * units + column
@@ -342,10 +364,11 @@ def forward(made: Plan) -> Kernel:
         for j in range(2):
             r = b0 + 2 * q + j
             if r < batch and inside:
-                h[(rows + r) * units + column] = h_now[j]
-                c[(rows + r) * units + column] = c_now[j]
+                final = offsets[lengths[0]] + r  # N, the number of rows, is the last offset
+                h[final * units + column] = h_now[j]
+                c[final * units + column] = c_now[j]
 
-    return Kernel(forward, threads)
+    return Kernel(forward, threads, np.float32)
 
 
 @cache
@@ -355,16 +378,23 @@ def backward(made: Plan) -> Kernel:
     shape, words, in_registers = PRECISIONS[made.precision], made.words, made.in_registers
     row, gate = made.row(4), made.units // shape.pair
     buffer = shape.parts * ROWS * row
-    product, send, (_, cell) = _product(made, 4), _send(made, 4), _cells(made)
+    product, send, cell = _product(made, 4), _send(made, 4), _cells(made).backward
     padded = made.units
 
     def backward(
-        w, gates, gates_row, gates_at, c, dy, dy_row, dy_at, dh, dc, state_at,
-        lengths, offsets, batch, units, reverse,
+        w: W1, gate_columns: Columns, states: Pair, dy_columns: Columns,
+        dstates: Pair, state_at: I, sequences: Sequences, units: I,
     ):  # fmt: skip
-        """One direction. gates come in activated and leave as gradients; c as
-        `forward` left it; dh and dc from row ``state_at`` on come in as the gradients of the
-        final states and leave as those of the initial ones."""
+        """One direction of one layer.
+
+        gates come in activated and leave as gradients; states as `forward` left them; dstates from
+        row ``state_at`` on come in as the gradients of the final states and leave as those of the
+        initial ones.
+        """
+        gates, gates_at, gates_row = gate_columns
+        dy, dy_at, dy_row = dy_columns
+        c, (dh, dc) = states[1], dstates
+        lengths, offsets, batch, reverse = sequences
         shared = cuda.shared.array(0, uint32)
         kept = cuda.local.array(in_registers, uint32)
         sums = cuda.local.array(8, float32)
@@ -418,10 +448,15 @@ def backward(made: Plan) -> Kernel:
                     place = offsets[now] + b0 + 2 * q + j
                     at = place * gates_row + gates_at + column
                     d = dh_now[j] + dy[place * dy_row + dy_at + column]
-                    z_i, z_f, z_g, z_o, dc_now[j] = cell(
-                        gates[at], gates[at + units], gates[at + 2 * units], gates[at + 3 * units],
-                        c[place * units + column], d, dc_now[j],
+                    saved = (
+                        gates[at], gates[at + units], gates[at + 2 * units], gates[at + 3 * units]
                     )  # fmt: skip
+                    # h is not used by the equations' backward.
+                    previous = d, c[place * units + column]
+                    (z_i, z_f, z_g, z_o), (_, dc_prev), _ = cell(
+                        saved, previous, (), (d, dc_now[j])
+                    )
+                    dc_now[j] = dc_prev
                     dz[j], dz[2 + j], dz[4 + j], dz[6 + j] = z_i, z_f, z_g, z_o
                     for s in range(4):
                         gates[at + s * units] = dz[2 * s + j]
@@ -436,4 +471,4 @@ def backward(made: Plan) -> Kernel:
                 dh[(state_at + r) * units + column] = dh_now[j]
                 dc[(state_at + r) * units + column] = dc_now[j]
 
-    return Kernel(backward, threads)
+    return Kernel(backward, threads, np.float32)

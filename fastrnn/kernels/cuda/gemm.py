@@ -1,36 +1,57 @@
-"""Products of whole sequences, and sums over their rows. Every sum has one order.
+"""Matrix products over whole sequences, and sums over their rows. Every sum has a fixed order.
 
 Matrices are parts of flat arrays, see `Matrix`.
 """
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import cuda
 
+from fastrnn.kernels.signature import F1, I1, I
+
 from .launch import Kernel, over
 from .memory import SIMULATED, empty, to_device
 
-# Rows and columns of a block's tile, how deep it reads at once, and a thread's share of each side.
+# Rows and columns of a block's tile, its depth, and a thread's share of each side.
 TILE, DEPTH, SHARE = (4, 3, 2) if SIMULATED else (64, 16, 4)
 SIDE = TILE // SHARE  # threads along a side
 COLUMNS = 4 if SIMULATED else 128  # threads that sum or gather a column each
 CHUNK = 3 if SIMULATED else 128  # rows that are summed by one thread
 
 
+class Matrix(NamedTuple):
+    """Part of an array: element (i, j) is ``values[offset + i * row + j * column]``."""
+
+    values: F1
+    offset: I
+    row: I
+    column: I = 1
+
+    @property
+    def transposed(self) -> "Matrix":
+        return Matrix(self.values, self.offset, self.column, self.row)
+
+
+class Sizes(NamedTuple):
+    """Of a product: rows and columns of the result, and what is summed over."""
+
+    rows: I
+    inner: I
+    columns: I
+
+
 @cache
-def _product(dtype):
+def product_kernel(dtype) -> Kernel:
     number = np.dtype(dtype).type
     tile, depth, share, side, threads = TILE, DEPTH, SHARE, SIDE, SIDE * SIDE
-    row = tile + 1  # of the shared tiles: not the same bank for all of a column
+    row = tile + 1  # of the shared tiles: the numbers of a column are in different banks
     size = 2 * depth * row
 
-    def product(
-        a, a_at, a_row, a_col, b, b_at, b_row, b_col, bias, has_bias,
-        c, c_at, c_row, rows, inner, columns, add,
-    ):  # fmt: skip
-        """``c = a @ b``, plus bias [columns] if ``has_bias``, plus c itself if ``add``."""
+    def product(a: Matrix, b: Matrix, bias: F1, has_bias: I, out: Matrix, sizes: Sizes, add: I):
+        """``out = a @ b``, plus bias [columns] if ``has_bias``, plus out itself if ``add``."""
+        rows, inner, columns = sizes
         shared = cuda.shared.array(size, dtype)
         t, i0, j0 = cuda.threadIdx.x, cuda.blockIdx.x * tile, cuda.blockIdx.y * tile
         ti, tj = t // side, t % side
@@ -40,17 +61,17 @@ def _product(dtype):
                 sums[i, j] = number(0)
         for k0 in range(0, inner, depth):
             cuda.syncthreads()
-            # Neighbouring threads read what lies side by side.
+            # Neighbouring threads read neighbouring numbers.
             for q in range(t, tile * depth, threads):
-                i, k = (q // depth, q % depth) if a_col == 1 else (q % tile, q // tile)
+                i, k = (q // depth, q % depth) if a.column == 1 else (q % tile, q // tile)
                 v = number(0)
                 if i0 + i < rows and k0 + k < inner:
-                    v = a[a_at + (i0 + i) * a_row + (k0 + k) * a_col]
+                    v = a.values[a.offset + (i0 + i) * a.row + (k0 + k) * a.column]
                 shared[k * row + i] = v
-                j, k = (q % tile, q // tile) if b_col == 1 else (q // depth, q % depth)
+                j, k = (q % tile, q // tile) if b.column == 1 else (q // depth, q % depth)
                 v = number(0)
                 if j0 + j < columns and k0 + k < inner:
-                    v = b[b_at + (k0 + k) * b_row + (j0 + j) * b_col]
+                    v = b.values[b.offset + (k0 + k) * b.row + (j0 + j) * b.column]
                 shared[(depth + k) * row + j] = v
             cuda.syncthreads()
             for k in range(depth):
@@ -66,95 +87,86 @@ def _product(dtype):
                     if has_bias:
                         v += bias[q]
                     if add:
-                        v += c[c_at + p * c_row + q]
-                    c[c_at + p * c_row + q] = v
+                        v += out.values[out.offset + p * out.row + q]
+                    out.values[out.offset + p * out.row + q] = v
 
-    return Kernel(product, threads)
+    return Kernel(product, threads, dtype)
 
 
 @cache
-def _sum_rows(dtype):
+def sum_rows_kernel(dtype) -> Kernel:
     number, threads, chunk = np.dtype(dtype).type, COLUMNS, CHUNK
 
-    def sum_rows(a, a_at, a_row, rows, columns, out):
+    def sum_rows(a: Matrix, rows: I, columns: I, out: F1):
         """``out[c, j] = sum over the rows i of chunk c of a[i, j]``."""
         j, first = cuda.blockIdx.x * threads + cuda.threadIdx.x, cuda.blockIdx.y * chunk
         if j < columns:
             total = number(0)
             for i in range(first, min(first + chunk, rows)):
-                total += a[a_at + i * a_row + j]
+                total += a.values[a.offset + i * a.row + j]
             out[cuda.blockIdx.y * columns + j] = total
 
-    return Kernel(sum_rows, threads)
+    return Kernel(sum_rows, threads, dtype)
 
 
 @cache
-def _pick():
+def pick_kernel(dtype) -> Kernel:
     threads = COLUMNS
 
-    def pick(table, table_at, width, ids, count, out, out_at, out_row, columns):
-        """``out[n, j] = table[j, ids[n]]``: what a one-hot input is multiplied to."""
+    def pick(table: Matrix, ids: I1, count: I, out: Matrix, columns: I):
+        """``out[n, j] = table[j, ids[n]]``: the product of a one-hot input with a weight."""
         j = cuda.blockIdx.x * threads + cuda.threadIdx.x
         if j < columns:
             for n in range(cuda.blockIdx.y, count, cuda.gridDim.y):
-                out[out_at + n * out_row + j] = table[table_at + j * width + ids[n]]
+                to = out.offset + n * out.row + j
+                out.values[to] = table.values[table.offset + j * table.row + ids[n]]
 
-    return Kernel(pick, threads)
+    return Kernel(pick, threads, dtype)
+
+
+class Segments(NamedTuple):
+    """Rows in groups: those of group s are ``order[starts[s] : starts[s + 1]]``."""
+
+    order: I1
+    starts: I1
+    groups: I1  # the row of the result of each
 
 
 @cache
-def _sum_groups(dtype):
+def segment_sum_kernel(dtype) -> Kernel:
     number, threads = np.dtype(dtype).type, COLUMNS
 
-    def sum_groups(
-        a, a_at, a_row, order, starts, groups, out, out_at, out_row, out_column, columns, count
-    ):  # fmt: skip
-        """``out[groups[s], j] = sum of a[order[i], j]``, i from ``starts[s]`` to the next."""
+    def segment_sum(a: Matrix, segments: Segments, out: Matrix, columns: I, count: I):
+        """``out[groups[s], j]`` = the sum of ``a[i, j]`` over the rows i of group s, in order."""
         at = cuda.blockIdx.x * threads + cuda.threadIdx.x
         if at < count:
             s, j = at // columns, at % columns
             total = number(0)
-            for i in range(starts[s], starts[s + 1]):
-                total += a[a_at + order[i] * a_row + j]
-            out[out_at + groups[s] * out_row + j * out_column] = total
+            for i in range(segments.starts[s], segments.starts[s + 1]):
+                total += a.values[a.offset + segments.order[i] * a.row + j]
+            out.values[out.offset + segments.groups[s] * out.row + j * out.column] = total
 
-    return Kernel(sum_groups, threads)
-
-
-def _blocks(count: int, of: int) -> int:
-    return -(-count // of)
+    return Kernel(segment_sum, threads, dtype)
 
 
-class Matrix(NamedTuple):
-    """Part of an array: element (i, j) is ``flat[at + i * row + j * column]`` of all of it."""
-
-    flat: Any
-    at: int
-    row: int
-    column: int = 1
-
-    @property
-    def transposed(self) -> "Matrix":
-        return Matrix(self.flat, self.at, self.column, self.row)
+def _blocks(count: int, per_block: int) -> int:
+    return -(-count // per_block)
 
 
-def product(a: Matrix, b: Matrix, out: Matrix, sizes, *, bias=None, add=False) -> None:
-    """``out = a @ b``, plus bias [columns], plus what is there if ``add``; ``sizes`` are rows,
-    what is summed over, and columns."""
-    rows, inner, columns = sizes
-    dtype = out.flat.dtype
-    grid = _blocks(rows, TILE), _blocks(columns, TILE)  # the second is limited to 65,535
-    side = (out.flat, False) if bias is None else (bias, True)
-    _product(dtype)(grid, *a, *b, *side, *out[:3], rows, inner, columns, add)
+def product(a: Matrix, b: Matrix, out: Matrix, sizes: Sizes, *, bias=None, add=False) -> None:
+    """``out = a @ b``, plus bias [columns], plus out itself if ``add``."""
+    kernel = product_kernel(out.values.dtype)
+    grid = _blocks(sizes.rows, TILE), _blocks(sizes.columns, TILE)  # the second up to 65,535
+    kernel(grid, a, b, out.values if bias is None else bias, bias is not None, out, sizes, add)
 
 
 def sum_rows(a: Matrix, rows: int, columns: int):
     """The sum of all rows, [columns]: of chunks first, then of those."""
+    kernel = sum_rows_kernel(a.values.dtype)
     while True:
         chunks = max(1, _blocks(rows, CHUNK))
-        out = empty((chunks, columns), a.flat.dtype)
-        grid = _blocks(columns, COLUMNS), chunks
-        _sum_rows(a.flat.dtype)(grid, *a[:3], rows, columns, out)
+        out = empty((chunks, columns), a.values.dtype)
+        kernel((_blocks(columns, COLUMNS), chunks), a, rows, columns, out)
         if chunks == 1:
             return out.reshape(columns)
         a, rows = Matrix(out, 0, columns), chunks
@@ -163,14 +175,14 @@ def sum_rows(a: Matrix, rows: int, columns: int):
 def pick(table: Matrix, ids, out: Matrix, columns: int) -> None:
     """``out[n, j] = table[j, ids[n]]`` for j below ``columns``."""
     grid = _blocks(columns, COLUMNS), min(ids.size, 1 << 15)
-    _pick()(grid, *table[:3], ids, ids.size, *out[:3], columns)
+    pick_kernel(out.values.dtype)(grid, table, ids, ids.size, out, columns)
 
 
-def sum_groups(a: Matrix, ids: np.ndarray, out: Matrix, columns: int) -> None:
-    """``out[v] = sum of the rows a[n] with ids[n] == v``, in their order, for the v that occur."""
+def segment_sum(a: Matrix, ids: np.ndarray, out: Matrix, columns: int) -> None:
+    """``out[v] = sum of the rows a[n] with ids[n] == v`` in their order, for the v that occur."""
     order = np.argsort(ids, kind="stable")
     groups, starts = np.unique(ids[order], return_index=True)
-    there = (to_device(x) for x in (order, np.append(starts, len(ids)), groups))
+    segments = Segments(*map(to_device, (order, np.append(starts, len(ids)), groups)))
     count = len(groups) * columns
-    kernel = _sum_groups(out.flat.dtype)
-    kernel(over(count, COLUMNS), *a[:3], *there, *out, columns, count)
+    kernel = segment_sum_kernel(out.values.dtype)
+    kernel(over(count, COLUMNS), a, segments, out, columns, count)

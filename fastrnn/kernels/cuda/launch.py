@@ -1,26 +1,24 @@
-"""How kernels are compiled and launched, and the cells' equations for scalars.
+"""How kernels are compiled and launched.
 
-With ``NUMBA_ENABLE_CUDASIM=1`` there is no device: kernels run as plain Python (simulated.py),
-on small tiles, and memory is NumPy's.
+With ``NUMBA_ENABLE_CUDASIM=1`` there is no device: kernels run as plain Python (simulated.py), on
+small tiles, and memory is NumPy's.
 """
 
 import importlib.util
-import math
 import re
-from collections.abc import Callable
-from functools import cache
-from types import FunctionType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 from numba import cuda, types
 
-from fastrnn.cells import activations
+from fastrnn.kernels.signature import Of, TupleOf, declared
 
 from . import simulated
 from .memory import SIMULATED, DeviceArray, call, device, stream, use_device
 
-_USUAL = 48 << 10  # bytes of shared memory that a kernel need not ask for
+_DEFAULT_SHARED = 48 << 10  # bytes of shared memory that a kernel can have without asking
 
 
 def require() -> None:
@@ -34,20 +32,30 @@ def require() -> None:
         raise ValueError(f"backend 'cuda' needs an NVIDIA GPU and its driver: {why}")
 
 
-# Kernels see every array as a bare pointer, a NumPy number as it is and any other as an int64: a
-# launch then costs microseconds, not tens of them. Numba compiles them; NVIDIA's own launcher runs
-# them, as Numba's knows no clusters and no more than 48 KB of shared memory.
+class Kernel:
+    """A kernel for blocks of ``block`` threads, compiled when it is first launched.
 
+    Numba compiles it from its annotations (kernels/signature.py), in which an array is a bare
+    pointer and F is ``dtype``. NVIDIA's own launcher runs it, because Numba's knows neither
+    clusters nor more than 48 KB of shared memory; and with bare pointers a launch costs a few
+    microseconds rather than tens of them.
 
-class Kernel(NamedTuple):
-    """A kernel for blocks of ``block`` threads, compiled when it is first run."""
+    Parameters
+    ----------
+    function : callable
+    block : int
+        Threads of a block.
+    dtype : dtype
+    waits : bool, default False
+        Whether blocks wait for each other, so that all of them must be resident at once.
+    """
 
-    function: Callable
-    block: int
-    waits: bool = False  # for other blocks, so all must be there at once
+    def __init__(self, function: Callable, block: int, dtype, *, waits: bool = False):
+        self.function, self.block, self.dtype, self.waits = function, block, np.dtype(dtype), waits
 
     def __call__(self, grid: tuple[int, int], *args, shared: int = 0, cluster: int = 1) -> None:
-        """Run it on ``grid`` clusters of ``cluster`` blocks, ``shared`` bytes of memory each."""
+        """Launch it on ``grid`` clusters of ``cluster`` blocks, ``shared`` bytes of shared memory
+        each. Arguments are those of the function; a record may be given as one."""
         if not all(grid):
             return
         if SIMULATED:
@@ -61,46 +69,72 @@ class Kernel(NamedTuple):
             shmem_size=shared, is_cooperative=self.waits,
         )  # fmt: skip
         use_device()
-        loaded = _loaded(self, _signature(args), shared > _USUAL)
-        launch(_stream_of(stream()), config, loaded, *map(_value, args))
+        loaded = _loaded(self, shared > _DEFAULT_SHARED)
+        values = (kind(v) for kind, v in zip(self._kinds, _leaves(args), strict=True))
+        launch(_stream_of(stream()), config, loaded, *values)
 
-    def most_blocks(self, *args, shared: int) -> int:
-        """How many blocks can be there at once, so that they may wait for each other."""
-        if SIMULATED:
-            return 6
-        return _most_blocks(self, _signature(args), shared)
+    def most_blocks(self, shared: int) -> int:
+        """How many blocks can be resident at once, so that they may wait for each other."""
+        return 6 if SIMULATED else _most_blocks(self, shared)
+
+    @cached_property
+    def argument_types(self) -> list:
+        """Numba's types of the arguments."""
+        return [_numba_type(a, self.dtype) for a in declared(self.function).values()]
+
+    @cached_property
+    def _kinds(self) -> list[Callable]:
+        """How the launcher is given each number or pointer."""
+        return [
+            _pointer if of.ndim else _number(of, self.dtype)
+            for argument in declared(self.function).values()
+            for of in _declared_leaves(argument)
+        ]
 
 
-def _value(a):
-    """What the launcher takes an argument as."""
-    if isinstance(a, DeviceArray):
-        return a.pointer
-    return a if isinstance(a, np.generic) else np.int64(a)
+def _pointer(array: DeviceArray) -> int:
+    return array.pointer
 
 
-def _signature(args) -> tuple[str, ...]:
-    """Arguments' types by NumPy's names, with a star where they are arrays."""
-    out = []
+def _number(of: Of, dtype: np.dtype) -> Callable:
+    return dtype.type if of.dtype == "F" else np.dtype(of.dtype).type
+
+
+def _leaves(args) -> Iterator[Any]:
+    """The numbers and arrays in arguments, records and tuples."""
     for a in args:
-        if isinstance(a, DeviceArray):
-            out.append("*" + a.dtype.name)
+        if isinstance(a, tuple):
+            yield from _leaves(a)
         else:
-            out.append(a.dtype.name if isinstance(a, np.generic) else "int64")
-    return tuple(out)
+            yield a
 
 
-def _numba_type(name: str):
-    number = getattr(types, name.removeprefix("*"))
-    return types.CPointer(number) if name.startswith("*") else number
+def _declared_leaves(argument) -> Iterator[Of]:
+    if isinstance(argument, Of):
+        yield argument
+    elif isinstance(argument, TupleOf):
+        yield from [argument.item] * argument.size
+    else:
+        for field in argument[1].values():
+            yield from _declared_leaves(field)
 
 
-def machine_code(kernel: Kernel, signature, capability: tuple[int, int]):
-    """``(name, code object, PTX, what the assembler says)``; needs no GPU. The signature is by
-    names, as "*float32" for an array and "int64"."""
+def _numba_type(argument, dtype: np.dtype):
+    if isinstance(argument, Of):
+        number = getattr(types, dtype.name if argument.dtype == "F" else argument.dtype)
+        return types.CPointer(number) if argument.ndim else number
+    if isinstance(argument, TupleOf):
+        return types.UniTuple(_numba_type(argument.item, dtype), argument.size)
+    record, fields = argument
+    return types.BaseTuple.from_types([_numba_type(f, dtype) for f in fields.values()], record)
+
+
+def machine_code(kernel: Kernel, capability: tuple[int, int]):
+    """``(name, code object, PTX, the assembler's messages)``; needs no GPU."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
 
     ptx, _ = cuda.compile(
-        kernel.function, types.void(*map(_numba_type, signature)), cc=capability, device=False,
+        kernel.function, types.void(*kernel.argument_types), cc=capability, device=False,
         abi="numba", output="ptx", launch_bounds=(kernel.block, 1),
     )  # fmt: skip
     parts = [ObjectCode.from_ptx(ptx.encode())]
@@ -117,12 +151,12 @@ def machine_code(kernel: Kernel, signature, capability: tuple[int, int]):
 
 
 def has_clusters() -> bool:
-    """Whether the device knows clusters of blocks."""
+    """Whether the device has clusters of blocks."""
     return not SIMULATED and tuple(device().compute_capability) >= (9, 0)
 
 
 def most_shared() -> int:
-    """Bytes of shared memory that a block can have if it asks for more than is usual."""
+    """Bytes of shared memory that a block can have if it asks for more than the default."""
     return 227 << 10 if SIMULATED else device().properties.max_shared_memory_per_block_optin
 
 
@@ -134,11 +168,11 @@ def _stream_of(handle: int):
 
 
 @cache
-def _loaded(kernel: Kernel, signature: tuple, much_shared: bool):
+def _loaded(kernel: Kernel, much_shared: bool):
     from cuda.bindings import driver
 
     here = device()
-    name, code, _, _ = machine_code(kernel, signature, tuple(here.compute_capability))
+    name, code, _, _ = machine_code(kernel, tuple(here.compute_capability))
     loaded = code.get_kernel(name)
     if much_shared:
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -147,58 +181,17 @@ def _loaded(kernel: Kernel, signature: tuple, much_shared: bool):
 
 
 @cache
-def _most_blocks(kernel: Kernel, signature: tuple, shared: int) -> int:
-    occupancy = _loaded(kernel, signature, shared > _USUAL).occupancy
-    of_each = occupancy.max_active_blocks_per_multiprocessor(kernel.block, shared)
-    return of_each * device().properties.multiprocessor_count
+def _most_blocks(kernel: Kernel, shared: int) -> int:
+    occupancy = _loaded(kernel, shared > _DEFAULT_SHARED).occupancy
+    per_processor = occupancy.max_active_blocks_per_multiprocessor(kernel.block, shared)
+    return per_processor * device().properties.multiprocessor_count
 
 
 def over(count: int, block: int) -> tuple[int, int]:
-    """A grid with a thread for each of ``count``."""
+    """A grid with one thread for each of ``count`` elements."""
     return -(-count // block), 1
 
 
 def inlined(function):
-    """Compile a function that kernels call."""
+    """A function for kernels to call, compiled into them."""
     return function if SIMULATED else cuda.jit(function, device=True, inline="always")
-
-
-# The cells' equations (fastrnn/cells) for scalars.
-
-
-def _fma(a, b, c):
-    return a * b + c
-
-
-def _where_positive(x, y):
-    return y - y if x <= 0 else y
-
-
-# Python's own would make everything float64, and refuse what is too large.
-_functions: Any = np if SIMULATED else math
-exp, log, sqrt, _tanh = _functions.exp, _functions.log, _functions.sqrt, _functions.tanh
-
-
-def scalar(function, dtype, tanh=None):
-    """One of the cells' functions, compiled for numbers of ``dtype``; ``tanh`` instead of the
-    exact one if it is given.
-
-    The primitives that it calls are replaced by those above, and its constants by numbers of
-    ``dtype``, as a Python float would make everything float64.
-    """
-    called = {
-        "fma": inlined(_fma),
-        "tanh": tanh or _tanh,
-        "where_positive": inlined(_where_positive),
-    }
-    for name in ("sigmoid", "relu"):
-        called[name] = inlined(_with(getattr(activations, name), called, dtype))
-    return called.get(function.__name__) or inlined(_with(function, called, dtype))
-
-
-def _with(function, names, dtype):
-    code, number = function.__code__, np.dtype(dtype).type
-    constants = tuple(number(c) if isinstance(c, float) else c for c in code.co_consts)
-    return FunctionType(
-        code.replace(co_consts=constants), {**function.__globals__, **names}, function.__name__
-    )

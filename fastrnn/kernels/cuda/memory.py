@@ -10,46 +10,44 @@ from typing import Any
 import numpy as np
 from numba.core import config
 
-from fastrnn.kernels import is_on_device
-
 from . import simulated
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
-_LEGACY = 1  # the default stream, which waits for what was queued before, and the other way round
+_LEGACY = 1  # the default stream, which synchronises with all others
 
 
 class _Thread(threading.local):
-    """What each thread has of its own: its stream, and whether it knows the device."""
+    """Each thread's stream, and whether it has made the device current."""
 
     stream = _LEGACY
     ready = False
 
 
 _here = _Thread()
-_last = _LEGACY  # the stream that was used last, by anybody
+_last = _LEGACY  # the stream that was used last, by any thread
 
 
 def stream() -> int:
-    """The stream of now, as a handle."""
+    """The handle of this thread's current stream."""
     return _here.stream
 
 
 def _switch(to: int) -> None:
-    """Go on with another stream, after all that was queued on the one before."""
+    """Continue on another stream, after everything that was queued on the previous one."""
     global _last
     if to != _last and not SIMULATED:
         event = call("cuEventCreate", 2)  # without timing
         call("cuEventRecord", event, _last)
         call("cuStreamWaitEvent", to, event, 0)
-        call("cuEventDestroy", event)  # when it is done
+        call("cuEventDestroy", event)  # once it has happened
         _last = to
     _here.stream = to
 
 
 @contextlib.contextmanager
-def on_stream_of(x) -> Iterator[None]:
-    """Queue everything on the stream that x's package is on; on the default one if it has none."""
+def stream_of(x) -> Iterator[None]:
+    """Queue everything on the current stream of x's package; on the default one if it has none."""
     before, package, handle = stream(), type(x).__module__.partition(".")[0], 0
     if package == "torch":
         import torch
@@ -65,11 +63,11 @@ def on_stream_of(x) -> Iterator[None]:
     try:
         yield
     finally:
-        _switch(before)  # what comes next there may use what was made here
+        _switch(before)  # later work there may use the results
 
 
 def call(function: str, *args) -> Any:
-    """A function of the driver; what it returns, or RuntimeError."""
+    """Call a function of the driver and return its result; RuntimeError if it fails."""
     from cuda.bindings import driver
 
     use_device()
@@ -87,7 +85,7 @@ def device() -> Any:
 
     found = Device()
     found.set_current()
-    # What is freed stays with us: the pool would give it back whenever somebody waits.
+    # Freed memory stays in the pool, which would return it to the system at every synchronisation.
     _, pool = driver.cuDeviceGetDefaultMemPool(found.device_id)
     keep = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
     driver.cuMemPoolSetAttribute(pool, keep, driver.cuuint64_t(2**64 - 1))
@@ -95,41 +93,44 @@ def device() -> Any:
 
 
 def use_device() -> None:
-    """Let this thread know the GPU."""
+    """Make the GPU current in this thread."""
     if not _here.ready:
         device().set_current()
         _here.ready = True
 
 
 class _Memory:
-    """A block of memory, given back to the device's pool when nothing refers to it any more."""
+    """A block of memory, returned to the device's pool when nothing refers to it any more."""
 
     def __init__(self, size: int):
         self.pointer = int(call("cuMemAllocAsync", max(size, 1), stream()))
 
     def __del__(self):
-        with contextlib.suppress(Exception):  # as when Python ends
-            # Whatever used it was queued on this stream, or on one that this one waits for.
+        with contextlib.suppress(Exception):  # as while Python shuts down
+            # All uses were queued on this stream, or on one that this one waits for.
             call("cuMemFreeAsync", self.pointer, _last)
 
 
 class _Foreign:
-    """Memory of somebody else."""
+    """Memory of another package, kept alive by ``owner``."""
 
     def __init__(self, owner, pointer: int):
         self.owner, self.pointer = owner, pointer
 
 
 class _Simulated:
-    """Memory of the simulation: NumPy's, not a number at first."""
+    """Memory of the simulation: NumPy's, initially NaN."""
 
     def __init__(self, array: np.ndarray):
         self.array = array
 
 
 class DeviceArray:
-    """A C-contiguous array on the device. On the host one can copy it, reshape it and take a part
-    along its first axis; other packages see it by the CUDA array interface."""
+    """A C-contiguous array on the device.
+
+    The host can copy it, reshape it and take parts along its first axis; other packages read it by
+    the CUDA array interface.
+    """
 
     def __init__(self, memory, at: int, shape: tuple[int, ...], dtype):
         self._memory, self._at = memory, at
@@ -156,11 +157,13 @@ class DeviceArray:
         return DeviceArray(self._memory, at, shape, self.dtype)
 
     def __setitem__(self, key: slice, value) -> None:
-        from .moves import move
-
-        part, value = self[key], to_device(value)
-        assert part.shape == value.shape
-        move(value, 0, part, 0, part.size)
+        """Copy an array of the host or the device into a part."""
+        part = self[key]
+        assert part.shape == value.shape and part.dtype == value.dtype
+        if isinstance(value, DeviceArray):
+            _copy(value, part)
+        else:
+            _write(value, part)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -171,11 +174,11 @@ class DeviceArray:
 
     @property
     def flat(self) -> np.ndarray:
-        """What a kernel sees in the simulation."""
+        """The NumPy array that a kernel is given in the simulation."""
         return self._memory.array[self._at : self._at + self.size]
 
     def copy_to_host(self) -> np.ndarray:
-        """A NumPy array, when all that was queued before is done."""
+        """A NumPy array, after everything that was queued before is done."""
         if SIMULATED:
             return np.array(self.flat, subok=False).reshape(self.shape)
         out = np.empty(self.shape, self.dtype)
@@ -185,12 +188,12 @@ class DeviceArray:
         return out
 
     def __array__(self, dtype=None, copy=None):
-        raise TypeError("an array on the device is not copied unasked: use copy_to_host()")
+        raise TypeError("an array on the device is not copied implicitly: use copy_to_host()")
 
     @property
     def __cuda_array_interface__(self) -> dict:
         if SIMULATED:
-            raise AttributeError("simulated memory is no device's")
+            raise AttributeError("simulated memory is not on a device")
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -201,7 +204,7 @@ class DeviceArray:
 
 
 def empty(shape, dtype) -> DeviceArray:
-    """Memory with anything in it."""
+    """Uninitialised memory."""
     shape, dtype = (shape,) if isinstance(shape, int) else shape, np.dtype(dtype)
     count = math.prod(shape)
     memory = (
@@ -210,9 +213,43 @@ def empty(shape, dtype) -> DeviceArray:
     return DeviceArray(memory, 0, shape, dtype)
 
 
+def _write(x: np.ndarray, to: DeviceArray) -> None:
+    """Copy an array of the host to the device."""
+    x = np.ascontiguousarray(x)
+    if SIMULATED:
+        to.flat[:] = x.reshape(-1)
+    elif x.size:
+        # From pageable memory: x has been read when the call returns.
+        call("cuMemcpyHtoDAsync", to.pointer, x.ctypes.data, x.nbytes, stream())
+
+
+def _copy(x: DeviceArray, to: DeviceArray) -> None:
+    if SIMULATED:
+        to.flat[:] = x.flat
+    elif x.size:
+        call("cuMemcpyDtoDAsync", to.pointer, x.pointer, x.size * x.dtype.itemsize, stream())
+
+
+def to_device(x) -> DeviceArray:
+    """An array of the host on the device; a `DeviceArray` itself."""
+    if isinstance(x, DeviceArray):
+        return x
+    x = np.asarray(x)
+    out = empty(x.shape, x.dtype)
+    _write(x, out)
+    return out
+
+
+def copy(x: DeviceArray) -> DeviceArray:
+    """A copy of x on the device."""
+    out = empty(x.shape, x.dtype)
+    _copy(x, out)
+    return out
+
+
 def _described(x) -> tuple:
-    """``(what keeps it alive, pointer, shape, strides in numbers or None, dtype)`` of an array of
-    somebody else, by the CUDA array interface or DLPack."""
+    """``(owner, pointer, shape, strides in elements or None, dtype)`` of another package's array,
+    by the CUDA array interface or DLPack; the owner keeps the memory alive."""
     if hasattr(x, "__cuda_array_interface__"):
         facts = x.__cuda_array_interface__
         dtype, strides = np.dtype(facts["typestr"]), facts.get("strides")
@@ -224,38 +261,28 @@ def _described(x) -> tuple:
     return view, view.ptr, view.shape, view.strides, view.dtype
 
 
-def to_device(x) -> DeviceArray:
-    """x on the device, C-contiguous; what lies there already is not copied."""
+def device_view(x) -> DeviceArray:
+    """Another package's C-contiguous array in the device's memory, without a copy."""
     if isinstance(x, DeviceArray):
         return x
-    if is_on_device(x):
-        owner, pointer, shape, strides, dtype = _described(x)
-        row = 1
-        for size, stride in zip(shape[::-1], (strides or ())[::-1], strict=False):
-            if stride != row and size > 1:
-                raise ValueError("an array on the device must be C-contiguous")
-            row *= size
-        return DeviceArray(_Foreign(owner, pointer), 0, shape, dtype)
-    x = np.ascontiguousarray(x).reshape(np.shape(x))
-    out = empty(x.shape, x.dtype)
-    if SIMULATED:
-        out.flat[:] = x.reshape(-1)
-    elif x.size:
-        # Of pageable memory: when this comes back, x has been read.
-        call("cuMemcpyHtoDAsync", out.pointer, x.ctypes.data, x.nbytes, stream())
-    return out
+    if getattr(x, "requires_grad", False):
+        x = x.detach()
+    owner, pointer, shape, strides, dtype = _described(x)
+    expected = 1
+    for size, stride in zip(shape[::-1], (strides or ())[::-1], strict=False):
+        if stride != expected and size > 1:
+            raise ValueError("an array on the device must be C-contiguous")
+        expected *= size
+    return DeviceArray(_Foreign(owner, pointer), 0, shape, dtype)
 
 
-def to_host(x) -> np.ndarray:
-    """x as a NumPy array; waits for what computes it."""
-    return x.copy_to_host() if isinstance(x, DeviceArray) else x
+def to_host(x: DeviceArray) -> np.ndarray:
+    """x as a NumPy array; waits for its computation."""
+    return x.copy_to_host()
 
 
-def like(x, array):
-    """An array (or None) as the package that x is of knows it: NumPy's, torch's, CuPy's or as it
-    is."""
-    if array is None or not is_on_device(x):
-        return to_host(array)
+def to_caller(x, array: DeviceArray):
+    """``array`` as an array of x's package if that is PyTorch or CuPy, else as it is."""
     package = type(x).__module__.partition(".")[0]
     if package == "torch":
         import torch

@@ -1,4 +1,4 @@
-"""Dropout, the loss and the embedding: a thread or a block for each number or row."""
+"""Dropout, the loss and the embedding: one thread per number, or one block per row."""
 
 from functools import cache
 from typing import Any
@@ -7,23 +7,24 @@ import numpy as np
 from numba import cuda, uint64
 
 from fastrnn import checks
-from fastrnn.kernels import cpu
+from fastrnn.kernels.signature import F1, I1, F, I
 
 from . import moves
-from .gemm import Matrix, sum_groups
-from .launch import Kernel, exp, log, over
-from .memory import SIMULATED, DeviceArray, empty, to_device, to_host
+from .equations import exp, log
+from .gemm import Matrix, segment_sum
+from .launch import Kernel, over
+from .memory import SIMULATED, empty, to_device, to_host
 
 _THREADS = 128
 _ROW = 4 if SIMULATED else 64  # threads that share a row of the loss
 
 
 @cache
-def _dropout() -> Kernel:
-    def dropout(x, count, high, low, limit, scale):
+def dropout_kernel(dtype) -> Kernel:
+    def dropout(x: F1, count: I, high: I, low: I, limit: I, scale: F):
         i = cuda.blockIdx.x * _THREADS + cuda.threadIdx.x
         if i < count:
-            # The i-th output of SplitMix64 (Steele, Lea & Flood 2014) begun at the key.
+            # The i-th output of SplitMix64 (Steele, Lea & Flood 2014) with the seed ``key``.
             z = (uint64(high) << uint64(32)) + uint64(low)
             z += uint64(i) * uint64(0x9E3779B97F4A7C15)
             z = (z ^ (z >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
@@ -31,43 +32,40 @@ def _dropout() -> Kernel:
             z = z ^ (z >> uint64(31))
             x[i] *= scale if (z >> uint64(11)) >= uint64(limit) else scale - scale
 
-    return Kernel(dropout, _THREADS)
+    return Kernel(dropout, _THREADS, dtype)
 
 
 def dropout(x, p: float, key: int) -> None:
-    """Multiply each number of x by 0 with probability p, else by 1/(1-p), where x lies: the same
-    numbers as on the CPU."""
-    if not isinstance(x, DeviceArray):
-        return cpu.dropout(x, p, key)
+    """Multiply each number of x by 0 with probability p, else by 1/(1-p); the same choice as on the
+    CPU."""
     grid, scale = over(x.size, _THREADS), x.dtype.type(1 / (1 - p))
-    _dropout()(grid, x, x.size, key >> 32, key & 0xFFFFFFFF, int(p * 2**53), scale)
+    dropout_kernel(x.dtype)(grid, x, x.size, key >> 32, key & 0xFFFFFFFF, int(p * 2**53), scale)
 
 
 @cache
-def _scale() -> Kernel:
-    def scale(x, mask, rows, width, count):
+def scale_kernel(dtype) -> Kernel:
+    def scale(x: F1, mask: F1, indices: I1, width: I, count: I):
         i = cuda.blockIdx.x * _THREADS + cuda.threadIdx.x
         if i < count:
-            x[i] *= mask[rows[i // width] * width + i % width]
+            x[i] *= mask[indices[i // width] * width + i % width]
 
-    return Kernel(scale, _THREADS)
+    return Kernel(scale, _THREADS, dtype)
 
 
-def scale(x, mask: np.ndarray, rows: np.ndarray) -> None:
-    """``x *= mask[rows]``, where x lies."""
-    if not isinstance(x, DeviceArray):
-        return cpu.scale(x, mask, rows)
-    there = to_device(mask), to_device(rows)
-    _scale()(over(x.size, _THREADS), x, *there, x.shape[1], x.size)
+def scale(x, mask: np.ndarray, indices: np.ndarray) -> None:
+    """``x *= mask[indices]``, in place; mask and indices lie on the host."""
+    kernel = scale_kernel(x.dtype)
+    grid = over(x.size, _THREADS)
+    kernel(grid, x, to_device(mask), to_device(indices), x.shape[1], x.size)
 
 
 @cache
-def _cross_entropy(dtype) -> Kernel:
+def cross_entropy_kernel(dtype) -> Kernel:
     number, threads = np.dtype(dtype).type, _ROW
 
-    def cross_entropy(logits, targets, rows, classes, share, losses, out):
-        """A block takes a row at a time; targets below 0 do not count; ``share`` is one over how
-        many do."""
+    def cross_entropy(logits: F1, targets: I1, rows: I, classes: I, share: F, losses: F1, out: F1):
+        """A block takes one row at a time. Targets below 0 do not count; ``share`` is one over the
+        number of those that do."""
         shared = cuda.shared.array(threads, dtype)
         t = cuda.threadIdx.x
         for row in range(cuda.blockIdx.x, rows, cuda.gridDim.x):
@@ -98,31 +96,31 @@ def _cross_entropy(dtype) -> Kernel:
                     losses[row] = log(total) + most - logits[at + target]
             cuda.syncthreads()
 
-    return Kernel(cross_entropy, threads)
+    return Kernel(cross_entropy, threads, dtype)
 
 
 def cross_entropy(logits, targets, counts) -> tuple[float, Any, int]:
-    """`losses.cross_entropy` of logits [N, V] on the device; targets [N] that count are right."""
+    """`losses.cross_entropy` of logits [N, V]; targets [N] that count are in range."""
     rows, classes = logits.shape
     count = int(counts.sum())
     losses, out = empty(rows, logits.dtype), empty(logits.shape, logits.dtype)
     share = logits.dtype.type(1 / max(count, 1))
-    there = to_device(np.where(counts, targets, -1))
-    _cross_entropy(logits.dtype)(
-        (min(rows, 1 << 16), 1), logits, there, rows, classes, share, losses, out
+    valid = to_device(np.where(counts, targets, -1))
+    cross_entropy_kernel(logits.dtype)(
+        (min(rows, 1 << 16), 1), logits, valid, rows, classes, share, losses, out
     )
     return float(to_host(losses).sum(dtype=np.float64)) / max(count, 1), out, count
 
 
 def embedding_forward(table, ids: np.ndarray):
-    """``table[ids]`` [N, E] on the device; IndexError for an id out of range."""
+    """``table[ids]`` [N, E]; IndexError for an id out of range."""
     checks.below("ids", "id", ids, len(table))
-    return moves.take(table, to_device(ids), table.shape[1])
+    return moves.gather(table, ids, table.shape[1])
 
 
 def embedding_backward(dy, ids: np.ndarray, rows: int):
     """Its gradient, [rows, E]; equal ids are added in their order."""
     width = dy.shape[1]
     out = moves.zeros((rows, width), dy.dtype)
-    sum_groups(Matrix(dy, 0, width), ids, Matrix(out, 0, width), width)
+    segment_sum(Matrix(dy, 0, width), ids, Matrix(out, 0, width), width)
     return out

@@ -1,100 +1,40 @@
-"""A recurrent layer on the GPU: projection, time loops, and the products of the gradients."""
+"""A recurrent layer on the GPU: projection, time loops, and the products of the gradients.
 
-from collections.abc import Callable, Iterator
+The contract is in kernels/backend.py.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import numpy as np
-
-from fastrnn.cells import LAYOUTS
-from fastrnn.kernels import is_on_device
-from fastrnn.kernels.precision import get_cuda_precision
-from fastrnn.kernels.rows import Rows
+from fastrnn.kernels.backend import StepMasks
+from fastrnn.packed import PackedBatch
 
 from . import cluster, gemm, moves
-from .gemm import Matrix
-from .launch import has_clusters, most_shared
-from .loops import ROWS, Loop, backward_loop, forward_loop
-from .memory import empty, to_device, to_host
-
-# Which time loop: "grid", "cluster", or None for clusters where the device has them and the layer
-# fits.
-loop: str | None = None
-
-
-class Weights:
-    """The parameters of one layer on the device, copied there when first needed."""
-
-    def __init__(self, cell: str, parameters):
-        self.cell, self.layout, self.parameters = cell, LAYOUTS[cell], parameters
-        w_ih, w_hh = parameters[0][:2]
-        self.inputs, self.units, self.directions = w_ih.shape[1], w_hh.shape[1], len(parameters)
-        self.dtype = w_ih.dtype
-        self.own_gates = self.layout.slots * self.units  # of one direction
-        self.gates_row = self.directions * self.own_gates
-        self._packed: dict[tuple, Any] = {}
-
-    @cached_property
-    def on_device(self) -> list[tuple[Any, Any, Any]]:
-        """``(W_ih, W_hh, bias [slots H])`` of each direction."""
-        out = []
-        for w_ih, w_hh, b_ih, b_hh in self.parameters:
-            bias = moves.zeros(self.own_gates, self.dtype)
-            if b_ih is not None:
-                b_ih, b_hh = to_device(b_ih), to_device(b_hh)
-                for slot, gate, count in self.runs():
-                    count *= self.units
-                    moves.move(b_ih, gate * self.units, bias, slot * self.units, count)
-                at = self.layout.h_first * self.units
-                moves.move(b_hh, 0, bias, at, b_hh.size, add=True)
-            out.append((to_device(w_ih), to_device(w_hh), bias))
-        return out
-
-    def plan(self) -> cluster.Plan | None:
-        """How the time loop is laid out on clusters, None for the loop over the grid."""
-        if self.cell != "lstm" or self.dtype != np.float32 or loop == "grid":
-            return None
-        if loop is None and not has_clusters():
-            return None
-        return cluster.plan(self.units, get_cuda_precision(), most_shared())
-
-    def packed(self, made: cluster.Plan, d: int, *, backward: bool):
-        """W_hh of one direction as a cluster reads it."""
-        key = made, d, backward
-        if key not in self._packed:
-            out = empty((made.words, made.blocks, made.threads), np.uint32)
-            grid = made.blocks, made.words
-            cluster.pack(made, backward)(grid, self.on_device[d][1], self.units, out)
-            self._packed[key] = out
-        return self._packed[key]
-
-    def runs(self) -> Iterator[tuple[int, int, int]]:
-        """Gates of W_ih that lie side by side as slots too: first slot, first gate, how many."""
-        of_x, start = self.layout.of_x, 0
-        for slot in range(1, len(of_x) + 1):
-            if slot == len(of_x) or of_x[slot] != of_x[slot - 1] + 1:
-                yield start, of_x[start], slot - start
-                start = slot
+from .fused import ROWS, Columns, Geometry, Loop, Masks, Units, backward_loop, forward_loop
+from .gemm import Matrix, Sizes
+from .memory import copy, empty, to_device, to_host
+from .weights import RecurrentWeights
 
 
 @dataclass
 class Tape:
-    """What `backward` needs of a `forward`; it is used up there."""
+    """What `recurrent_backward` needs of `recurrent_forward`; it is used up there."""
 
     x: Any
-    rows: Rows
-    places: tuple[Any, Any, Any]  # sizes, offsets and lengths of the rows
-    states: list[list[Any]]  # of each direction: h, and c where the cell has it
+    packed: PackedBatch
+    indices: tuple[Any, ...]  # batch_sizes, offsets and lengths on the device
+    states: list[tuple[Any, ...]]  # of each direction
     gates: Any
-    made: cluster.Plan | None
+    plan: cluster.Plan | None
+    masks: StepMasks | None
 
 
-def _over_grid(make: Callable[..., Loop], w: Weights, batch: int, *args) -> None:
-    """Run a time loop on as many blocks as can wait for each other, and as there is work for."""
+def _over_grid(make: Callable[..., Loop], w: RecurrentWeights, batch: int, masks, *args) -> None:
+    """Run a time loop on as many blocks as can be resident, and as there is work for."""
     for keep in (True, False):
-        made = make(w.cell, w.units, w.dtype, keep)
-        tiles, most = -(-w.units // made.units), made.kernel.most_blocks(*args, shared=made.shared)
+        made = make(w.cell, w.units, w.dtype, keep, masks is not None)
+        tiles, most = -(-w.units // made.units), made.kernel.most_blocks(made.shared)
         if tiles <= most or not made.kept:
             break
     across = min(tiles, most)
@@ -102,133 +42,172 @@ def _over_grid(make: Callable[..., Loop], w: Weights, batch: int, *args) -> None
     made.kernel((across, down), *args, shared=made.shared)
 
 
-def _like(x, *arrays) -> tuple:
-    """Arrays where x is: back on the host if it came from there."""
-    return arrays if is_on_device(x) else tuple(map(to_host, arrays))
+def _masks(w: RecurrentWeights, masks: StepMasks | None, d: int, none) -> Masks:
+    """The masks of a direction; ``none`` is any array, which is not read."""
+    if masks is None:
+        return Masks(none, 0, none)
+    keep = masks.keep[d]
+    return Masks(keep, keep.shape[1] * w.units if len(keep) > 1 else 0, masks.recurrent[d])
 
 
-def forward(weights: Weights, x, rows: Rows, state_0, *, training: bool):
-    """All directions of one layer, see kernels/__init__.py."""
-    w, batch, steps, made = weights, rows.batch, len(rows.sizes), weights.plan()
-    tokens, layout = x.ndim == 1, w.layout
-    x_in, x = x, to_device(x)
-    places = to_device(rows.sizes), to_device(rows.offsets), to_device(rows.lengths)
-    sizes, offsets, lengths = places
-    y_row = w.directions * w.units
-    y = empty((rows.count, y_row), w.dtype)
-    gates = empty((rows.count, w.gates_row), w.dtype)
-    initial = [to_device(s) for s in state_0]
+def recurrent_forward(
+    weights: RecurrentWeights,
+    x,
+    packed: PackedBatch,
+    state_0,
+    *,
+    training: bool,
+    masks: StepMasks | None = None,
+):
+    """All directions of one layer, see kernels/backend.py."""
+    w, cell, batch, steps = weights, weights.cell, packed.batch, len(packed.batch_sizes)
+    plan = None if masks else w.plan()
+    is_index = x.ndim == 1
+    indices = tuple(map(to_device, (packed.batch_sizes, packed.offsets, packed.lengths)))
+    batch_sizes, offsets, lengths = indices
+    y_stride = w.directions * w.units
+    y = empty((packed.size, y_stride), w.dtype)
+    gates = empty((packed.size, w.gates_stride), w.dtype)
     states = []
-    for d, (w_ih, w_hh, bias) in enumerate(w.on_device):
-        for slot, gate, count in w.runs():
-            part = Matrix(w_ih, gate * w.units * w.inputs, w.inputs)
-            to = Matrix(gates, d * w.own_gates + slot * w.units, w.gates_row)
-            columns = count * w.units
-            if tokens:
+    for d, (w_ih, w_hh, bias, unit) in enumerate(w.by_direction):
+        for run in w.runs():
+            part = Matrix(w_ih, run.gate * w.units * w.inputs, w.inputs)
+            offset = d * w.gates_size + run.accumulator * w.units
+            to, columns = Matrix(gates, offset, w.gates_stride), run.size * w.units
+            if is_index:
                 gemm.pick(part, x, to, columns)
             else:
-                sizes_of_product = rows.count, w.inputs, columns
-                gemm.product(Matrix(x, 0, w.inputs), part.transposed, to, sizes_of_product)
-        own = [empty((rows.count + batch, w.units), w.dtype) for _ in range(layout.states)]
+                sizes = Sizes(packed.size, w.inputs, columns)
+                gemm.product(Matrix(x, 0, w.inputs), part.transposed, to, sizes)
+        own = tuple(empty((packed.size + batch, w.units), w.dtype) for _ in cell.states)
         states.append(own)
-        at, reverse = d * w.own_gates, d == 1
-        if made:
-            cluster.forward(made)(
+        of_gates = Columns(gates, d * w.gates_size, w.gates_stride)
+        of_y, reverse = Columns(y, d * w.units, y_stride), d == 1
+        if plan:
+            sequences = cluster.Sequences(lengths, offsets, batch, reverse)
+            cluster.forward(plan)(
                 (-(-batch // cluster.ROWS), 1),
-                w.packed(made, d, backward=False), bias, gates, w.gates_row, at,
-                *initial, d * batch, *own, y, y_row, d * w.units,
-                lengths, offsets, batch, rows.count, w.units, reverse, training,
-                shared=made.shared(1), cluster=made.blocks,
+                w.packed(plan, d, backward=False), bias, of_gates, tuple(state_0), d * batch, own,
+                of_y, sequences, w.units, training,
+                shared=plan.shared(1), cluster=plan.blocks,
             )  # fmt: skip
             continue
-        for state, first in zip(own, initial, strict=True):
-            moves.place(first[d], state, lengths, offsets, steps, reverse)
+        for i, (state, first) in enumerate(zip(own, state_0, strict=True)):
+            mask = masks.recurrent[d] if masks and i == 0 else None
+            moves.place(first[d], mask, state, lengths, offsets, steps, reverse)
+        geometry = Geometry(batch_sizes, offsets, steps, reverse)
+        per_unit = Units(unit, Columns(unit, 0, 0))  # no gradient here
         _over_grid(
-            forward_loop, w, batch,
-            w_hh, bias, gates, w.gates_row, at, own[0], own[-1], y, y_row, d * w.units,
-            sizes, offsets, steps, w.units, reverse, training,
+            forward_loop, w, batch, masks,
+            geometry, w_hh, bias, per_unit, of_gates, own, _masks(w, masks, d, unit), of_y,
+            w.units, training,
         )  # fmt: skip
     state_n = []
-    for k in range(layout.states):
+    for k in range(len(cell.states)):
         final = empty((w.directions, batch, w.units), w.dtype)
         for d, own in enumerate(states):
             size = batch * w.units
-            moves.move(own[k], rows.count * w.units, final, d * size, size)
+            moves.move(own[k], packed.size * w.units, final, d * size, size)
         state_n.append(final)
-    y, *state_n = _like(x_in, y, *state_n)
-    tape = Tape(x, rows, places, states, gates, made) if training else None
+    tape = Tape(x, packed, indices, states, gates, plan, masks) if training else None
     return y, tuple(state_n), tape
 
 
-def step(layers: list[Weights], x, state):
-    """One step through all layers, see kernels/__init__.py."""
-    rows, after = Rows(1, len(x)), []
-    for number, weights in enumerate(layers):
-        own = tuple(s[number : number + 1] for s in state)
-        x, state_n, _ = forward(weights, x, rows, own, training=False)
+def recurrent_step(layers: Sequence[RecurrentWeights], x, state):
+    """One step through all layers, see kernels/backend.py; numbers are not checked."""
+    packed, after = PackedBatch(1, len(x)), []
+    for layer, weights in enumerate(layers):
+        own = tuple(s[layer : layer + 1] for s in state)
+        x, state_n, _ = recurrent_forward(weights, x, packed, own, training=False)
         after.append(state_n)
-    out = tuple(moves.concatenate(parts) for parts in zip(*after, strict=True))
-    return x, out, is_on_device(x) or all(np.isfinite(v).all() for v in (x, *out))
+    return x, tuple(moves.concatenate(parts) for parts in zip(*after, strict=True)), True
 
 
-def backward(weights: Weights, tape: Tape, dy, dstate_n, *, need_dx: bool = True):
-    """Gradients of `forward`, see kernels/__init__.py."""
-    w, rows, gates, layout, made = weights, tape.rows, tape.gates, weights.layout, tape.made
+def recurrent_backward(
+    weights: RecurrentWeights, tape: Tape, dy, dstate_n, *, need_dx: bool = True
+):
+    """Gradients of `recurrent_forward`, see kernels/backend.py."""
+    w, cell, packed, gates, plan = weights, weights.cell, tape.packed, tape.gates, tape.plan
     if gates is None:
         raise ValueError("tape was used by an earlier backward: run forward again for a new one")
     tape.gates = None
-    steps, tokens, count, batch = len(rows.sizes), tape.x.ndim == 1, rows.count, rows.batch
-    sizes, offsets, lengths = tape.places
-    dy_in, dy, dy_row = dy, to_device(dy), w.directions * w.units
-    dx = None if tokens or not need_dx else empty((count, w.inputs), w.dtype)
-    ids = to_host(tape.x) if tokens else np.empty(0, np.int64)
-    grads, dstate = [], [moves.copied(s) for s in dstate_n]
-    for d, (w_ih, w_hh, _) in enumerate(w.on_device):
-        own = [s[d] for s in dstate]
-        at, reverse, state = d * w.own_gates, d == 1, tape.states[d][-1]
-        if made:
-            cluster.backward(made)(
-                (-(-batch // cluster.ROWS), 1),
-                w.packed(made, d, backward=True), gates, w.gates_row, at,
-                state, dy, dy_row, d * w.units, *own, 0,
-                lengths, offsets, batch, w.units, reverse,
-                shared=made.shared(4), cluster=made.blocks,
+    steps, is_index, count = len(packed.batch_sizes), tape.x.ndim == 1, packed.size
+    batch_sizes, offsets, lengths = tape.indices
+    dy_stride, unit_size = w.directions * w.units, len(cell.unit_parameters) * w.units
+    dx = None if is_index or not need_dx else empty((count, w.inputs), w.dtype)
+    ids = to_host(tape.x) if is_index else None
+    dunit = empty((count, max(1, w.directions * unit_size)), w.dtype)
+    grads, dstate = [], [copy(s) for s in dstate_n]
+    for d, (w_ih, w_hh, _, unit) in enumerate(w.by_direction):
+        own = tuple(s[d] for s in dstate)
+        reverse, states = d == 1, tape.states[d]
+        of_gates = Columns(gates, d * w.gates_size, w.gates_stride)
+        of_dy = Columns(dy, d * w.units, dy_stride)
+        if plan:
+            sequences = cluster.Sequences(lengths, offsets, packed.batch, reverse)
+            cluster.backward(plan)(
+                (-(-packed.batch // cluster.ROWS), 1),
+                w.packed(plan, d, backward=True), of_gates, states, of_dy, own, 0, sequences,
+                w.units,
+                shared=plan.shared(4), cluster=plan.blocks,
             )  # fmt: skip
         else:
+            geometry = Geometry(batch_sizes, offsets, steps, reverse)
+            per_unit = Units(unit, Columns(dunit, d * unit_size, w.directions * unit_size))
             _over_grid(
-                backward_loop, w, batch,
-                w_hh, gates, w.gates_row, at, state, dy, dy_row, d * w.units, own[0], own[-1],
-                sizes, offsets, steps, w.units, reverse,
+                backward_loop, w, packed.batch, tape.masks,
+                geometry, w_hh, per_unit, of_gates, states, _masks(w, tape.masks, d, unit), of_dy,
+                own, w.units,
             )  # fmt: skip
-        size = layout.gates * w.units, w.inputs
-        dw_ih = moves.zeros(size, w.dtype) if tokens else empty(size, w.dtype)
-        dw_hh = empty((layout.gates * w.units, w.units), w.dtype)
-        for slot, gate, many in w.runs():
-            dz = Matrix(gates, at + slot * w.units, w.gates_row)
-            place, columns = gate * w.units * w.inputs, many * w.units
-            to = Matrix(dw_ih, place, w.inputs)
-            if tokens:
-                gemm.sum_groups(dz, ids, Matrix(dw_ih, place, 1, w.inputs), columns)
-                continue
-            x = Matrix(tape.x, 0, w.inputs)
-            gemm.product(dz.transposed, x, to, (columns, count, w.inputs))
-            if dx is not None:
-                part, out = Matrix(w_ih, place, w.inputs), Matrix(dx, 0, w.inputs)
-                gemm.product(dz, part, out, (count, columns, w.inputs), add=bool(d or slot))
-        dz = Matrix(gates, at + layout.h_first * w.units, w.gates_row)
-        h_prev = Matrix(tape.states[d][0], 0, w.units)
-        of_h = len(layout.of_h) * w.units
-        gemm.product(dz.transposed, h_prev, Matrix(dw_hh, 0, w.units), (of_h, count, w.units))
-        sums = gemm.sum_rows(Matrix(gates, at, w.gates_row), count, w.own_gates)
-        grads.append(_like(dy_in, dw_ih, dw_hh, *_biases(w, sums)))
-    if dx is not None:
-        (dx,) = _like(dy_in, dx)
-    return dx, _like(dy_in, *dstate), grads
+            if tape.masks:
+                moves.mask(own[0], tape.masks.recurrent[d], lengths)
+        named = _weight_gradients(w, tape, d, gates, ids)
+        if dx is not None:
+            _add_dx(w, d, gates, w_ih, dx)
+        if unit_size:
+            part = Matrix(dunit, d * unit_size, w.directions * unit_size)
+            sums = gemm.sum_rows(part, count, unit_size).reshape(-1, w.units)
+            named |= {name: sums[i] for i, name in enumerate(cell.unit_parameters)}
+        grads.append(named)
+    return dx, tuple(dstate), grads
 
 
-def _biases(w: Weights, sums) -> tuple[Any, Any]:
-    """Gradients of b_ih and b_hh, out of the sums of all slots."""
-    db_ih = empty(w.layout.gates * w.units, w.dtype)
-    for slot, gate, count in w.runs():
-        moves.move(sums, slot * w.units, db_ih, gate * w.units, count * w.units)
-    return db_ih, sums[w.layout.h_first * w.units :]
+def _add_dx(w: RecurrentWeights, d: int, gates, w_ih, dx) -> None:
+    """Add a direction's part of the gradient of x; the first one starts it."""
+    for run in w.runs():
+        offset, columns = d * w.gates_size + run.accumulator * w.units, run.size * w.units
+        dz = Matrix(gates, offset, w.gates_stride)
+        part = Matrix(w_ih, run.gate * w.units * w.inputs, w.inputs)
+        sizes, add = Sizes(dx.shape[0], columns, w.inputs), bool(d or run.accumulator)
+        gemm.product(dz, part, Matrix(dx, 0, w.inputs), sizes, add=add)
+
+
+def _weight_gradients(w: RecurrentWeights, tape: Tape, d: int, gates, ids) -> dict[str, Any]:
+    """The gradients of the weights and biases of a direction; ``ids`` is a one-hot input."""
+    cell, count, size = w.cell, tape.packed.size, len(w.cell.gates) * w.units
+    first = d * w.gates_size
+    is_index = ids is not None
+    dw_ih = (moves.zeros if is_index else empty)((size, w.inputs), w.dtype)
+    for run in w.runs():
+        dz = Matrix(gates, first + run.accumulator * w.units, w.gates_stride)
+        offset, columns = run.gate * w.units * w.inputs, run.size * w.units
+        if is_index:
+            gemm.segment_sum(dz, ids, Matrix(dw_ih, offset, 1, w.inputs), columns)
+            continue
+        x, to = Matrix(tape.x, 0, w.inputs), Matrix(dw_ih, offset, w.inputs)
+        gemm.product(dz.transposed, x, to, Sizes(columns, count, w.inputs))
+    dw_hh = empty((size, w.units), w.dtype)
+    dz = Matrix(gates, first + cell.first_recurrent * w.units, w.gates_stride)
+    h_prev = Matrix(tape.states[d][0], 0, w.units)
+    rows = len(cell.recurrent_gates) * w.units
+    to = Matrix(dw_hh, 0, w.units)
+    gemm.product(dz.transposed, h_prev, to, Sizes(rows, count, w.units))
+    named = {"weight_ih": dw_ih, "weight_hh": dw_hh}
+    if "bias_ih" in w.parameters[d]:
+        sums = gemm.sum_rows(Matrix(gates, first, w.gates_stride), count, w.gates_size)
+        db_ih = empty(size, w.dtype)
+        for run in w.runs():
+            source, columns = run.accumulator * w.units, run.size * w.units
+            moves.move(sums, source, db_ih, run.gate * w.units, columns)
+        named |= {"bias_ih": db_ih, "bias_hh": sums[cell.first_recurrent * w.units :]}
+    return named

@@ -192,9 +192,17 @@ def run(function, cuda, grid, block: int, args, shared=0, cluster=1, seed=0) -> 
     calls so."""
     grid = _Dim(*grid)
     here = _Machine(grid, _Dim(block), shared, cluster, seed)
-    args = [a.flat if hasattr(a, "copy_to_host") else a for a in args]
+    args = [_for_kernel(a) for a in args]
     with _instead(function, cuda, here):
         here.run(function, args)
+
+
+def _for_kernel(a):
+    """An argument as a kernel is given it: arrays on the device as their flat NumPy arrays."""
+    if isinstance(a, tuple):
+        values = [_for_kernel(v) for v in a]
+        return type(a)(*values) if hasattr(a, "_fields") else tuple(values)
+    return a.flat if hasattr(a, "copy_to_host") else a
 
 
 # The instructions of ptx.py.

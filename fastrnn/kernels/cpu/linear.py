@@ -1,59 +1,60 @@
-"""Plain matrix products on our own tiles and threads: the linear layer, and sums for gradients.
+"""Matrix products on our own tiles and threads: the linear layer, and the jobs it is made of.
 
-A threaded BLAS would do them as fast, but its waiting workers spin on the cores we need.
+A threaded BLAS would be as fast, but its waiting workers spin on the cores that we need.
 """
 
 from functools import cached_property
 
 import numpy as np
 
-from fastrnn.kernels import buffers
-from fastrnn.kernels.threads import MOVE, Job, spread
+from fastrnn.runtime import buffers
+from fastrnn.runtime.threads import MOVE_COST, Job, parallel_for
 
-from . import gemm, pack
+from . import gemm, panels
+from .gemm import Panels, Runs
 from .simd import width
 from .tile import PANEL
 
-# What a number costs that is packed whole vectors at a time, in multiply-adds.
-_PACK = MOVE // 4
+# The cost of packing one number, whole vectors at a time, in multiply-adds.
+_PACK_COST = MOVE_COST // 4
 
 
-def product(a, runs, panels, bias, out, columns) -> Job:
-    """`gemm.product` over all rows of ``a``; ``runs`` are its blocks, their length and stride."""
-    args = (a, *runs, panels, bias, out, 0, panels.shape[2], columns)
+def product(a, runs: Runs, panels, bias, out, columns: int) -> Job:
+    """`gemm.product` over all rows of ``a`` into the first columns of ``out``."""
+    args = (a, runs, panels, bias, Panels(out, 0, panels.shape[2], columns))
     return Job(gemm.product, args, len(a), len(a) * panels.size)
 
 
-def accumulate(a, b, b_at, b_panel, columns, packed, sums, unpacked, out) -> Job:
+def accumulate(a, b: Panels, packed, sums, columns, out) -> Job:
     """`gemm.accumulate` of everything into ``packed``, and from there to ``out`` as
-    `pack.unpack_gradient` does with ``unpacked``, the columns."""
+    `panels.unpack_gradient` does with ``columns``."""
     q, depth, panel = packed.shape
 
     def share(first, last):
         if len(a):
             scratch = np.empty((gemm.BLOCK, panel), packed.dtype)
-            gemm.accumulate(a, depth, b, b_at, b_panel, columns, packed, sums, scratch, first, last)
+            gemm.accumulate(a, depth, b, packed, sums, scratch, first, last)
         else:
             packed.reshape(-1, panel)[first:last] = 0
-        pack.unpack_gradient(packed, unpacked, out, first, last)
+        panels.unpack_gradient(packed, columns, out, first, last)
 
     if not len(a):
         sums[:] = 0
-    return Job(share, (), q * depth, (len(a) + _PACK) * packed.size)
+    return Job(share, (), q * depth, (len(a) + _PACK_COST) * packed.size)
 
 
 def pack_forward(w, columns, out) -> Job:
-    """`pack.pack_forward` of all panels."""
-    return Job(pack.pack_forward, (w, columns, out), len(out), out.size * _PACK)
+    """`panels.pack_forward` of all panels."""
+    return Job(panels.pack_forward, (w, columns, out), len(out), out.size * _PACK_COST)
 
 
-def pack_backward(w, columns, out, at=0) -> Job:
-    """`pack.pack_backward` of all panels."""
-    cost = len(columns) * len(out) * out.shape[2] * _PACK
-    return Job(pack.pack_backward, (w, columns, out, at), len(out), cost)
+def pack_backward(w, columns, out, offset=0) -> Job:
+    """`panels.pack_backward` of all panels."""
+    cost = len(columns) * len(out) * out.shape[2] * _PACK_COST
+    return Job(panels.pack_backward, (w, columns, out, offset), len(out), cost)
 
 
-class Weights:
+class LinearWeights:
     """``weight [O, I]`` and ``bias [O]`` or None, packed when first needed."""
 
     def __init__(self, weight, bias):
@@ -61,13 +62,13 @@ class Weights:
         self.outputs, self.inputs = weight.shape
         self.dtype = weight.dtype
         self.panel = PANEL * width(self.dtype)
-        self.columns = pack.plain_columns(self.outputs, self.dtype)
+        self.columns = panels.plain_columns(self.outputs, self.dtype)
 
     @cached_property
     def forward(self) -> np.ndarray:
         q = len(self.columns) // self.panel
         out = buffers.empty((q, self.inputs, self.panel), self.dtype)
-        spread(pack_forward(self.weight, self.columns, out))
+        parallel_for(pack_forward(self.weight, self.columns, out))
         return out
 
     @cached_property
@@ -81,29 +82,30 @@ class Weights:
     def backward(self) -> np.ndarray:
         r = -(-self.inputs // self.panel)
         out = buffers.empty((r, self.outputs, self.panel), self.dtype)
-        spread(pack_backward(self.weight, np.arange(self.outputs), out))
+        parallel_for(pack_backward(self.weight, np.arange(self.outputs), out))
         return out
 
 
-def forward(weights: Weights, x) -> np.ndarray:
+def linear_forward(weights: LinearWeights, x) -> np.ndarray:
     """``x [N, I] @ weight.T + bias``, [N, O]."""
     w = weights
     y = buffers.empty((len(x), w.outputs), w.dtype)
-    spread(product(x, (1, w.inputs, 0), w.forward, w.bias, y, w.outputs))
+    parallel_for(product(x, Runs(1, w.inputs, 0), w.forward, w.bias, y, w.outputs))
     return y
 
 
-def backward(weights: Weights, x, dy, *, need_dx: bool = True):
+def linear_backward(weights: LinearWeights, x, dy, *, need_dx: bool = True):
     """``(dx or None, dweight, dbias)`` for ``dy [N, O]``."""
     w = weights
     dx, jobs = None, []
     if need_dx:
         dx = buffers.empty((len(x), w.inputs), w.dtype)
         zero = np.zeros((len(w.backward), w.panel), w.dtype)
-        jobs.append(product(dy, (1, w.outputs, 0), w.backward, zero, dx, w.inputs))
+        jobs.append(product(dy, Runs(1, w.outputs, 0), w.backward, zero, dx, w.inputs))
     packed = buffers.empty((len(w.columns) // w.panel, w.inputs, w.panel), w.dtype)
     dbias = np.zeros((len(packed), w.panel), w.dtype)
     dweight = buffers.empty(w.weight.shape, w.dtype)
-    jobs.append(accumulate(x, dy, 0, w.panel, w.outputs, packed, dbias, w.columns, dweight))
-    spread(*jobs)
+    b = Panels(dy, 0, w.panel, w.outputs)
+    jobs.append(accumulate(x, b, packed, dbias, w.columns, dweight))
+    parallel_for(*jobs)
     return dx, dweight, dbias.reshape(-1)[: w.outputs].copy()

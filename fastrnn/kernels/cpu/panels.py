@@ -1,19 +1,21 @@
-"""Where every number lies: the packed layouts that the kernels read and write.
+"""The packed layouts that the kernels read and write.
 
-W is the vector's width (`simd.width`), a *panel* is v vectors side by side, 4 at most. For a
-layer with several gates panel q holds the gates of the W hidden units from q W on: column
-``j W + l`` is gate j of unit ``q W + l``; for one gate and for a plain matrix it is simply
-columns ``4 W q`` to ``4 W (q + 1)``. What lies beyond the last unit or column is zero.
+W is the width of a vector (`simd.width`); a *panel* is v vectors side by side, 4 at most. For a
+cell with several accumulators, panel q holds those of the W hidden units from q W on: column
+``j W + l`` is accumulator j of unit ``q W + l``. For a cell with one, and for a plain matrix, it is
+columns ``4 W q`` to ``4 W (q + 1)``. Whatever is beyond the last unit or column is zero.
 
     forward  [Q, K, v W] ``out[q, k, l] = w[columns[q v W + l], k]``   for x @ w.T
     backward [R, M, 4 W] ``out[r, m, l] = w[columns[m], r 4 W + l]``   for dz @ w
-    gates    [N, D, Q, 4 W] activated gates, then the gradients of their pre-activations;
-             [N, D, Hp] for one gate
+    gates    [N, D, Q, v W] what the forward pass saves for each accumulator (activated gates),
+             then the gradients of the accumulators; [N, D, Hp] for a cell with one
 """
 
 from functools import cache
 
 import numpy as np
+
+from fastrnn.kernels.signature import F2, F3, I1, I
 
 from .compiler import kernel
 from .simd import lane_count, load_first, pointer, store, transpose, width
@@ -24,7 +26,7 @@ from .tile import PANEL
 def gate_columns(units: int, gates: tuple[int, ...], dtype) -> np.ndarray:
     """The row of a ``[., K]`` weight behind each packed column, -1 for none.
 
-    ``gates`` are those of a panel, by their place in the weight.
+    ``gates`` are the row blocks of the weight in the order of a panel.
     """
     w = width(dtype)
     q = -(-units // w)
@@ -42,7 +44,7 @@ def plain_columns(count: int, dtype) -> np.ndarray:
 
 
 @cache
-def gate_places(units: int, gates: tuple[int, ...], dtype) -> np.ndarray:
+def gate_positions(units: int, gates: tuple[int, ...], dtype) -> np.ndarray:
     """The packed column of each row of the weight: the inverse of `gate_columns`."""
     columns = gate_columns(units, gates, dtype)
     out = np.empty(columns.max() + 1, np.int64)
@@ -51,7 +53,7 @@ def gate_places(units: int, gates: tuple[int, ...], dtype) -> np.ndarray:
 
 
 @kernel
-def pack_forward(w, columns, out, first, last):
+def pack_forward(w: F2, columns: I1, out: F3, first: I, last: I):
     """Panels [first, last) of the forward layout; w [M, K], out [Q, K, v W]."""
     w_p, out_p = pointer(w), pointer(out)
     depth, panel, n = out.shape[1], out.shape[2], lane_count(w_p)
@@ -71,7 +73,7 @@ def pack_forward(w, columns, out, first, last):
 
 
 @kernel
-def unpack_gradient(packed, columns, out, first, last):
+def unpack_gradient(packed: F3, columns: I1, out: F2, first: I, last: I):
     """The inverse: ``out[columns[q v W + l], k] = packed[q, k, l]`` for the pairs [first, last)
     out of the list of all (q, k)."""
     packed_p, out_p = pointer(packed), pointer(out)
@@ -98,14 +100,14 @@ def unpack_gradient(packed, columns, out, first, last):
 
 
 @kernel
-def pack_backward(w, columns, out, at, first, last):
-    """Panels [first, last) of the backward layout, from row ``at`` on; out [R, M, 4W]."""
+def pack_backward(w: F2, columns: I1, out: F3, offset: I, first: I, last: I):
+    """Panels [first, last) of the backward layout, from row ``offset`` on; out [R, M, 4W]."""
     w_p, out_p = pointer(w), pointer(out)
     depth, n = w.shape[1], out.shape[2]
     vector = lane_count(w_p)
     for r in range(first, last):
         for i in range(columns.shape[0]):
-            to = (r * out.shape[1] + at + i) * n
+            to = (r * out.shape[1] + offset + i) * n
             m = columns[i] * depth + r * n
             left = depth - r * n if columns[i] >= 0 else 0
             for j in range(0, n, vector):

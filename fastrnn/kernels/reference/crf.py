@@ -1,23 +1,23 @@
-"""The linear-chain CRF in NumPy, in logarithms, one sequence at a time: the judge of cpu/crf.py."""
+"""The linear-chain CRF in NumPy, in logarithms, one sequence at a time."""
 
 import numpy as np
 from scipy.special import logsumexp
 
-from .rows import Rows
+from fastrnn.packed import PackedBatch
 
 
-def _sequences(rows: Rows):
-    for r in range(rows.batch):
-        yield rows.offsets[: rows.lengths[r]] + r
+def _sequences(packed: PackedBatch):
+    for r in range(packed.batch):
+        yield packed.offsets[: packed.lengths[r]] + r
 
 
-def crf_gradient(scores, tags, rows: Rows, pair, start, end):
-    """See kernels/__init__.py."""
+def crf_gradient(scores, tags, packed: PackedBatch, pair, start, end):
+    """See kernels/backend.py."""
     n, k = scores.shape
     scores, pair, start, end = (a.astype(np.float64) for a in (scores, pair, start, end))
-    loss, d_scores = np.zeros(rows.batch), np.zeros((n, k))
+    loss, d_scores = np.zeros(packed.batch), np.zeros((n, k))
     d_pair, d_start, d_end = np.zeros((k, k)), np.zeros(k), np.zeros(k)
-    for r, at in enumerate(_sequences(rows)):
+    for r, at in enumerate(_sequences(packed)):
         if not len(at):
             continue
         s = scores[at]
@@ -44,10 +44,10 @@ def crf_gradient(scores, tags, rows: Rows, pair, start, end):
     return loss, d_scores, d_pair, d_start, d_end
 
 
-def crf_viterbi(scores, rows: Rows, pair, start, end):
-    """See kernels/__init__.py."""
+def crf_viterbi(scores, packed: PackedBatch, pair, start, end):
+    """See kernels/backend.py."""
     out = np.empty(len(scores), np.int64)
-    for at in _sequences(rows):
+    for at in _sequences(packed):
         if not len(at):
             continue
         best, back = start + scores[at[0]].astype(np.float64), []

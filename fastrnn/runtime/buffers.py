@@ -1,7 +1,7 @@
-"""Large arrays whose memory is used again, because the C library gives it back at once.
+"""Large arrays whose memory is reused, because the C library returns it to the system at once.
 
-Fresh pages cost about as much as the arithmetic done on them. Memory returns here by itself
-when the last array that refers to it is gone, so nobody has to return anything.
+Fresh pages cost about as much as the arithmetic done on them. A block becomes free by itself when
+the last array that refers to it is gone, so callers return nothing explicitly.
 """
 
 import math
@@ -10,14 +10,14 @@ import threading
 
 import numpy as np
 
-_SMALL = 1 << 16  # bytes; below this the C library keeps the memory itself
+_SMALL = 1 << 16  # bytes; smaller blocks are kept by the C library itself
 _ALIGN = 64  # bytes: a cache line, and the widest vector
 _free: list[np.ndarray] = []
 _lock = threading.Lock()  # for taking a block; giving one back is a single append
 
 
 def _renew_lock() -> None:
-    """After a fork the thread that held the lock is not there to release it."""
+    """After a fork: the thread that held the lock does not exist in the child."""
     global _lock
     _lock = threading.Lock()
 
@@ -27,12 +27,12 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Lease(np.ndarray):
-    """What arrays on a block refer to; the block is free again when it goes."""
+    """The base of the arrays on a block; when it is collected, the block is free again."""
 
     base: np.ndarray
 
     def __del__(self):
-        if _free is not None:  # as when Python ends
+        if _free is not None:  # None while Python shuts down
             _free.append(self.base)
 
 
@@ -44,23 +44,23 @@ def _new(size: int) -> np.ndarray:
 
 
 class _Block(np.ndarray):
-    """So that a lease refers to the block and not to what the block is part of."""
+    """A type of its own, so that a lease's base is the block and not the memory behind it."""
 
 
 def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """An uninitialised C-contiguous array, on the smallest free block that holds it."""
+    """An uninitialised C-contiguous array, on the smallest free block that is large enough."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     if size < _SMALL:
         return np.empty(shape, dtype)
     with _lock:
-        # Not on one much too large: a small array that somebody keeps would keep all of it.
+        # Not on a block that is much too large: a small array that lives long would occupy it.
         fitting = [i for i, block in enumerate(_free) if size <= block.nbytes <= 2 * size]
         if fitting:
             block = _free.pop(min(fitting, key=lambda i: _free[i].nbytes))
         else:
-            # Letting smaller ones go bounds what is kept by a small multiple of the most that
-            # was ever in use at once, however many shapes pass by.
+            # Releasing smaller blocks bounds what is kept by a small multiple of the most memory
+            # that was ever in use at once, for any number of different shapes.
             _free[:] = [block for block in _free if block.nbytes > size]
             block = _new(size)
     return np.ndarray(shape, dtype, block.view(_Lease))

@@ -1,18 +1,19 @@
-"""Dropout in one pass and in place: whether a number stays is a hash of its place."""
+"""Dropout in one pass and in place: whether a number is kept is a hash of its position."""
 
 import numpy as np
 
-from fastrnn.kernels.threads import Job, spread
+from fastrnn.kernels.signature import F1, F, I, U
+from fastrnn.runtime.threads import Job, parallel_for
 
 from .compiler import kernel
 from .simd import pointer
 
 
 @kernel
-def _dropout(x, key, limit, scale, first, last):
+def _dropout(x: F1, key: U, limit: U, scale: F, first: I, last: I):
     x_p = pointer(x)
     for i in range(first, last):
-        # The i-th output of SplitMix64 (Steele, Lea & Flood 2014) begun at ``key``.
+        # The i-th output of SplitMix64 (Steele, Lea & Flood 2014) with the seed ``key``.
         z = key + np.uint64(i) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -23,8 +24,8 @@ def _dropout(x, key, limit, scale, first, last):
 def dropout(x: np.ndarray, p: float, key: int) -> None:
     """Multiply each number of a C-contiguous x by 0 with probability p, else by 1/(1-p).
 
-    The same for the same ``key``, below 2**64, and shape.
+    The choice is the same for the same ``key`` (below 2**64) and shape.
     """
     flat = x.reshape(-1)
     args = (flat, np.uint64(key), np.uint64(p * 2**53), x.dtype.type(1 / (1 - p)))
-    spread(Job(_dropout, args, len(flat), len(flat) * 8))
+    parallel_for(Job(_dropout, args, len(flat), len(flat) * 8))

@@ -1,0 +1,220 @@
+"""The contract that every backend keeps, as a `Protocol`, and `get_backend`.
+
+T steps, B sequences, I inputs, H hidden units, D directions (1 or 2; the second runs from each
+sequence's own end to its start), G gates, N rows, V values of an integer input, O outputs, K tags.
+float32 or float64, one of them throughout a call. All arrays are C-contiguous and lie where the
+backend computes: `to_device` and `to_host` move them, `kernels.device` decides when.
+
+A ragged batch is a `PackedBatch`: N is the sum of the lengths, so no kernel sees padding, and the
+result of a sequence does not depend on the other sequences of the batch, bit for bit. Nor does
+anything depend on the number of threads. A dense batch ``[T, B, I]`` is already in this layout.
+
+Inputs are neither checked nor changed unless it says so; the layers check. Results are new arrays
+that alias no input. An exception: a tape refers to x, which must stay as it is until `backward`.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+from fastrnn.cells import Cell
+from fastrnn.packed import PackedBatch
+
+Array = Any  # numpy.ndarray, or kernels.cuda.memory.DeviceArray
+State = tuple[Array, ...]  # each state of the cell [D, B, H], sequences in the sorted order
+
+
+class StepMasks(NamedTuple):
+    """Zoneout and recurrent dropout for one layer and one call, in the sorted order."""
+
+    keep: Array  # [D, N, S, H], or [D, 1, S, H] for all rows: the share of each new state kept
+    recurrent: Array  # [D, B, H]: factors of h on its way into the next step
+
+
+BACKENDS = ("cpu", "cuda", "reference")
+
+
+class Backend(Protocol):
+    """A module with these functions and classes."""
+
+    # Memory
+
+    @property
+    def on_device(self) -> bool:
+        """Whether arrays lie in a GPU's memory."""
+
+    def empty(self, shape, dtype) -> Array:
+        """Uninitialised memory where the backend computes."""
+
+    def to_device(self, x: Any) -> Array:
+        """A host array where the backend computes; not copied if it is there already."""
+
+    def to_host(self, x: Array) -> Any:
+        """The inverse: a NumPy array; waits for the computation of x."""
+
+    def device_view(self, x: Any) -> Array:
+        """An array of another package in the GPU's memory, without a copy."""
+
+    def to_caller(self, x: Any, array: Array) -> Any:
+        """``array`` as the package that x belongs to knows it."""
+
+    def stream_of(self, x: Any) -> AbstractContextManager:
+        """A context in which everything is queued on the current stream of x's package."""
+
+    def copy(self, x: Array) -> Array:
+        """A copy of x."""
+
+    def concatenate(self, arrays: Sequence[Array]) -> Array:
+        """Along the first axis."""
+
+    def parameters_on(self, parameters: Any) -> Mapping[str, Array]:
+        """The parameters by name, to be read."""
+
+    def writable(self, parameters: Any) -> Array:
+        """The flat vector of the parameters, to be written now."""
+
+    # Padded arrays and packed rows
+
+    def pack(self, x: Array, packed: PackedBatch, *, batch_first: bool = False) -> Array:
+        """The rows ``[N, ...]`` of a padded ``[T, B, ...]`` (or ``[B, T, ...]``) array."""
+
+    def unpack(self, rows: Array, packed: PackedBatch, *, batch_first: bool = False) -> Array:
+        """The padded array of ``rows``; zero beyond each length."""
+
+    def sort(self, state: Array, packed: PackedBatch) -> Array:
+        """A ``[..., B, H]`` array in the sorted order of the sequences."""
+
+    def unsort(self, state: Array, packed: PackedBatch) -> Array:
+        """The inverse of `sort`."""
+
+    # Recurrent layers
+
+    def RecurrentWeights(self, cell: Cell, parameters: Sequence[Mapping[str, Array]]) -> Any:
+        """The parameters of one layer, one mapping by name per direction, as the kernels want them.
+
+        Names are those of the cell without the layer's suffix: ``weight_ih [G H, I]``,
+        ``weight_hh [G H, H]``, ``bias_ih [G H]`` and ``bias_hh`` (both or neither), and the cell's
+        own. Made again when the parameters change.
+        """
+
+    def recurrent_forward(
+        self,
+        weights: Any,
+        x: Array,
+        packed: PackedBatch,
+        state_0: State,
+        *,
+        training: bool,
+        masks: StepMasks | None = None,
+    ) -> tuple[Array, State, Any]:
+        """``(y [N, D H], state_n, tape or None)``; x is [N, I], or int64 [N] for a one-hot input
+        given by its index in [0, I)."""
+
+    def recurrent_backward(
+        self, weights: Any, tape: Any, dy: Array, dstate_n: State, *, need_dx: bool = True
+    ) -> tuple[Array | None, State, list[dict[str, Array]]]:
+        """``(dx [N, I] or None, dstate_0, gradients by name for each direction)``.
+
+        The tape is used up. dx is None for an integer input.
+        """
+
+    def recurrent_step(
+        self, layers: Sequence[Any], x: Array, state: State
+    ) -> tuple[Array, State, bool]:
+        """``(y [B, H], state, finite)``: one step of x [B, I] through all layers, of one direction
+        each; a state is [L, B, H].
+
+        ``finite`` is False if a number of the input or the state is not finite: the one check that
+        kernels make, as a separate pass would take longer than the step.
+        """
+
+    # The linear layer
+
+    def LinearWeights(self, weight: Array, bias: Array | None) -> Any:
+        """``weight [O, I]`` and ``bias [O]``, as the kernels want them."""
+
+    def linear_forward(self, weights: Any, x: Array) -> Array:
+        """``x [N, I] @ weight.T + bias``, [N, O]."""
+
+    def linear_backward(
+        self, weights: Any, x: Array, dy: Array, *, need_dx: bool = True
+    ) -> tuple[Array | None, Array, Array]:
+        """``(dx or None, dweight, dbias)`` for dy [N, O]."""
+
+    # The linear-chain CRF
+
+    def crf_gradient(
+        self, scores: Array, tags: Any, packed: PackedBatch, pair: Any, start: Any, end: Any
+    ) -> tuple[Any, Array, Any, Any, Any]:
+        """``(loss [B], dscores [N, K], dpair, dstart, dend)`` in float64.
+
+        The loss of a sequence is -log p(tags), summed over the batch for the gradients; without
+        tags it is the log of the sum over all paths, so that dscores are the marginal
+        probabilities of the tags. Minus infinity in ``pair [K, K]``, ``start`` or ``end [K]``
+        forbids.
+        """
+
+    def crf_viterbi(
+        self, scores: Array, packed: PackedBatch, pair: Any, start: Any, end: Any
+    ) -> Any:
+        """The tag of each row on its sequence's best path, int64 [N], on the host."""
+
+    # Pointwise functions. Integer arguments (ids, indices, targets) lie on the host.
+
+    def dropout(self, x: Array, p: float, key: int) -> None:
+        """Multiply x in place by 0 with probability p, else by ``1 / (1 - p)``; the choice is a
+        function of the key and the position."""
+
+    def scale(self, x: Array, mask: Any, indices: Any) -> None:
+        """``x *= mask[indices]`` in place; x [N, K], mask [B, K] on the host."""
+
+    def embedding_forward(self, table: Array, ids: Any) -> Array:
+        """``table[ids]`` for a table [V, E]; IndexError for an id out of range."""
+
+    def embedding_backward(self, dy: Array, ids: Any, rows: int) -> Array:
+        """The gradient of the whole table, [rows, E]."""
+
+    def cross_entropy(self, logits: Array, targets: Any, counts: Any) -> tuple[float, Array, int]:
+        """``(mean loss in nats, dlogits, number of targets that count)`` for logits [N, V]; targets
+        that count (bool [N]) are in range."""
+
+    # Optimizers: one pass over the flat vectors [n], in place
+
+    def norm(self, x: Array) -> float:
+        """The Euclidean norm, summed in float64 in a fixed order."""
+
+    def sgd(self, w: Array, g: Array, velocity: Array, options: Any) -> None:
+        """See `kernels.updates.SGDStep`."""
+
+    def adam(self, w: Array, g: Array, moments: tuple[Array, Array], options: Any) -> None:
+        """See `kernels.updates.AdamStep`."""
+
+
+def get_backend(name: str) -> Backend:
+    """The backend called ``name``: ``"cpu"``, ``"cuda"``, or ``"reference"`` (plain NumPy, slow).
+
+    Raises
+    ------
+    ValueError
+        There is no backend of that name, or no GPU.
+    ImportError
+        "cuda" without the extra of that name.
+    """
+    # Imported late: the CPU backend imports Numba, and the CUDA backend looks for a GPU. The
+    # assignments let mypy check each module against the protocol.
+    if name == "cpu":
+        from . import cpu
+
+        backend: Backend = cpu
+    elif name == "cuda":
+        from . import cuda
+
+        cuda.require()
+        backend = cuda
+    elif name == "reference":
+        from . import reference
+
+        backend = reference
+    else:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
+    return backend

@@ -1,0 +1,485 @@
+"""The time loops of cells whose equations are elementwise: the whole step of a tile in registers.
+
+A kernel is serial over a slice of the batch and of the units (`Work`). Rows are packed (see
+fastrnn/packed.py), so the active rows of a slice [first, last) are always its first ones. Layouts
+are those of panels.py; Hp is H rounded up to whole vectors.
+
+States are [S + B, >= Hp] each. Row r of step t starts from row ``state_offsets[t] + r``; the state
+that a sequence ends with goes to row ``S + r``, where S is the last of the state offsets.
+
+A cell with several accumulators has a panel per vector of units, one vector per accumulator; a cell
+with one has a panel per four vectors of units.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from numba.extending import register_jitable
+
+from fastrnn.cells import Cell
+from fastrnn.cells.activations import fma
+from fastrnn.kernels.signature import F1, F2, F3, I1, B, I, Of, TupleOf
+from fastrnn.kernels.unrolled import tuple_function, with_first
+
+from .barrier import barrier_wait
+from .compiler import kernel
+from .equations import compiled
+from .simd import (
+    lane_count,
+    line,
+    load,
+    load_each,
+    load_first,
+    pointer,
+    pointers,
+    prefetch,
+    rows_loader,
+    store,
+    store_each,
+    store_first,
+)
+from .tile import (
+    PANEL,
+    Row,
+    Segment,
+    finish_row,
+    init_row,
+    load_panel,
+    store_panel,
+    tile,
+    tile_rows,
+)
+
+# What the accumulators of row p start from: row 0 of `Init.values` (the bias), row ``ids[p]`` (a
+# table of bias + column of W_ih, for one-hot input), or row p (bias + W_ih x, computed before).
+BIAS, TABLE, PROJECTED = range(3)
+
+
+class Geometry(NamedTuple):
+    """The packed batch, and where states lie."""
+
+    batch_sizes: I1  # [T]
+    offsets: I1  # [T + 1]
+    state_offsets: I1  # [T + 1]
+    reverse: B  # the direction from each sequence's end to its start
+
+
+class Projection(NamedTuple):
+    """The product with W_ih that is added in the loop."""
+
+    x: F2  # [N, I], or I = 0
+    panels: F3  # [P, I, .], panels.py's forward layout
+
+
+class Init(NamedTuple):
+    """The start of every sum: the vectors at ``offset + row * stride + panel * panel_stride``."""
+
+    kind: I  # BIAS, TABLE or PROJECTED, which says what ``row`` is
+    values: F1  # flat; for PROJECTED it is the flat buffer of the gates, each read before written
+    ids: I1  # [N] for TABLE, else empty
+    offset: I
+    stride: I
+    panel_stride: I
+
+
+class Masks(NamedTuple):
+    """Zoneout and recurrent dropout; empty arrays for a layer without."""
+
+    keep: F2  # [N or 1, states * Hp]: the share of each new state that is kept
+    keep_stride: I  # from row to row; 0 where one row serves all
+    recurrent: F2  # [B, Hp]: factors of h on its way to the next step
+
+
+class Output(NamedTuple):
+    """Where a direction's results go."""
+
+    y: F2  # [N, >= y_offset + H]
+    y_offset: I
+    gates: F2  # [N, >= gates_offset + the direction's gates]
+    gates_offset: I
+    save: B  # write the gates
+
+
+class Gradient(NamedTuple):
+    """The gradient of the output of a direction."""
+
+    dy: F2  # [N, >= offset + units]
+    offset: I
+    units: I  # H
+
+
+class RecurrentPanels(NamedTuple):
+    """W_hh packed for dz @ W_hh, and which of the gates' columns it multiplies."""
+
+    panels: F3  # [Q, K, 4 W], panels.py's backward layout
+    block: I  # length of a run of columns
+    block_stride: I  # from run to run
+
+
+class UnitGradient(NamedTuple):
+    """Where each row's gradient of the per-unit parameters goes."""
+
+    values: F2  # [N, >= offset + P * Hp]
+    offset: I
+
+
+class Work(NamedTuple):
+    """What one thread does: rows [first, last) of the batch, some panels of the units.
+
+    Where a slice of rows would be too low for the registers, ``parties`` threads take all rows
+    and some panels each, and wait for each other once a step.
+    """
+
+    first: I
+    last: I
+    first_panel: I
+    last_panel: I
+    barrier: I1  # see barrier.py
+    barrier_slot: I
+    parties: I
+
+
+class Loops(NamedTuple):
+    """The compiled time loops of a cell and its single step."""
+
+    forward: Callable
+    backward: Callable
+    step: Callable
+
+
+# What a tile's prologue and epilogue are given, inside the kernels.
+
+
+class _Start(NamedTuple):
+    values: Any
+    offset: Any
+    stride: Any
+    kind: Any
+    ids: Any
+    row: Any  # in the packed batch, of the tile's first row
+    saved: Any  # the address of the gates of that row
+    saved_offset: Any
+    saved_stride: Any
+    save: Any
+
+
+class _States(NamedTuple):
+    each: Any  # pointers
+    unit: Any
+    stride: Any
+    here: Any  # rows in the states: what a row starts from
+    following: Any  # what its next step starts from
+    final: Any  # what its sequence ends with
+    lasting: Any  # how many of the tile's rows have a next step
+
+
+class _Results(NamedTuple):
+    y: Any
+    y_offset: Any
+    y_stride: Any
+    remaining: Any  # units
+    gates: Any
+    gates_offset: Any
+    gates_stride: Any
+    save: Any
+
+
+class _Units(NamedTuple):
+    parameters: Any  # [P, Hp]
+    stride: Any  # Hp
+    keep: Any
+    keep_offset: Any
+    keep_stride: Any
+    recurrent: Any
+    recurrent_offset: Any
+
+
+def _init(i, count, args):
+    a = args[0]
+    if a.save:  # these lines are far away, and the products take long enough to fetch them
+        for j in range(0, count * lane_count(a.saved), line(a.saved)):
+            prefetch(a.saved, a.saved_offset + i * a.saved_stride + j)
+    row = 0
+    if a.kind == PROJECTED:
+        row = a.row + i
+    elif a.kind == TABLE:
+        row = a.ids[a.row + i]
+    return load_panel(a.values, a.offset + row * a.stride, count)
+
+
+# Zoneout (Krueger et al. 2016) blends each state, ``previous + keep * (new - previous)``.
+
+
+def _blend(count: int):
+    element = "fma(keep[{k}], new[{k}] - previous[{k}], previous[{k}])"
+    return tuple_function("new, previous, keep", element, count, fma=fma)
+
+
+def _kept(count: int):
+    """The gradient of the new state."""
+    return tuple_function("d, keep", "d[{k}] * keep[{k}]", count)
+
+
+def _past(count: int):
+    """The gradient of the previous state that bypasses the cell."""
+    return tuple_function("d, keep", "d[{k}] * (1.0 - keep[{k}])", count)
+
+
+def _sum(count: int):
+    return tuple_function("a, b", "a[{k}] + b[{k}]", count)
+
+
+def _epilogue(cell: Cell, regularised: bool):
+    """The equations of a row of a tile, from its accumulators to its states and output."""
+    equations, states, single = compiled(cell), len(cell.states), cell.accumulators == 1
+    step, load_units = equations.forward, rows_loader(len(cell.unit_inputs))
+    load_keep, blend = rows_loader(states), register_jitable(_blend(states))
+
+    def epilogue(i, z, args):
+        s, out, u = args[1], args[2], args[3]
+        n = lane_count(out.y)
+        to = s.following if i < s.lasting else s.final
+        for j in range(len(z)) if single else range(1):
+            unit = s.unit + j * n
+            previous = load_each(s.each, (s.here + i) * s.stride + unit)
+            p = load_units(u.parameters, unit, u.stride)
+            saved, new = step((z[j],) if single else z, previous, p)
+            if regularised:
+                keep = load_keep(u.keep, u.keep_offset + i * u.keep_stride + unit, u.stride)
+                new = blend(new, previous, keep)
+            at = (to + i) * s.stride + unit
+            store_each(s.each, at, new)
+            if regularised and i < s.lasting:
+                mask = load(u.recurrent, u.recurrent_offset + i * u.stride + unit)
+                store(s.each[0], at, new[0] * mask)
+            y_at = out.y_offset + i * out.y_stride + j * n
+            store_first(out.y, y_at, new[0], out.remaining - j * n)
+            if out.save:
+                g_at = out.gates_offset + i * out.gates_stride + j * n
+                store_panel(out.gates, g_at, saved)
+
+    return epilogue
+
+
+_dh_tile = tile(init_row, finish_row)
+
+
+@cache
+def loops(cell: Cell, regularised: bool) -> Loops:
+    """The loops of a cell, with zoneout and recurrent dropout if ``regularised``."""
+    name = f"{cell.key}_regularised" if regularised else cell.key
+    count, accumulators, single = len(cell.states), cell.accumulators, cell.accumulators == 1
+    first_recurrent, unit_parameters = cell.first_recurrent, len(cell.unit_parameters)
+    parts = None
+    if not single:
+        parts = (range(len(cell.input_gates)), range(first_recurrent, accumulators))
+    step_tile = tile(_init, _epilogue(cell, regularised), parts, name=name)
+    step_back, load_units = compiled(cell).backward, rows_loader(len(cell.unit_inputs))
+    load_keep, load_saved = rows_loader(count), _saved_loader(accumulators)
+    kept, past, add_each, replace_first = (
+        register_jitable(make(count)) for make in (_kept, _past, _sum, with_first)
+    )
+    panel_units = PANEL if single else 1  # vectors of units in a panel
+    panel_vectors = PANEL if single else accumulators
+
+    def forward(
+        geometry: Geometry, projection: Projection, init: Init, w_h: F3, unit: F2,
+        states: Annotated[Any, TupleOf(Of("F", 2), count)],
+        masks: Masks, output: Output, work: Work,
+    ):  # fmt: skip
+        """One direction of one layer.
+
+        w_h [P, H, .] in the forward layout; unit [P, Hp], per-unit parameters; states a tuple of
+        arrays, which come in with the initial states in place and leave with all others.
+        """
+        x_p, wx_p, start_p = pointer(projection.x), pointer(projection.panels), pointer(init.values)
+        ids_p, wh_p, states_p = pointer(init.ids), pointer(w_h), pointers(states)
+        y_p, g_p, unit_p = pointer(output.y), pointer(output.gates), pointer(unit)
+        keep_p, recurrent_p = pointer(masks.keep), pointer(masks.recurrent)
+        batch_sizes, offsets, state_offsets, reverse = geometry
+        n = lane_count(wh_p)
+        steps, x_stride, hp = batch_sizes.shape[0], projection.panels.shape[1], unit.shape[1]
+        y_stride, g_stride, s_stride = output.y.shape[1], output.gates.shape[1], states[0].shape[1]
+        units, x_panel, h_panel = w_h.shape[1], projection.panels.shape[2], w_h.shape[2]
+        final = state_offsets[steps]
+        for step in range(steps):
+            t = steps - 1 - step if reverse else step
+            to = t - 1 if reverse else t + 1
+            active = min(work.last, batch_sizes[t])
+            lasting = batch_sizes[to] if 0 <= to < steps else 0
+            following = state_offsets[to] if lasting > 0 else final
+            for q in range(work.first_panel, work.last_panel):
+                u = q * panel_units * n
+                vectors = panel_vectors
+                if single:
+                    vectors = min(PANEL, (units - u + n - 1) // n)
+                r = work.first
+                while r < active:
+                    rows = tile_rows(active - r)
+                    p, here = offsets[t] + r, state_offsets[t] + r
+                    of_x = Segment(
+                        x_p, p * x_stride, x_stride, 1, x_stride, 1, 0,
+                        wx_p, q * x_stride * x_panel, x_panel,
+                    )  # fmt: skip
+                    of_h = Segment(
+                        states_p[0], here * s_stride, s_stride, 1, units, 1, 0,
+                        wh_p, q * units * h_panel, h_panel,
+                    )  # fmt: skip
+                    gates_at = p * g_stride + output.gates_offset + q * panel_vectors * n
+                    start = _Start(
+                        start_p, init.offset + q * init.panel_stride, init.stride, init.kind,
+                        ids_p, p, g_p, gates_at, g_stride, output.save,
+                    )  # fmt: skip
+                    state = _States(
+                        states_p, u, s_stride, here, following + r, final + r, lasting - r
+                    )
+                    y_at = p * y_stride + output.y_offset + u
+                    results = _Results(
+                        y_p, y_at, y_stride, units - u, g_p, gates_at, g_stride, output.save
+                    )
+                    per_unit = _Units(
+                        unit_p, hp, keep_p, p * masks.keep_stride, masks.keep_stride,
+                        recurrent_p, r * hp,
+                    )  # fmt: skip
+                    step_tile(rows, vectors, (of_x, of_h), (start, state, results, per_unit))
+                    r += rows
+            barrier_wait(work.barrier, work.barrier_slot, work.parties, step + 1)
+
+    def backward(
+        geometry: Geometry, gradient: Gradient, gates: Output,
+        states: Annotated[Any, TupleOf(Of("F", 2), count)],
+        w: RecurrentPanels, unit: F2, dunit: UnitGradient, masks: Masks,
+        dstates: Annotated[Any, TupleOf(Of("F", 2), count)],
+        work: Work,
+    ):  # fmt: skip
+        """The gradient through time of ``forward``, one direction of one layer.
+
+        gates is an `Output` (y is not used): they come in as saved and leave as the gradients of
+        the accumulators. states are those that each row started from. dstates [B, Hp] each come in
+        as the gradients of the final states and leave as those of the states that the first steps
+        started from. ``reverse`` is the direction of the forward pass. Panels of ``work`` are those
+        of w, 4 W units each.
+        """
+        dy_p, g_p, w_p = pointer(gradient.dy), pointer(gates.gates), pointer(w.panels)
+        states_p, d_p, unit_p = pointers(states), pointers(dstates), pointer(unit)
+        dunit_p, keep_p, recurrent_p = (
+            pointer(dunit.values), pointer(masks.keep), pointer(masks.recurrent)
+        )  # fmt: skip
+        batch_sizes, offsets, _, reverse = geometry
+        n = lane_count(w_p)
+        panel = PANEL * n
+        steps, dy_stride, g_stride = (
+            batch_sizes.shape[0],
+            gradient.dy.shape[1],
+            gates.gates.shape[1],
+        )
+        hp, depth, s_stride = dstates[0].shape[1], w.panels.shape[1], states[0].shape[1]
+        first_unit, last_unit = work.first_panel * panel, min(hp, work.last_panel * panel)
+        for step in range(steps):
+            t = step if reverse else steps - 1 - step
+            later = t - 1 if reverse else t + 1
+            active = min(work.last, batch_sizes[t])
+            lasting = batch_sizes[later] if 0 <= later < steps else 0
+            for r in range(work.first, active):
+                p = offsets[t] + r
+                dy_r, g_r = p * dy_stride + gradient.offset, p * g_stride + gates.gates_offset
+                for u in range(first_unit, last_unit, n):
+                    d = load_each(d_p, r * hp + u)
+                    dh = d[0]
+                    if regularised and r < lasting:
+                        # The next step started from the masked h.
+                        dh = dh * load(recurrent_p, r * hp + u)
+                    d = replace_first(dh + load_first(dy_p, dy_r + u, gradient.units - u), d)
+                    g_at = g_r + u * accumulators
+                    p_at = p * s_stride + u
+                    previous = load_each(states_p, p_at)
+                    parameters = load_units(unit_p, u, hp)
+                    saved = load_saved(g_p, g_at)
+                    if regularised:
+                        keep = load_keep(keep_p, p * masks.keep_stride + u, hp)
+                        dz, dprevious, dparameters = step_back(
+                            saved, previous, parameters, kept(d, keep)
+                        )
+                        store_each(d_p, r * hp + u, add_each(past(d, keep), dprevious))
+                    else:
+                        dz, dprevious, dparameters = step_back(saved, previous, parameters, d)
+                        store_each(d_p, r * hp + u, dprevious)
+                    store_panel(g_p, g_at, dz)
+                    if unit_parameters > 0:
+                        at = p * dunit.values.shape[1] + dunit.offset + u
+                        for k in range(unit_parameters):
+                            store(dunit_p, at + k * hp, dparameters[k])
+            barrier_wait(work.barrier, work.barrier_slot, work.parties, step + 1)
+            for q in range(work.first_panel, work.last_panel):
+                remaining = min(panel, hp - q * panel)
+                r = work.first
+                while r < active:
+                    rows = tile_rows(active - r)
+                    p = offsets[t] + r
+                    dz = Segment(
+                        g_p, p * g_stride + gates.gates_offset + first_recurrent * n, g_stride, 1,
+                        w.block, depth // w.block, w.block_stride, w_p, q * depth * panel, panel,
+                    )  # fmt: skip
+                    to = Row(d_p[0], r * hp + q * panel, hp, remaining)
+                    _dh_tile(rows, remaining // n, (dz,), (to, to))
+                    r += rows
+
+    forward = kernel(forward, f"{name}_forward")
+
+    def step(
+        x: F2, w_x: F3, w_h: F3, bias: F1, unit: F2,
+        state: Annotated[Any, TupleOf(Of("F", 3), count)], layer: I, out: F3,
+        scratch: Annotated[Any, TupleOf(Of("F", 2), count)], offsets: I1,
+    ):  # fmt: skip
+        """One step of one layer for a stream, False if a number that comes in is not finite.
+
+        x [B, I]; each state [L, B, H] before the step; out [L S + 1, B, H] takes the S states of
+        all layers after it, and y; scratch a tuple of S arrays [2 B, Hp]; offsets is ``[B, 0, B]``.
+        """
+        batch, units = out.shape[1:]
+        finite = True
+        for r in range(batch):
+            for k in range(x.shape[1]):
+                finite &= np.isfinite(x[r, k])
+        for s in range(count):
+            before, into = state[s], scratch[s]
+            for r in range(batch):
+                for k in range(units):
+                    v = before[layer, r, k]
+                    finite &= np.isfinite(v)
+                    into[r, k] = v
+                for k in range(units, into.shape[1]):
+                    into[r, k] = 0
+        y, ids, panel = out[-1], offsets[:0], panel_vectors * lane_count(pointer(w_h))
+        # Not literals, for which Numba would compile ``forward`` anew.
+        zero, one, no = np.int64(0), np.int64(1), batch < 0
+        forward(
+            Geometry(offsets[:1], offsets[1:], offsets[1:], no),
+            Projection(x, w_x),
+            Init(zero, bias, ids, zero, zero, panel),
+            w_h, unit, scratch,
+            Masks(y, zero, y),
+            Output(y, zero, y, zero, no),
+            Work(zero, batch, zero, w_h.shape[0], offsets, zero, one),
+        )  # fmt: skip
+        for s in range(count):
+            after = scratch[s]
+            for r in range(batch):
+                for k in range(units):
+                    out[s * state[s].shape[0] + layer, r, k] = after[batch + r, k]
+        return finite
+
+    return Loops(forward, kernel(backward, f"{name}_backward"), kernel(step, f"{name}_step"))
+
+
+def _saved_loader(count: int):
+    """What ``forward`` saved for a vector of units: that many vectors side by side."""
+    load_vectors = rows_loader(count)
+
+    @register_jitable
+    def load_saved(p, at):
+        return load_vectors(p, at, lane_count(p))
+
+    return load_saved

@@ -1,0 +1,70 @@
+"""The cells' equations, compiled for scalars of the GPU."""
+
+import math
+from collections.abc import Callable
+from functools import cache
+from types import CellType, FunctionType
+from typing import Any
+
+import numpy as np
+
+from fastrnn.cells import Cell, activations
+from fastrnn.cells.spec import Equations
+
+from .launch import inlined
+from .memory import SIMULATED
+
+
+def _fma(a, b, c):
+    return a * b + c
+
+
+def _clamp(x, limit):
+    return max(min(x, limit), -limit)
+
+
+def _where_positive(x, y):
+    return y - y if x <= 0 else y
+
+
+# Python's own functions would make everything float64, and refuse arguments that overflow.
+_functions: Any = np if SIMULATED else math
+exp, log, sqrt = _functions.exp, _functions.log, _functions.sqrt
+
+# The machine's version of the primitives; all other functions are compiled from their source.
+_PRIMITIVES: dict[Callable, Callable] = {
+    activations.fma: inlined(_fma),
+    activations.clamp: inlined(_clamp),
+    activations.where_positive: inlined(_where_positive),
+    activations.tanh: _functions.tanh,
+    activations.expm1: _functions.expm1,
+    activations.log1p: _functions.log1p,
+}
+
+
+@cache
+def compiled(cell: Cell, dtype, tanh: Callable | None = None) -> Equations:
+    """The equations of a cell for numbers of ``dtype``, with ``tanh`` instead of the exact one."""
+    made = {**_PRIMITIVES, activations.tanh: tanh or _PRIMITIVES[activations.tanh]}
+    return Equations(*(_compiled(f, np.dtype(dtype).type, made) for f in cell.made()))
+
+
+def _compiled(function: Any, number: type, made: dict) -> Callable:
+    """A function of `fastrnn.cells` with its constants as ``number`` (a Python float would make
+    everything float64) and the functions that it calls compiled as well."""
+    if function not in made:
+
+        def converted(value):
+            if isinstance(value, FunctionType) and value.__module__.startswith("fastrnn.cells"):
+                return _compiled(value, number, made)
+            if isinstance(value, tuple):
+                return tuple(map(converted, value))
+            return number(value) if isinstance(value, float) else value
+
+        code = function.__code__
+        scope = {n: converted(v) for n, v in function.__globals__.items() if n in code.co_names}
+        closure = tuple(CellType(converted(c.cell_contents)) for c in function.__closure__ or ())
+        scope = {**function.__globals__, **scope}
+        code = code.replace(co_consts=tuple(map(converted, code.co_consts)))
+        made[function] = inlined(FunctionType(code, scope, function.__name__, None, closure))
+    return made[function]

@@ -1,0 +1,369 @@
+"""The time loops of cells whose equations are elementwise: one launch for a whole sequence.
+
+Each block owns some units with all their gates, keeps their columns of W_hh in shared memory for
+the whole sequence if they fit, and takes the rows tile by tile. All blocks of the grid synchronise
+once a step. Rows, states and the order of steps are those of fastrnn/packed.py; gates are
+``[N, D A H]``, accumulator after accumulator (A of them).
+"""
+
+from functools import cache
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from numba import cuda
+
+from fastrnn.cells import Cell
+from fastrnn.kernels.signature import F1, I1, I, Of, TupleOf
+from fastrnn.kernels.unrolled import statements, tuple_function, with_first
+
+from .equations import compiled
+from .launch import Kernel, inlined
+from .memory import SIMULATED
+
+# Rows of a tile, a thread's share of them, and the depth of what is read at once.
+ROWS, SHARE, DEPTH = (4, 2, 3) if SIMULATED else (32, 2, 32)
+SHARED = 300 if SIMULATED else 48 << 10  # bytes that a block may have
+
+
+class Geometry(NamedTuple):
+    """The packed batch."""
+
+    batch_sizes: I1  # [T]
+    offsets: I1  # [T + 1]
+    steps: I  # T
+    reverse: I
+
+
+class Columns(NamedTuple):
+    """Some columns of a matrix: row p begins at ``offset + p * stride``."""
+
+    values: F1
+    offset: I
+    stride: I
+
+
+class Units(NamedTuple):
+    """Per-unit parameters, and where each row's gradient of them goes."""
+
+    parameters: F1  # [P, H]
+    gradient: Columns  # [N, D P H]; not used forward
+
+
+class Masks(NamedTuple):
+    """Zoneout and recurrent dropout; not read in loops without."""
+
+    keep: F1  # [N or 1, S, H]
+    keep_stride: I  # from row to row; 0 where one row serves all
+    recurrent: F1  # [B, H]
+
+
+class Loop(NamedTuple):
+    """A time loop made for blocks that own ``units`` units each, whose weights they may keep."""
+
+    kernel: Kernel
+    units: int
+    kept: bool
+    shared: int  # bytes
+
+
+@cache
+def _multiply(columns: int):
+    """``sums[i, j] += sum over k < count of tile[row i, k] * weights[k, j]`` in shared memory."""
+    share = SHARE
+
+    def multiply(shared, tile, tile_row, weights, weights_row, count, sums):
+        for k in range(count):
+            for i in range(share):
+                x = shared[tile + i * tile_row + k]
+                for j in range(columns):
+                    sums[i, j] += x * shared[weights + k * weights_row + j]
+
+    return inlined(multiply)
+
+
+def _geometry(inner: int, columns: int, units: int, dtype, keep: bool) -> tuple[int, bool, int]:
+    """``(units of a block, whether all of their weights are kept, shared bytes)`` where a unit
+    has ``columns`` columns of ``inner`` weights."""
+    size, tile = np.dtype(dtype).itemsize, ROWS * (DEPTH + 1)
+
+    def needed(own, deep):
+        return (own * columns * deep + tile) * size
+
+    keep = keep and needed(1, inner) <= SHARED
+    own, deep = 1, inner if keep else DEPTH
+    while 2 * own <= min(units, 16) and needed(2 * own, deep) <= SHARED:
+        own *= 2
+    return own, keep, needed(own, deep)
+
+
+def forward_loop(
+    cell: Cell, units: int, dtype, keep: bool = True, regularised: bool = False
+) -> Loop:
+    """The loop for layers of ``units`` units, which keeps weights for a whole sequence if they
+    fit; blocks that do so own no other units."""
+    own, keep, shared = _geometry(units, len(cell.recurrent_gates), units, dtype, keep)
+    return Loop(_forward(cell, dtype, own, keep, regularised), own, keep, shared)
+
+
+def backward_loop(
+    cell: Cell, units: int, dtype, keep: bool = True, regularised: bool = False
+) -> Loop:
+    """The same for the gradient through time."""
+    own, keep, shared = _geometry(units * len(cell.recurrent_gates), 1, units, dtype, keep)
+    return Loop(_backward(cell, dtype, own, keep, regularised), own, keep, shared)
+
+
+class _Tuples(NamedTuple):
+    """Tuples of numbers from and to memory, of the lengths that a cell has."""
+
+    of_states: Any  # (pointers, at)
+    of_accumulators: Any  # (values)
+    of_gates: Any  # (values, at, stride)
+    of_units: Any  # (values, at, stride)
+    of_keep: Any  # (values, at, stride)
+    store_states: Any  # (pointers, at, values)
+    store_gates: Any  # (to, at, stride, values)
+    store_units: Any  # (to, at, stride, values)
+    blend: Any  # (new, previous, keep)
+    kept: Any  # (d, keep)
+    past: Any  # (d, keep, dprevious)
+
+
+@cache
+def _tuples(cell: Cell, dtype) -> _Tuples:
+    states, accumulators = len(cell.states), cell.accumulators
+    element, store = "x[at + {k} * stride]", "x[at + {k} * stride] = values[{k}]"
+    made = _Tuples(
+        of_states=tuple_function("each, at", "each[{k}][at]", states),
+        of_accumulators=tuple_function("z", "z[{k}]", accumulators),
+        of_gates=tuple_function("x, at, stride", element, accumulators),
+        of_units=tuple_function("x, at, stride", element, len(cell.unit_inputs)),
+        of_keep=tuple_function("x, at, stride", element, states),
+        store_states=statements("each, at, values", "each[{k}][at] = values[{k}]", states),
+        store_gates=statements("x, at, stride, values", store, accumulators),
+        store_units=statements("x, at, stride, values", store, len(cell.unit_parameters)),
+        blend=tuple_function(
+            "new, previous, keep", "previous[{k}] + keep[{k}] * (new[{k}] - previous[{k}])", states
+        ),
+        kept=tuple_function("d, keep", "d[{k}] * keep[{k}]", states),
+        past=tuple_function(
+            "d, keep, before", "d[{k}] * (one - keep[{k}]) + before[{k}]", states,
+            one=np.dtype(dtype).type(1),
+        ),
+    )  # fmt: skip
+    return _Tuples(*map(inlined, made))
+
+
+@cache
+def _forward(cell: Cell, dtype, own: int, kept: bool, regularised: bool) -> Kernel:
+    slots, of_x, of_h = cell.accumulators, len(cell.input_gates), len(cell.recurrent_gates)
+    first_recurrent, count_states = cell.first_recurrent, len(cell.states)
+    number = np.dtype(dtype).type
+    height, share, depth, columns = ROWS, SHARE, DEPTH, own * of_h
+    tile_row, threads = depth + 1, own * (ROWS // SHARE)
+    tile_size = height * tile_row
+    step_cell, multiply = compiled(cell, dtype).forward, _multiply(of_h)
+    (
+        load_states, accumulators, _, load_units, load_keep, store_states, store_gates, _, blend,
+        _, _,
+    ) = _tuples(cell, dtype)  # fmt: skip
+
+    def forward(
+        geometry: Geometry, w: F1, bias: F1, units_in: Units, gates: Columns,
+        states: Annotated[Any, TupleOf(Of("F", 1), count_states)], masks: Masks, y: Columns,
+        units: I, save: I,
+    ):  # fmt: skip
+        """One direction of one layer.
+
+        w is W_hh [G H, H]; bias [A H]; gates come in as x @ W_ih.T in their first accumulators and
+        leave as saved by the cell if ``save``; states [N + B, H] hold what each row starts from and
+        what each sequence ends with.
+        """
+        batch_sizes, offsets, steps, reverse = geometry
+        h = states[0]
+        shared = cuda.shared.array(0, dtype)
+        t = cuda.threadIdx.x
+        unit, row = t % own, t // own * share
+        sums = cuda.local.array((share, of_h), dtype)
+        z = cuda.local.array(slots, dtype)
+        grid = cuda.cg.this_grid()
+        final = offsets[steps]
+        if kept:
+            for q in range(t, units * columns, threads):
+                k, j = q % units, q // units
+                u = cuda.blockIdx.x * own + j // of_h
+                v = number(0)
+                if u < units:
+                    v = w[(j % of_h * units + u) * units + k]
+                shared[tile_size + k * columns + j] = v
+        for step in range(steps):
+            now = steps - 1 - step if reverse else step
+            following = now - 1 if reverse else now + 1
+            active, here = batch_sizes[now], offsets[now]
+            lasting, after = 0, final
+            if 0 <= following < steps:
+                lasting, after = batch_sizes[following], offsets[following]
+            for u0 in range(cuda.blockIdx.x * own, units, cuda.gridDim.x * own):
+                for r0 in range(cuda.blockIdx.y * height, active, cuda.gridDim.y * height):
+                    for i in range(share):
+                        for j in range(of_h):
+                            sums[i, j] = number(0)
+                    for k0 in range(0, units, depth):
+                        count = min(depth, units - k0)
+                        cuda.syncthreads()
+                        for q in range(t, height * depth, threads):
+                            r, k = q // depth, q % depth
+                            v = number(0)
+                            if r0 + r < active and k < count:
+                                v = h[(here + r0 + r) * units + k0 + k]
+                            shared[r * tile_row + k] = v
+                        if not kept:
+                            for q in range(t, depth * columns, threads):
+                                k, j = q % depth, q // depth
+                                u = u0 + j // of_h
+                                v = number(0)
+                                if u < units and k < count:
+                                    v = w[(j % of_h * units + u) * units + k0 + k]
+                                shared[tile_size + k * columns + j] = v
+                        cuda.syncthreads()
+                        at = tile_size + unit * of_h + (k0 * columns if kept else 0)
+                        multiply(shared, row * tile_row, tile_row, at, columns, count, sums)
+                    u = u0 + unit
+                    for i in range(share):
+                        r = r0 + row + i
+                        if r < active and u < units:
+                            gates_at = gates.offset + (here + r) * gates.stride + u
+                            for s in range(slots):
+                                z[s] = bias[s * units + u]
+                                if s < of_x:
+                                    z[s] += gates.values[gates_at + s * units]
+                                if s >= first_recurrent:
+                                    z[s] += sums[i, s - first_recurrent]
+                            previous = load_states(states, (here + r) * units + u)
+                            p = load_units(units_in.parameters, u, units)
+                            saved, new = step_cell(accumulators(z), previous, p)
+                            if regularised:
+                                at = (here + r) * masks.keep_stride + u
+                                new = blend(new, previous, load_keep(masks.keep, at, units))
+                            to = ((after if r < lasting else final) + r) * units + u
+                            store_states(states, to, new)
+                            if regularised and r < lasting:
+                                h[to] = new[0] * masks.recurrent[r * units + u]
+                            y.values[y.offset + (here + r) * y.stride + u] = new[0]
+                            if save:
+                                store_gates(gates.values, gates_at, units, saved)
+            grid.sync()
+
+    return Kernel(forward, threads, dtype, waits=True)
+
+
+@cache
+def _backward(cell: Cell, dtype, own: int, kept: bool, regularised: bool) -> Kernel:
+    of_h, first_recurrent = len(cell.recurrent_gates), cell.first_recurrent
+    count_states, has_units = len(cell.states), len(cell.unit_parameters) > 0
+    number = np.dtype(dtype).type
+    height, share, depth = ROWS, SHARE, DEPTH
+    tile_row, threads = depth + 1, own * (ROWS // SHARE)
+    tile_size = height * tile_row
+    step_back, multiply = compiled(cell, dtype).backward, _multiply(1)
+    (
+        load_states, _, load_gates, load_units, load_keep, store_states, store_gates, store_units,
+        _, keep_new, past,
+    ) = _tuples(cell, dtype)  # fmt: skip
+    replace_first = inlined(with_first(count_states))
+
+    def backward(
+        geometry: Geometry, w: F1, units_in: Units, gates: Columns,
+        states: Annotated[Any, TupleOf(Of("F", 1), count_states)], masks: Masks, dy: Columns,
+        dstates: Annotated[Any, TupleOf(Of("F", 1), count_states)], units: I,
+    ):  # fmt: skip
+        """The gradient through time of ``forward``, one direction of one layer.
+
+        gates come in as saved and leave as the gradients of the accumulators; states as `forward`
+        left them; dstates [B, H] come in as the gradients of the final states and leave as those
+        of the states that the first steps started from.
+        """
+        batch_sizes, offsets, steps, reverse = geometry
+        dh = dstates[0]
+        shared = cuda.shared.array(0, dtype)
+        t = cuda.threadIdx.x
+        inner = of_h * units
+        unit, row = t % own, t // own * share
+        sums = cuda.local.array((share, 1), dtype)
+        grid = cuda.cg.this_grid()
+        if kept:
+            for q in range(t, inner * own, threads):
+                u = cuda.blockIdx.x * own + q % own
+                v = number(0)
+                if u < units:
+                    v = w[q // own * units + u]
+                shared[tile_size + q] = v
+        for step in range(steps + 1):  # the last one only brings dh past the first step
+            now = step if reverse else steps - 1 - step
+            before = now - 1 if reverse else now + 1
+            active, here, had, later = 0, 0, 0, 0
+            if step < steps:
+                active, here = batch_sizes[now], offsets[now]
+            if step > 0:
+                had, later = batch_sizes[before], offsets[before]
+            for u0 in range(cuda.blockIdx.x * own, units, cuda.gridDim.x * own):
+                most = max(active, had)
+                for r0 in range(cuda.blockIdx.y * height, most, cuda.gridDim.y * height):
+                    for i in range(share):
+                        sums[i, 0] = number(0)
+                    for k0 in range(0, inner if r0 < had else 0, depth):
+                        count = min(depth, inner - k0)
+                        cuda.syncthreads()
+                        for q in range(t, height * depth, threads):
+                            r, k = q // depth, q % depth
+                            v = number(0)
+                            if r0 + r < had and k < count:
+                                at = gates.offset + (later + r0 + r) * gates.stride
+                                v = gates.values[at + first_recurrent * units + k0 + k]
+                            shared[r * tile_row + k] = v
+                        if not kept:
+                            for q in range(t, depth * own, threads):
+                                u, k = u0 + q % own, q // own
+                                v = number(0)
+                                if u < units and k < count:
+                                    v = w[(k0 + k) * units + u]
+                                shared[tile_size + q] = v
+                        cuda.syncthreads()
+                        at = tile_size + unit + (k0 * own if kept else 0)
+                        multiply(shared, row * tile_row, tile_row, at, own, count, sums)
+                    u = u0 + unit
+                    for i in range(share):
+                        r = r0 + row + i
+                        if r < most and u < units:
+                            d = dh[r * units + u] + sums[i, 0]
+                            if r >= active:
+                                dh[r * units + u] = d
+                            else:
+                                if regularised and r < had:
+                                    # The later step started from the masked h.
+                                    d *= masks.recurrent[r * units + u]
+                                d += dy.values[dy.offset + (here + r) * dy.stride + u]
+                                every = replace_first(d, load_states(dstates, r * units + u))
+                                gates_at = gates.offset + (here + r) * gates.stride + u
+                                saved = load_gates(gates.values, gates_at, units)
+                                previous = load_states(states, (here + r) * units + u)
+                                p = load_units(units_in.parameters, u, units)
+                                if regularised:
+                                    at = (here + r) * masks.keep_stride + u
+                                    keep = load_keep(masks.keep, at, units)
+                                    dz, dprevious, dp = step_back(
+                                        saved, previous, p, keep_new(every, keep)
+                                    )
+                                    dprevious = past(every, keep, dprevious)
+                                else:
+                                    dz, dprevious, dp = step_back(saved, previous, p, every)
+                                store_states(dstates, r * units + u, dprevious)
+                                store_gates(gates.values, gates_at, units, dz)
+                                if has_units:
+                                    to = units_in.gradient
+                                    at = to.offset + (here + r) * to.stride + u
+                                    store_units(to.values, at, units, dp)
+            if step < steps:
+                grid.sync()
+
+    return Kernel(backward, threads, dtype, waits=True)

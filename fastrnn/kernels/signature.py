@@ -1,0 +1,55 @@
+"""How kernels declare their signatures: by annotations, beside each argument.
+
+`F` is the floating-point type that a kernel is compiled for, float32 or float64. A record (a
+`NamedTuple` whose fields are annotated in the same way) is one argument; to the compiler it is its
+fields. `declared` reads these annotations, so a kernel can be compiled without being called.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+
+class Of(NamedTuple):
+    """A kernel's argument: a number (``ndim`` 0) or a C-contiguous array."""
+
+    dtype: str  # NumPy's name, or "F"
+    ndim: int = 0
+
+
+class TupleOf(NamedTuple):
+    """Several arguments of one type in a tuple: ``Annotated[Any, TupleOf(Of("F", 2), 3)]``."""
+
+    item: Of
+    size: int
+
+
+B = Annotated[Any, Of("bool")]
+F = Annotated[Any, Of("F")]
+F1 = Annotated[Any, Of("F", 1)]
+F2 = Annotated[Any, Of("F", 2)]
+F3 = Annotated[Any, Of("F", 3)]
+D1 = Annotated[Any, Of("float64", 1)]
+D2 = Annotated[Any, Of("float64", 2)]
+D3 = Annotated[Any, Of("float64", 3)]
+I = Annotated[Any, Of("int64")]  # noqa: E741
+I1 = Annotated[Any, Of("int64", 1)]
+I2 = Annotated[Any, Of("int64", 2)]
+U = Annotated[Any, Of("uint64")]
+W1 = Annotated[Any, Of("uint32", 1)]
+
+
+def declared(function: Callable) -> dict[str, Any]:
+    """The arguments of a kernel: each an `Of`, a `TupleOf` or the fields of a record by name."""
+    return {name: _read(hint) for name, hint in _hints(function).items() if name != "return"}
+
+
+def _hints(of: Any) -> dict[str, Any]:
+    return get_type_hints(of, include_extras=True)
+
+
+def _read(hint: Any) -> Any:
+    if hasattr(hint, "__metadata__"):
+        return hint.__metadata__[0]
+    if isinstance(hint, type) and issubclass(hint, tuple):
+        return hint, {name: _read(field) for name, field in _hints(hint).items()}
+    raise TypeError(f"an argument of a kernel must say its type, got {hint!r}")

@@ -1,0 +1,33 @@
+"""Functions over tuples whose length is known when they are made.
+
+Compilers for kernels have no comprehension over tuples, and an index that is computed would force
+a tuple into memory.
+"""
+
+from collections.abc import Callable
+
+
+def tuple_function(arguments: str, element: str, count: int, **names) -> Callable:
+    """``def function(arguments): return (element, ...)`` with ``{k}`` from 0 to ``count - 1``.
+
+    ``names`` are what the source refers to.
+    """
+    elements = "".join(f"{element.format(k=k)}, " for k in range(count))
+    return _made(f"def function({arguments}):\n    return ({elements})\n", names)
+
+
+def statements(arguments: str, statement: str, count: int, **names) -> Callable:
+    """The same for a statement that is repeated."""
+    lines = "".join(f"    {statement.format(k=k)}\n" for k in range(count))
+    return _made(f"def function({arguments}):\n{lines}    return\n", names)
+
+
+def with_first(count: int) -> Callable:
+    """``(first, values) -> values`` with another first element."""
+    return tuple_function("first, values", "(first if {k} == 0 else values[{k}])", count)
+
+
+def _made(source: str, names: dict) -> Callable:
+    scope = dict(names)
+    exec(source, scope)
+    return scope["function"]

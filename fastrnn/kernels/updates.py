@@ -1,0 +1,44 @@
+"""The numbers of an optimizer's update, the same for every backend."""
+
+import math
+from typing import NamedTuple
+
+
+class SGDStep(NamedTuple):
+    """Stochastic gradient descent: ``g`` is multiplied by ``scale`` first.
+
+    ``v = momentum * v + (g + weight_decay * w);  w -= lr * v``, or with Nesterov's momentum
+    ``w -= lr * (g + weight_decay * w + momentum * v)``.
+    """
+
+    scale: float
+    lr: float
+    momentum: float
+    weight_decay: float
+    nesterov: bool
+
+
+class AdamStep(NamedTuple):
+    """Adam (Kingma & Ba 2015): ``g`` is multiplied by ``scale`` first, ``l2 * w`` is added to it,
+    and ``w`` is multiplied by ``shrink``; ``step`` counts from 1."""
+
+    scale: float
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    l2: float
+    shrink: float
+    step: int
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """What a kernel's loop needs. The corrections for moments that start at zero are made here,
+        in float64: ``(scale, corrected lr, 1 - beta1, beta2, 1 - beta2, eps, l2, shrink,
+        sqrt(1 - beta2 ** step))``."""
+        corrected = self.lr / (1 - self.beta1**self.step)
+        root = math.sqrt(1 - self.beta2**self.step)
+        return (
+            self.scale, corrected, 1 - self.beta1, self.beta2, 1 - self.beta2, self.eps, self.l2,
+            self.shrink, root,
+        )  # fmt: skip

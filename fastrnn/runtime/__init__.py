@@ -1,0 +1,1 @@
+"""What kernels and the Cython extensions run on: threads, and memory that is used again."""

@@ -1,0 +1,49 @@
+"""The test table of the cells: one row each. Everything else is derived from the cell's record."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fastrnn.layers import GRU, LSTM, RNN
+
+
+class CellCase(NamedTuple):
+    """How a cell is made and judged."""
+
+    make: Callable  # the layer, with the arguments of `LSTM`
+    hand: Callable  # ``(x, h, state, p) -> new state`` for one unit, written out in floats;
+    # x and h are the sums W_ih x + b_ih and W_hh h + b_hh of each gate in PyTorch's order
+    torch: tuple[str, dict] | None = None  # the class in torch.nn and its options
+
+
+def s(z: float) -> float:
+    return 1 / (1 + math.exp(-z))
+
+
+def _lstm(x, h, state, p):
+    i, f, g, o = (a + b for a, b in zip(x, h, strict=True))
+    c = s(f) * state[1] + s(i) * math.tanh(g)
+    return s(o) * math.tanh(c), c
+
+
+def _gru(x, h, state, p):
+    n = math.tanh(x[2] + s(x[0] + h[0]) * h[2])
+    u = s(x[1] + h[1])
+    return ((1 - u) * n + u * state[0],)
+
+
+def _rnn(function):
+    return lambda x, h, state, p: (function(x[0] + h[0]),)
+
+
+CASES = {
+    "lstm": CellCase(LSTM, _lstm, ("LSTM", {})),
+    "gru": CellCase(GRU, _gru, ("GRU", {})),
+    "rnn_tanh": CellCase(RNN, _rnn(math.tanh), ("RNN", {})),
+    "rnn_relu": CellCase(
+        functools.partial(RNN, nonlinearity="relu"),
+        _rnn(lambda z: max(z, 0.0)),
+        ("RNN", {"nonlinearity": "relu"}),
+    ),
+}
