@@ -1,4 +1,4 @@
-"""Everything in fastrnn.bench.cases, for pytest-benchmark."""
+"""Runs all of fastrnn.bench.cases in pytest-benchmark."""
 
 import pytest
 

@@ -1,10 +1,10 @@
-"""How pytest-benchmark runs a case: our times are its own, the peers' go into extra_info."""
+"""How pytest-benchmark runs a case: it records our times; the peers' go into extra_info."""
 
 import pytest
 
 from fastrnn.bench import timing
 
-SECONDS = 2.0  # for each side of a case
+SECONDS = 2.0  # per package and case
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
-"""What makes a character model learn, measured: the runs and pictures of docs/convergence.md.
+"""Measures what makes a character model learn: the runs and plots of docs/convergence.md.
 
     python benchmarks/convergence.py TRAIN.txt VALID.txt --runs RUNS [--only NAME ...]
 
-Each run is a folder below RUNS; finished ones are not made again, interrupted ones go on.
+Each run is a folder in RUNS; finished runs are skipped, interrupted ones are resumed.
 """
 
 import argparse
@@ -26,9 +26,9 @@ STEPS = 300
 
 
 class RestartedAdam(optim.Adam):
-    """A slip in an Adam written by hand: the moments are made anew for every batch.
+    """A bug in a hand-written Adam: the moments are reset to zero at every batch.
 
-    What is left is a step of the size ``lr`` along the sign of each derivative.
+    What remains is a step of size ``lr`` against the sign of each derivative.
     """
 
     def _update(self, w, g, state, scale, lr):
@@ -39,7 +39,7 @@ class RestartedAdam(optim.Adam):
 
 
 class RootlessAdam(optim.Adam):
-    """Another slip: the second moment without its root, ``lr * m / (v + eps)``.
+    """Another bug: the second moment without its square root, ``lr * m / (v + eps)``.
 
     A derivative of 1e-3 then moves its weight by 1e3 times the learning rate.
     """
@@ -80,7 +80,7 @@ PICTURES = {
 
 
 def train(name, seed, folder, text, valid, vocabulary):
-    """Make one run, or what is left of it."""
+    """Do one run, or the rest of an interrupted one."""
     _, embedding, optimizer, clip, *streams = RUNS[name]
     model = LanguageModel(vocabulary, embedding_dim=embedding, hidden_size=512, seed=seed)
     trainer = Trainer(

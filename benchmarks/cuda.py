@@ -1,12 +1,12 @@
-"""The CUDA kernels on a GPU: checked against the reference, then timed beside cuDNN.
+"""Checks the CUDA kernels on a GPU against the reference, then times them against cuDNN.
 
     python -m benchmarks.cuda [--out benchmarks/results/cuda.json] [--rounds 30]
 
 The time loops, projections and gradients are first compared with the reference at shapes that
-break kernels (the tests do so for every kernel, see tests/test_cuda.py). Then our layers
-and torch's (which are cuDNN's) take turns on arrays of the device, timed by CUDA events: in float32
-(torch's TF32 off), tf32 (on), bfloat16, and torch's float16 beside them. Writes JSON and, next to
-it, a table with microseconds a step.
+tend to break kernels (the tests do so for every kernel, see tests/test_cuda.py). Then our layers
+and torch's (which use cuDNN) are timed in turn on device arrays with CUDA events: in float32 (with
+torch's TF32 off) and, for the LSTM, tf32 (on) and bfloat16, with torch's float16 beside it. Writes
+JSON and, next to it, a table of microseconds per step.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from fastrnn.kernels.cuda import memory, recurrent
 from fastrnn.layers import GRU, LSTM, RNN
 
 CELLS = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
-# Largest difference from the reference, relative to its largest number or to 1.
+# Limit of the difference from the reference, relative to its largest value or to 1 if larger.
 GRADES = {"float32": 5e-5, "tf32": 4e-3, "bf16": 4e-2}
 # Steps, sequences, inputs, units, and whether sequences have different lengths.
 CHECKED = [
@@ -68,7 +68,7 @@ def check() -> list[dict]:
                 each = [
                     np.abs(got[k] - v).max() / max(1, np.abs(v).max()) for k, v in wanted.items()
                 ]
-                worst = np.max(each)  # which is not a number if one of them is not
+                worst = np.max(each)  # NaN if any of them is
                 ran = "cluster" if ours._weights()[0].plan() else "grid"
                 shape = steps, batch, inputs, units
                 rows.append({
@@ -81,13 +81,13 @@ def check() -> list[dict]:
 
 
 class Clock:
-    """Seconds between two points of the stream."""
+    """Measures the time between two points of the stream."""
 
     def __init__(self):
         self.events = [memory.call("cuEventCreate", 0) for _ in range(2)]
 
     def time(self, function) -> float:
-        """What the device takes for what ``function`` queues."""
+        """Seconds that the device takes for the work that ``function`` queues."""
         stream = memory.stream()
         memory.call("cuEventRecord", self.events[0], stream)
         function()
@@ -97,7 +97,7 @@ class Clock:
 
 
 def _ours(cell, shape, precision) -> dict:
-    """Inference and training of one layer on arrays of the device."""
+    """Inference and training of one layer on device arrays."""
     steps, batch, inputs, units = shape
     fastrnn.set_cuda_precision(precision)
     layer = cell(inputs, units, backend="cuda", seed=0)
@@ -112,7 +112,7 @@ def _ours(cell, shape, precision) -> dict:
 
 
 def _torch(cell, shape, precision) -> dict:
-    """The same by torch, that is by cuDNN."""
+    """The same in torch, which uses cuDNN."""
     import torch
 
     steps, batch, inputs, units = shape
@@ -145,7 +145,7 @@ def _has_torch() -> bool:
 
 
 def timings(rounds: int) -> list[dict]:
-    """Medians of ours and cuDNN's in turn, over the grid."""
+    """Medians of ours and cuDNN's, timed in turn, over cells, shapes and precisions."""
     clock, rows, peer = Clock(), [], _has_torch()
     for name, cell in CELLS.items():
         for shape in DENSE:
@@ -161,7 +161,7 @@ def timings(rounds: int) -> list[dict]:
                         for side, functions in sides.items():
                             fastrnn.set_cuda_precision(precision)
                             seconds = clock.time(functions[kind])
-                            if turn >= 3:  # what went before is compiling and warming up
+                            if turn >= 3:  # the turns before compile and warm up
                                 times[side].append(seconds)
                     rows.append({
                         "cell": name, "shape": shape, "precision": precision, "kind": kind,
@@ -172,7 +172,7 @@ def timings(rounds: int) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """Microseconds a step, and cuDNN's over ours."""
+    """Microseconds per step, and cuDNN's time over ours."""
     sides = list(dict.fromkeys(side for row in rows for side in row["seconds"]))
     lines = [
         "| | (T, B, I, H) | precision | "
@@ -203,7 +203,7 @@ def main() -> None:
     except (ImportError, ValueError) as error:
         sys.exit(str(error))
     if memory.SIMULATED:
-        sys.exit("NUMBA_ENABLE_CUDASIM is set: this wants a GPU")
+        sys.exit("NUMBA_ENABLE_CUDASIM is set: this needs a GPU")
     checks = check()
     result = {"device": memory.device().name, "checks": checks, "timings": []}
     wrong = [row for row in checks if not row["ok"]]

@@ -1,10 +1,10 @@
-"""What makes a tagger of entities learn, measured: the runs and pictures of docs/tagging.md.
+"""Measures what makes a named-entity tagger learn: the runs and plots of docs/tagging.md.
 
     python benchmarks/tagging.py --bc5cdr FOLDER --wnut17 FOLDER --vectors VECTORS --runs RUNS
                                  [--only NAME ...]
 
-The folders are those of the two corpora as they are published (see docs/tagging.md). Each run is
-a folder below RUNS; finished ones are not made again, interrupted ones go on.
+The folders hold the two corpora as published (see docs/tagging.md). Each run is a folder in RUNS;
+finished runs are skipped, interrupted ones are resumed.
 """
 
 import argparse
@@ -26,12 +26,12 @@ FILES = {
     "bc5cdr": ("train.tsv", "devel.tsv", "test.tsv"),
     "wnut17": ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated"),
 }
-LONGEST = 154  # what sentences are padded to, where they are
+LONGEST = 154  # length that sentences are padded to in the padded runs
 
 ONE = {"batch_size": 1, "optimizer": "sgd", "lr": 0.1, "max_norm": None, "fine_tune": False}
 CHARS, CRF, MEAN = {"char_hidden": 25}, {"crf": True}, {"unknown": "mean"}
 
-# name: (corpus, label, parameters of Tagger, what is done to the data)
+# name: (corpus, label, parameters of Tagger, change to the data)
 RUNS = {
     "tagger": ("bc5cdr", "`Tagger()`: Adam 3e-3, dropout of the input 0.25", {}, ""),
     "slow": ("bc5cdr", "Adam 1e-3, no dropout of the input",
@@ -64,13 +64,13 @@ PICTURES = {
 
 
 def read(folder: Path, corpus: str):
-    """``(X, y)`` of the three parts."""
+    """``(X, y)`` of the training, development and test sets."""
     parts = [list(read_sentences(folder / name)) for name in FILES[corpus]]
     return [([s.tokens for s in part], [s.tags for s in part]) for part in parts]
 
 
 def padded(X, y):
-    """Every sentence as long as the longest, with tokens whose tag is O."""
+    """Pad every sentence to `LONGEST` with tokens whose tag is O."""
     missing = [max(0, LONGEST - len(x)) for x in X]
     return (
         [x + ["<pad>"] * n for x, n in zip(X, missing, strict=True)],
@@ -79,7 +79,7 @@ def padded(X, y):
 
 
 def train(name, seed, folder, corpus, vectors):
-    """Make one run, or what is left of it, and score it."""
+    """Do one run, or the rest of an interrupted one, and score it."""
     _, _, options, change = RUNS[name]
     (X, y), dev, test = corpus
     if change == "padded":
@@ -94,7 +94,7 @@ def train(name, seed, folder, corpus, vectors):
 
 
 def summary(runs: Path) -> dict:
-    """F1 of every kind of run all of whose seeds are finished, with mean and spread."""
+    """F1 of every kind of run whose seeds are all finished, with mean and spread."""
     out = {}
     for name, (corpus, label, options, _) in RUNS.items():
         files = [runs / f"{name}-{seed}" / "scores.json" for seed in SEEDS]
@@ -109,7 +109,7 @@ def summary(runs: Path) -> dict:
             "valid_f1": [round(s["valid_f1"], 2) for s in scores],
             "mean": round(statistics.mean(s["test_f1"] for s in scores), 2),
             "spread": round(statistics.stdev(s["test_f1"] for s in scores), 2),
-            # How far the loss of a batch lies from that of the one before it.
+            # Mean change of the loss from batch to batch, in the second half of the run.
             "jump": round(float(np.abs(loss[len(loss) // 2 :]).mean()), 4),
             "epoch_loss": [round(h["epoch_loss"], 4) for h in history if "epoch_loss" in h],
         }  # fmt: skip

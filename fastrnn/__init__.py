@@ -1,11 +1,11 @@
-"""Fast recurrent networks in NumPy arrays, without a framework.
+"""Fast recurrent networks on NumPy arrays, without a framework.
 
 >>> import numpy as np
 >>> import fastrnn
 >>> lstm = fastrnn.LSTM(64, 128, seed=0)
 >>> y, (h_n, c_n) = lstm(np.zeros((10, 4, 64)))
 
-Names are imported when they are first used: ``import fastrnn`` alone loads nothing heavy.
+Names are imported on first use: ``import fastrnn`` alone loads nothing heavy.
 """
 
 from importlib import import_module

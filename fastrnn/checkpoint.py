@@ -1,7 +1,7 @@
-"""Saving and loading: safetensors and JSON, written whole or not at all.
+"""Saving and loading: safetensors and JSON files, written atomically.
 
-A file first comes into being under another name in its folder and then takes its place in
-one step, so a reader sees the old file or the new one. Arrays carry a checksum.
+A file is first written under a temporary name in its folder and then renamed, so a reader sees
+either the old file or the new one. Files of arrays carry a checksum.
 """
 
 import json
@@ -39,21 +39,21 @@ def _checksum(arrays: Mapping[str, np.ndarray], notes: str) -> str:
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], notes: Mapping | None = None) -> None:
-    """Write arrays by name, and ``notes`` (anything that JSON holds), into one file."""
+    """Write named arrays and ``notes`` (a mapping that JSON can represent) into one file."""
     arrays = {name: np.ascontiguousarray(a).reshape(np.shape(a)) for name, a in arrays.items()}
     text = json.dumps(notes or {})
     write_bytes(path, save(arrays, {"notes": text, "crc32": _checksum(arrays, text)}))
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """The arrays and notes of `save_arrays`.
+    """Load the arrays and notes written by `save_arrays`.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is not whole; the message names it.
+        The file is damaged; the message names it.
     """
     path = Path(path)
     if not path.is_file():
@@ -65,9 +65,9 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         whole = metadata["crc32"] == _checksum(arrays, metadata["notes"])
         notes = json.loads(metadata["notes"])
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is damaged or not one of our files: {error}") from error
+        raise ValueError(f"{path} is damaged or not a fastrnn file: {error}") from error
     if not whole:
-        raise ValueError(f"{path} is damaged: its checksum does not fit")
+        raise ValueError(f"{path} is damaged: its checksum does not match")
     return arrays, notes
 
 
@@ -77,7 +77,7 @@ def save_json(path: Path, value) -> None:
 
 
 def load_json(path: Path):
-    """Read JSON; a damaged file is refused by name."""
+    """Read JSON; the error for a damaged file names it."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")

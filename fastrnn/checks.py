@@ -1,4 +1,4 @@
-"""What comes in from outside: converted where it fits, refused by name where it does not."""
+"""Checks of user input: convert it if it fits, otherwise raise an error that names it."""
 
 from numbers import Integral, Real
 
@@ -8,7 +8,7 @@ DTYPES = ("float32", "float64")
 
 
 def is_plain(value, dtype, shape: tuple) -> bool:
-    """Whether `real_array` would return ``value`` itself, not asking whether it is finite."""
+    """Whether `real_array` would return ``value`` itself, provided that it is finite."""
     return (
         type(value) is np.ndarray
         and value.shape == shape
@@ -18,7 +18,7 @@ def is_plain(value, dtype, shape: tuple) -> bool:
 
 
 def shape_of(name: str, got: tuple, wanted: tuple | None) -> None:
-    """Refuse a shape that is not ``wanted``, where None is any size."""
+    """Raise ValueError if ``got`` is not the shape ``wanted``, where None stands for any size."""
     if wanted is not None and (
         len(got) != len(wanted)
         or any(w is not None and w != g for w, g in zip(wanted, got, strict=True))
@@ -33,11 +33,11 @@ def real_array(name: str, value, dtype, shape: tuple | None = None) -> np.ndarra
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must be an array of real numbers, got dtype {array.dtype}")
     shape_of(name, array.shape, shape)
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused
+    with np.errstate(over="ignore"):  # overflow gives infinity, which is refused
         array = np.ascontiguousarray(array, dtype).reshape(array.shape)
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity (in {dtype})")
-    # Kernels are compiled for arrays that can be written; a frozen one would cost another set.
+    # Kernels are compiled for writeable arrays; a read-only one would need another compilation.
     return array if array.flags.writeable else array.copy()
 
 
@@ -50,7 +50,7 @@ def integer_array(name: str, value) -> np.ndarray:
 
 
 def below(name: str, what: str, ids: np.ndarray, limit: int, counts=True) -> None:
-    """Refuse integers outside of ``[0, limit)`` where ``counts``."""
+    """Raise IndexError if an integer is outside ``[0, limit)`` where ``counts`` is true."""
     bad = ((ids < 0) | (ids >= limit)) & counts
     if bad.any():
         at = int(np.flatnonzero(bad)[0])

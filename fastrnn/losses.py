@@ -7,30 +7,31 @@ from fastrnn.kernels.device import backend_of
 
 
 def cross_entropy(logits, targets, *, ignore_index: int | None = -100):
-    """Softmax cross-entropy, averaged over what counts.
+    """Softmax cross-entropy, averaged over the targets that are not ignored.
 
     Parameters
     ----------
     logits : array_like of real [..., V], or an array on a device
     targets : array_like of int [...]
-        The right class of each, in ``[0, V)``.
+        The correct class at each position, in ``[0, V)``.
     ignore_index : int or None, default -100
-        A target that does not count, neither in the loss nor in the gradient nor in the
-        mean, as ``torch.nn.functional.cross_entropy``.
+        Targets of this value are ignored in the loss, its mean and the gradient, as in
+        ``torch.nn.functional.cross_entropy``.
 
     Returns
     -------
     loss : float
-        Mean of ``-log softmax(logits)[target]`` in nats; 0 when nothing counts.
+        Mean of ``-log softmax(logits)[target]`` in nats; 0 if all targets are ignored.
     dlogits : array [..., V]
-        Its gradient, of the type of ``logits`` and where they are.
+        Its gradient, of the type (float64 for integers) and on the device of ``logits``.
     count : int
-        How many targets count.
+        Number of targets that are not ignored.
 
     Raises
     ------
     IndexError
-        A target that counts is not in ``[0, V)``: names its position, the target and V.
+        A target that is not ignored is outside ``[0, V)``; the message names its position, the
+        target and V.
     ValueError, TypeError
         The shapes or types do not fit.
     """

@@ -1,4 +1,4 @@
-"""Entity-level scores: what was found, of what there is, and how much of it is right."""
+"""Entity-level precision, recall and F1."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from fastrnn.data.tags import strict_entities
 
 
 class Score(NamedTuple):
-    """Precision, recall and their harmonic mean, each in [0, 1] and 0 where nothing counts."""
+    """Precision, recall and their harmonic mean, each in [0, 1], and 0 where undefined."""
 
     precision: float
     recall: float
     f1: float
-    support: int  # entities that there are
+    support: int  # number of true entities
 
 
 def _score(right: int, found: int, there: int) -> Score:
@@ -24,12 +24,12 @@ def _score(right: int, found: int, there: int) -> Score:
 
 
 class EntityScores(NamedTuple):
-    """What `entity_scores` finds."""
+    """The result of `entity_scores`."""
 
     micro: Score  # over all entities
     by_type: dict[str, Score]
     accuracy: float  # of tokens
-    confusion: dict[tuple[str, str], int]  # (true type, found type) of equal spans; "" for none
+    confusion: dict[tuple[str, str], int]  # by (true, predicted) type of a span, "" for none
 
 
 def entity_scores(
@@ -37,9 +37,9 @@ def entity_scores(
 ) -> EntityScores:
     """Compare tags of sentences, entity by entity.
 
-    An entity is right if its type, its first and its last token are (Tjong Kim Sang & De Meulder
-    2003). Tags are read strictly, as seqeval with ``mode="strict"``: an entity that does not
-    begin or end as the scheme says is none.
+    An entity is correct if its type, first token and last token are correct (Tjong Kim Sang &
+    De Meulder 2003). Tags are read strictly, as by seqeval with ``mode="strict"``: an entity that
+    does not begin or end as the scheme requires does not count.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def entity_scores(
     Raises
     ------
     ValueError
-        The sentences or their lengths differ, or a tag is none.
+        The number of sentences or their lengths differ, or a tag is invalid.
     """
     if len(true) != len(predicted):
         raise ValueError(
@@ -81,7 +81,7 @@ def entity_scores(
 
 
 def report(scores: EntityScores) -> str:
-    """A table of them, in percent, for people."""
+    """A human-readable table of the scores, in percent."""
     width = max(map(len, ["all types", *scores.by_type]))
     lines = [f"{'':<{width}}  precision  recall      F1  entities"]
     for name, s in [*scores.by_type.items(), ("all types", scores.micro)]:
@@ -95,5 +95,5 @@ def report(scores: EntityScores) -> str:
         lines.append(f"{a} taken for {b}: {n:,}")
     missed = sum(n for (_, b), n in scores.confusion.items() if not b)
     extra = sum(n for (a, _), n in scores.confusion.items() if not a)
-    lines.append(f"spans missed {missed:,}, spans found that are none {extra:,}")
+    lines.append(f"spans missed {missed:,}, spurious spans {extra:,}")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Optimizers over one flat vector, and learning-rate schedules.
 
-An optimizer takes the norm of the gradient, clips it and updates the parameters in one
-pass. Its state is arrays and numbers, to be saved and loaded.
+An optimizer computes the norm of the gradient, then clips it and updates the parameters in one
+pass. Its state is a dict of arrays that can be saved and loaded.
 """
 
 import math
@@ -18,8 +18,8 @@ from fastrnn.parameters import Parameters
 
 
 class RowGradient(NamedTuple):
-    """The gradient of some rows of a table: table [V, E], rows int64 [R] that differ, values
-    [R, E]."""
+    """The gradient of some rows of a table: table [V, E], rows int64 [R] without duplicates,
+    values [R, E]."""
 
     table: np.ndarray
     rows: np.ndarray
@@ -27,17 +27,17 @@ class RowGradient(NamedTuple):
 
 
 class Optimizer:
-    """What all optimizers share: clipping, and state that can be saved.
+    """Base class of the optimizers: clipping, and state that can be saved.
 
     Attributes
     ----------
     lr : float
-        The learning rate of `step` unless it is given one.
+        The learning rate that `step` uses by default.
     steps : int
-        Updates made so far.
+        Number of updates so far.
     """
 
-    slots: tuple[str, ...] = ()  # vectors kept between steps
+    slots: tuple[str, ...] = ()  # names of the state vectors
 
     def __init__(self, lr: float):
         self.lr = checks.number("lr", lr, 0.0, math.inf)
@@ -61,33 +61,33 @@ class Optimizer:
         Parameters
         ----------
         parameters : Parameters
-            ``layer.parameters`` or ``model.parameters``, the same at each step: the state kept
-            between steps belongs to them.
+            ``layer.parameters`` or ``model.parameters``; the same object at each step, as the
+            optimizer's state belongs to it.
         gradient : array [parameters.size] or mapping of str to array
-            In the layout of the flat vector, or by name as `LSTM.backward` gives it. Where it is a
-            `DeviceArray` of the backend "cuda", the update is made on the device.
+            In the layout of the flat vector, or by name as returned by `LSTM.backward`. If it is
+            a `DeviceArray` of the backend "cuda", the update runs on the device.
         lr : float, optional
-            For this step; ``self.lr`` when left out.
+            Learning rate of this step; by default ``self.lr``.
         max_norm : float, optional
-            Above 0. A gradient of a larger Euclidean norm is scaled down to it (Pascanu et al.
-            2013).
+            Above 0. A gradient with a larger Euclidean norm is scaled down to this norm (Pascanu
+            et al. 2013).
         rows : mapping of str to RowGradient, optional
-            Tables of which only some rows have a gradient, by a name that stays the same. Other
-            rows, and what is kept of them between steps, are left alone (as by
-            ``torch.optim.SparseAdam``). Part of the norm.
+            Tables of which only some rows have a gradient, under names that stay the same between
+            steps. Other rows and their state do not change (as with ``torch.optim.SparseAdam``).
+            These gradients are included in the norm.
 
         Raises
         ------
         FloatingPointError
             The gradient is not finite; nothing was changed.
         ValueError
-            The gradient or the state does not fit the parameters, they are not those of the
-            steps before, or ``max_norm`` is not above 0.
+            The gradient or the state does not fit the parameters, the parameters are not those of
+            earlier steps, or ``max_norm`` is not above 0.
         """
         if max_norm is not None and not max_norm > 0:
             raise ValueError(f"max_norm must be above 0, got {max_norm}")
         if self._parameters is not None and self._parameters is not parameters:
-            raise ValueError("parameters are not those of the steps before: use one optimizer each")
+            raise ValueError("parameters are not those of the steps before: use another optimizer")
         shape, dtype = (parameters.size,), parameters.dtype
         first: Any = gradient
         if isinstance(gradient, Mapping):
@@ -135,7 +135,7 @@ class Optimizer:
             self._kernels = kernels
 
     def _checked(self, name: str, given: RowGradient) -> RowGradient:
-        """Kernels do not look."""
+        """Check a row gradient: the kernels do not."""
         table, rows, values = given
         rows = checks.integer_array(f"{name}: rows", rows)
         shape = len(rows), table.shape[1]
@@ -145,7 +145,7 @@ class Optimizer:
             )
         checks.below(f"{name}: rows", "row", rows, len(table))
         if not (rows[1:] > rows[:-1]).all() and len(np.unique(rows)) < len(rows):
-            raise ValueError(f"{name}: rows must differ, a row twice would lose an update")
+            raise ValueError(f"{name}: rows must differ: an update of a repeated row would be lost")
         for slot in self.slots:
             self._rows_state(f"{name}.{slot}", table)
         return RowGradient(table, rows, np.ascontiguousarray(values))
@@ -166,7 +166,7 @@ class Optimizer:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The vectors kept between steps and the number of steps."""
+        """The state vectors and the number of steps."""
         tables = {f"rows.{name}": kept for name, kept in self._tables.items()}
         return {"steps": np.asarray(self.steps), **self._on_host(), **tables}
 
@@ -176,7 +176,7 @@ class Optimizer:
         return {name: self._kernels.to_host(kept) for name, kept in self._state.items()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
         missing = [n for n in ("steps",) if n not in state]
         if missing or (state["steps"] > 0 and any(n not in state for n in self.slots)):
             raise ValueError(f"state must have steps and {', '.join(self.slots)}")
@@ -231,7 +231,7 @@ class Adam(Optimizer):
     lr : float, default 1e-3
     betas : (float, float), default (0.9, 0.999)
     eps : float, default 1e-8
-        Outside of the root.
+        Added outside the square root.
     weight_decay : float, default 0.0
         Added to the gradient as ``weight_decay * w``.
     """
@@ -266,8 +266,8 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), as ``torch.optim.AdamW``.
 
-    The parameters of `Adam`, with ``weight_decay`` 0.01: w shrinks by
-    ``lr * weight_decay`` of itself at each step and the moments do not see it.
+    The parameters are those of `Adam`, but ``weight_decay`` defaults to 0.01: each step shrinks w
+    by the fraction ``lr * weight_decay``, and the moments are not affected.
     """
 
     decoupled = True
@@ -280,21 +280,21 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "adam": Adam, "ad
 
 
 class Constant:
-    """A factor of 1 throughout."""
+    """A constant learning rate: its factor is always 1."""
 
     def factor(self, step: int) -> float:
-        """What the learning rate is multiplied by at step ``step``, counted from 0."""
+        """The factor of the learning rate at step ``step``, counted from 0."""
         return 1.0
 
     def observe(self, value: float) -> None:
-        """Take note of an evaluation (lower is better)."""
+        """Record the result of an evaluation (lower is better)."""
 
     def state(self) -> dict:
-        """What must be kept to go on after an interruption."""
+        """The state needed to resume after an interruption."""
         return {}
 
     def load(self, state: Mapping) -> None:
-        """Go on from `state`."""
+        """Restore what `state` returned."""
 
 
 class Cosine(Constant):
@@ -303,9 +303,9 @@ class Cosine(Constant):
     Parameters
     ----------
     total : int
-        Steps in all.
+        Total number of steps.
     warmup : int, default 0
-        Steps of the warm-up.
+        Warm-up steps.
     final : float, default 0.0
         The factor at the end.
     """

@@ -1,8 +1,8 @@
-"""The layout of a model's numbers: one flat vector, and views of it by PyTorch's names.
+"""The storage of a model's parameters: one flat vector, with views of it by PyTorch's names.
 
-Optimizers and checkpoints see the vector, layers see the views, and nobody else knows
-where a weight lies. Views are read-only: whoever writes goes through `Parameters.writing`,
-which is how a backend notices that its packed copy is out of date.
+Optimizers use the vector, layers and checkpoints use the views, and only this module knows where
+a parameter is stored. Views are read-only: all writes go through `Parameters.writing` or its
+counterpart for a device, so that a backend notices that its packed copy is out of date.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,8 +15,8 @@ from fastrnn import checks
 
 
 class _Vector:
-    """All numbers, on the host and, once somebody asked, on a device; what was written last
-    counts."""
+    """The flat vector on the host and, once requested, on a device; the copy written last is
+    the valid one."""
 
     def __init__(self, host: np.ndarray):
         self.host, self.version = host, 0
@@ -74,7 +74,7 @@ class Parameters(Mapping):
 
     @property
     def size(self) -> int:
-        """Numbers in all."""
+        """Number of values."""
         return self._part.stop - self._part.start
 
     @property
@@ -89,19 +89,19 @@ class Parameters(Mapping):
         return view
 
     def writing(self) -> np.ndarray:
-        """The whole vector, to be written now: asking for it counts as a change."""
+        """The whole vector for immediate writing; each call counts as a change."""
         flat = self._vector.on_host()[self._part]
         self._vector.changes("host")
         return flat
 
     def on_device(self, to_device: Callable) -> dict[str, Any]:
-        """The parameters by name in a device's memory, to be read; ``to_device`` copies there."""
+        """The parameters by name in device memory, for reading; ``to_device`` copies them there."""
         there = self._vector.on_device(to_device)[self._part]
         layout = self._layout.items()
         return {name: there[at : at + prod(s)].reshape(*s) for name, (at, s) in layout}
 
     def writing_on_device(self, to_device: Callable) -> Any:
-        """The whole vector in a device's memory, to be written now."""
+        """The whole vector in device memory for immediate writing; each call counts as a change."""
         there = self._vector.on_device(to_device)[self._part]
         self._vector.changes("device")
         return there
@@ -123,14 +123,14 @@ class Parameters(Mapping):
         return len(self._layout)
 
     def sub(self, prefix: str) -> "Parameters":
-        """The parameters whose names begin with ``prefix``, under what follows it."""
+        """The parameters whose names begin with ``prefix``, under their names without it."""
         names = [name for name in self if name.startswith(prefix)]
         start = self._layout[names[0]][0]
         layout, end = {}, start
         for name in names:
             at, shape = self._layout[name]
             if at != end:
-                raise ValueError(f"the parameters that begin with {prefix!r} do not lie together")
+                raise ValueError(f"the parameters that begin with {prefix!r} are not contiguous")
             layout[name[len(prefix) :]] = (at - start, shape)
             end = at + prod(shape)
         part = Parameters.__new__(Parameters)
@@ -139,7 +139,7 @@ class Parameters(Mapping):
         return part
 
     def flatten(self, named: Mapping[str, np.ndarray], out: np.ndarray) -> np.ndarray:
-        """Write a gradient given by names into the flat vector ``out``.
+        """Write a gradient given as named arrays into the flat vector ``out``.
 
         Raises
         ------
@@ -164,7 +164,7 @@ class Parameters(Mapping):
         return {name: np.array(self[name]) for name in self}
 
     def load_state_dict(self, mapping: Mapping) -> None:
-        """Take over values by name; nothing changes unless all of them fit.
+        """Load values by name; nothing changes unless all of them fit.
 
         Raises
         ------
@@ -186,7 +186,7 @@ class Parameters(Mapping):
 
 
 def join(layers: Mapping) -> Parameters:
-    """One vector for several layers, each of which is bound to its part, named ``layer.name``."""
+    """Move the parameters of several layers into one vector, under names ``layer.name``."""
     values = {f"{k}.{n}": v for k, layer in layers.items() for n, v in layer.parameters.items()}
     dtypes = {layer.parameters.dtype for layer in layers.values()}
     if len(dtypes) != 1:

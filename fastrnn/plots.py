@@ -40,7 +40,7 @@ def read_history(run) -> list[dict]:
 def plot_runs(
     runs: Sequence | Mapping, out, *, against: str = "step", title: str | None = None
 ) -> Path:
-    """Draw the curves of runs: faint per batch, smoothed, and points where it was evaluated.
+    """Plot the curves of runs: per-batch loss (faint), smoothed loss, and evaluations (points).
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def plot_runs(
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     tops, lows = [], []
-    other = None  # the axis of a metric that is no loss, such as F1
+    other = None  # a second axis for a metric other than a loss, such as F1
     for number, (label, lines) in enumerate(histories.items()):
         colour = f"C{number}"
         x = [line[against] for line in lines]
@@ -109,7 +109,7 @@ def plot_runs(
         finite = smoothed[np.isfinite(smoothed)]
         tops.append(finite[min(len(finite) - 1, 5)])
         lows.append(finite.min())
-    # Neither the first batch nor a run that blows up must flatten everything else.
+    # The first batches, or a run that diverges, must not flatten the other curves.
     low, top = min(lows), max(tops)
     if top > 3 * min(tops):
         axes.set_yscale("log")

@@ -1,9 +1,9 @@
-"""The training loop. No mathematics: the model has the gradients, the optimizer the update.
+"""The training loop. It does no mathematics: the model computes gradients, the optimizer updates.
 
-A run is a folder:
+A run is a folder with these files:
 
     history.jsonl            one line per step, see `Trainer`
-    checkpoint.safetensors   everything to go on from, bit for bit
+    checkpoint.safetensors   everything needed to resume, bit for bit
     weights.safetensors      the best weights so far (the latest if nothing is evaluated)
 """
 
@@ -26,40 +26,41 @@ from fastrnn.checkpoint import load_arrays, save_arrays, write_bytes
 from fastrnn.optim import Constant, Optimizer, ReduceOnPlateau
 from fastrnn.parameters import Parameters
 
-SMOOTHING = 0.95  # weight of the past in the smoothed loss: about the last 20 batches
+SMOOTHING = 0.95  # decay of the smoothed loss, which averages about the last 20 batches
 
 
 _LINE = ("step", "epoch", "seconds", "loss", "smoothed", "grad_norm", "lr", "items", "epoch_loss")
 
 
 class Model(Protocol):
-    """What can be trained.
+    """Interface of a trainable model.
 
-    A model may also have ``tables``, a dict of arrays of which a batch trains some rows only, and
-    then ``row_gradients()``: a `RowGradient` by the same names, of the last `loss_and_gradient`.
+    A model may also have ``tables``, a dict of arrays of which each batch trains only some rows.
+    It must then have ``row_gradients()``, which returns a dict with the same keys: the
+    `RowGradient` of each table, as computed by the last `loss_and_gradient`.
     """
 
     parameters: Parameters
     rng: np.random.Generator
 
     def loss_and_gradient(self, batch: Any) -> tuple[float, np.ndarray, int]:
-        """Mean loss of a batch, its gradient as a flat vector, and how much was averaged."""
+        """Mean loss of a batch, its flat gradient, and the number of items averaged over."""
 
     def carried(self) -> dict[str, np.ndarray]:
-        """What the model takes from one batch to the next, apart from its parameters."""
+        """State carried from one batch to the next, apart from the parameters."""
 
     def carry(self, carried: dict[str, np.ndarray]) -> None:
-        """Go on from `carried`."""
+        """Restore the state returned by `carried`."""
 
 
 class Data(Protocol):
-    """What can be trained on."""
+    """Interface of training data."""
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches per epoch."""
 
     def batches(self, epoch: int, skip: int) -> Iterator[Any]:
-        """The batches of an epoch but the first ``skip``; the same each time."""
+        """The batches of an epoch without the first ``skip``; the same on every call."""
 
 
 class Diverged(FloatingPointError):
@@ -71,7 +72,7 @@ def _tables(model: Model) -> dict[str, np.ndarray]:
 
 
 def take_weights(model: Model, weights: Mapping[str, np.ndarray]) -> None:
-    """Set all that is trained, as `Trainer` writes it; nothing changes unless all of it fits.
+    """Set all trained arrays from the weights `Trainer` saves; nothing changes unless all fit.
 
     Raises
     ------
@@ -96,43 +97,44 @@ class Trainer:
     optimizer : Optimizer
     data : Data
     run : path
-        The run's folder; made if it is not there.
+        The run's folder; created if missing.
     max_norm : float, optional
-        Gradients of a larger norm are scaled down to it.
+        Gradients with a larger norm are scaled down to this norm.
     schedule : schedule of `fastrnn.optim`, optional
-        Of the learning rate; constant when left out.
+        Learning-rate schedule; constant by default.
     evaluate : callable, optional
-        Called without arguments for the value by which weights are best.
+        Called without arguments; returns the value that decides which weights are best.
     metric : str, default "valid_loss"
-        What the value is called in the history.
+        Name of this value in the history.
     maximize : bool, default False
         Whether a larger value is better.
     evaluate_every : int, optional
-        Steps between evaluations; an epoch when left out.
+        Steps between evaluations; by default one epoch.
     patience : int, optional
         Stop after this many evaluations without a new best.
     checkpoint_every : int, default 100
         Steps between checkpoints; one is also written at each evaluation and at the end.
     progress : bool, optional
-        Show a progress bar; when left out, on a terminal.
+        Show a progress bar; by default only on a terminal.
     report : callable, optional
-        Called with a line of text every ``evaluate_every`` steps.
+        Called with a line of text every ``evaluate_every`` steps and at the last step.
 
     Attributes
     ----------
     step : int
-        Steps made so far, over all sittings.
+        Steps done so far, including those before a resume.
     best : float or None
         The best value so far.
     stopped : str
-        Why `train` came back: "done", "early" or "interrupted".
+        Why `train` returned: "done", "early" or "interrupted".
 
     Notes
     -----
-    A line of the history has ``step`` (from 1), ``epoch`` (from 1), ``seconds`` (training
-    time so far, without evaluation), ``loss`` (of the batch), ``smoothed`` (exponential
-    mean of the losses), ``grad_norm`` (before clipping), ``lr``, ``items`` (what the loss
-    was averaged over); where it applies ``epoch_loss`` (mean over the epoch) and the metric.
+    Each line of the history has ``step`` (from 1), ``epoch`` (from 1), ``seconds`` (training
+    time so far, without evaluation), ``loss`` (of the batch), ``smoothed`` (exponential moving
+    average of the losses), ``grad_norm`` (before clipping), ``lr`` and ``items`` (the number
+    that the loss is averaged over). The last step of an epoch adds ``epoch_loss`` (mean over the
+    epoch), an evaluation adds the metric.
     """
 
     def __init__(
@@ -197,20 +199,20 @@ class Trainer:
 
     @property
     def rate(self) -> float:
-        """Items a second, over all steps so far."""
+        """Items per second, over all steps so far."""
         return self._items / max(self._seconds, 1e-9)
 
     def train(self, *, steps: int | None = None, epochs: int | None = None) -> None:
-        """Train until ``steps`` or ``epochs`` have been made in all, then take the best weights.
+        """Train up to ``steps`` or ``epochs`` in total, then load the best weights.
 
-        Called again with more, it goes on from the last weights, not the best.
+        A later call with a larger total continues from the last weights, not the best.
 
         Raises
         ------
         Diverged
-            The loss or the gradient is not finite; names the step and the last checkpoint.
+            The loss or gradient is not finite; the message names the step and the last checkpoint.
         ValueError
-            Neither or both of ``steps`` and ``epochs`` came, or the folder holds another run.
+            Neither or both of ``steps`` and ``epochs`` are given, or the folder holds another run.
         """
         if (steps is None) == (epochs is None):
             raise ValueError("give either steps or epochs")
@@ -249,7 +251,7 @@ class Trainer:
                         or self.metric in line
                         or self.step % self.checkpoint_every == 0
                     ):
-                        os.fsync(history.fileno())  # never behind the checkpoint
+                        os.fsync(history.fileno())  # the history must not lag the checkpoint
                         self.save()
                     if self.stopped or self.step >= total:
                         break
@@ -263,7 +265,7 @@ class Trainer:
             take_weights(self.model, load_arrays(self.weights)[0])
 
     def _weights(self) -> dict[str, np.ndarray]:
-        """A copy of all that is trained."""
+        """A copy of all trained arrays."""
         tables = {name: table.copy() for name, table in _tables(self.model).items()}
         return self.model.parameters.state_dict() | tables
 
@@ -328,7 +330,7 @@ class Trainer:
             save_arrays(self.weights, self._weights(), notes)
         elif regular:
             self._since_best += 1
-        if regular:  # one at the end of a run must not change how a longer run goes on
+        if regular:  # the extra one at the end of a run must not affect a longer run
             self.schedule.observe(sign * value)
             self._check_patience()
 
@@ -345,7 +347,7 @@ class Trainer:
 
     @contextmanager
     def _listening(self):
-        """Ctrl-C and a polite kill end the step that is under way, then save."""
+        """On SIGINT (Ctrl-C) or SIGTERM, finish the step and save; a second Ctrl-C raises."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -380,14 +382,15 @@ class Trainer:
     _COUNTERS = ("_seconds", "_smoothed", "_since_best", "_epoch_sum", "_epoch_items", "_items")
 
     def resume(self) -> bool:
-        """Go on from the run's checkpoint if it has one; False, and from the start, if not.
+        """Restore the run's checkpoint and return True, or return False if there is none.
 
-        What the history holds beyond the checkpoint is dropped: it is done again.
+        History lines after the checkpoint (all lines if there is none) are dropped, as these steps
+        will be done again.
 
         Raises
         ------
         ValueError
-            The checkpoint is damaged or of another model.
+            The checkpoint is damaged or belongs to another model.
         """
         if not self.checkpoint.exists():
             if self.history.exists():
@@ -409,7 +412,7 @@ class Trainer:
                 setattr(self, name, notes["counters"][name])
         except (KeyError, ValueError) as error:
             raise ValueError(
-                f"{self.checkpoint} is of another model or setting: {error}"
+                f"{self.checkpoint} belongs to another model or setting: {error}"
             ) from error
         self._saved_step = self.step
         self._last_weights = None

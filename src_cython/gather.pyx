@@ -1,9 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Rows of a table by index, and sums back into them.
+"""Gather rows of a table by index, and add gradients back into them.
 
-Every index is checked before the first number is written. C functions without the GIL do
-the work on contiguous memory, on ranges that threads share out; the Python functions around
-them convert and name errors.
+Every index is checked before anything is written. The work is done in C without the GIL on
+contiguous memory, divided between threads (but for the dense sum); the Python functions around it
+convert arguments and raise errors.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ cdef extern from *:
     """
     void FASTRNN_PREFETCH(const void* p) nogil
 
-# Rows that are asked for before they are needed: far apart in memory, they take long to come.
+# How many rows ahead to prefetch: rows far apart in memory take long to arrive.
 cdef enum:
     AHEAD = 8
 
@@ -112,10 +112,10 @@ def _scatter_sorted(
 
 
 def _sorted(ids, Py_ssize_t limit):
-    """``(order, ids[order])`` with equal ids in the order they came."""
+    """``(order, ids[order])`` with equal ids in their original order."""
     places = max(len(ids), 1)
     if limit * places < 2**63:
-        # Keys that are all different, so any sort is stable, and NumPy's fastest is not.
+        # All keys differ, so NumPy's fastest sort, which is not stable, can be used.
         keys = ids * np.int64(places) + np.arange(len(ids))
         keys.sort()
         return np.divmod(keys, places)[::-1]
@@ -166,7 +166,7 @@ def gather_rows(table, ids, out=None):
     ids : array_like of int [N]
         int32 and int64 are read as they are.
     out : array [N, E] of the table's type, C-contiguous, optional
-        Where to write; made anew when left out.
+        Where to write; by default a new array.
 
     Returns
     -------
@@ -175,7 +175,8 @@ def gather_rows(table, ids, out=None):
     Raises
     ------
     IndexError
-        An id is not in ``[0, V)``: names its position, the id and V. Nothing is written.
+        An id is not in ``[0, V)``; the message names its position, the id and V. Nothing is
+        written.
     ValueError, TypeError
         A shape or a type does not fit.
     """
@@ -194,16 +195,16 @@ def gather_rows(table, ids, out=None):
 def scatter_add_rows(grads, ids, *, out=None, num_rows=None):
     """Add the rows of ``grads`` to the rows of a table named by ``ids``.
 
-    Rows are added in the order they come, so the result is the same every time.
+    Rows are added in the order of ``ids``, so the result is the same every time.
 
     Parameters
     ----------
     grads : float32 or float64 array [N, E]
     ids : array_like of int [N]
     out : array [V, E] of the same type, C-contiguous, optional
-        Dense: added to in place and returned.
+        Dense: the array to add to in place, also returned.
     num_rows : int, optional
-        Sparse, when ``out`` is left out: V, the rows of the table.
+        Sparse, if ``out`` is not given: V, the number of rows of the table.
 
     Returns
     -------
@@ -215,9 +216,10 @@ def scatter_add_rows(grads, ids, *, out=None, num_rows=None):
     Raises
     ------
     IndexError
-        An id is not in ``[0, V)``: names its position, the id and V. Nothing is written.
+        An id is not in ``[0, V)``; the message names its position, the id and V. Nothing is
+        written.
     ValueError, TypeError
-        A shape or a type does not fit, or both or neither of ``out`` and ``num_rows`` came.
+        A shape or a type does not fit, or both or neither of ``out`` and ``num_rows`` are given.
     """
     grads = np.ascontiguousarray(_as_matrix("grads", grads))
     ids = _as_ids(ids)

@@ -28,8 +28,8 @@ cdef void _fill(
     cdef Py_ssize_t b0, t, k, count, side
     cdef bint inside
     cdef Py_ssize_t batch = out.shape[0], steps = out.shape[1]
-    # Of 8 sequences written side by side, a cache line of an output [T, B]: where in flat step
-    # 0 is, or would be, and the steps between which there is something.
+    # For 8 sequences written together (a cache line of an output [T, B]): the index in flat of
+    # output step 0, perhaps before the sequence's start, and the range of steps taken from flat.
     cdef Py_ssize_t[8] start, first, last
     for b0 in range(0, batch, 8):
         side = min(8, batch - b0)
@@ -43,7 +43,7 @@ cdef void _fill(
             first[k] = steps - count if pad_before else 0
             last[k] = first[k] + count
             start[k] -= first[k]
-        if out.strides[1] > out.strides[0]:  # [T, B]: step by step, so that lines are filled
+        if out.strides[1] > out.strides[0]:  # [T, B]: step by step, to fill cache lines
             for t in range(steps):
                 for k in range(side):
                     inside = t >= first[k] and t < last[k]
@@ -65,7 +65,7 @@ def _pad(
 
 @cython.boundscheck(True)  # Python code runs in between and may change a list
 def _flatten_lists(list sequences, int64_t[::1] flat):
-    """Copy lists of Python ints one after the other into as many places."""
+    """Copy lists of Python ints one after the other into ``flat``, which they must fill."""
     cdef Py_ssize_t b, k, at = 0
     cdef list items
     for b in range(len(sequences)):
@@ -96,7 +96,7 @@ def _integers(name, value):
 
 
 def _flatten(sequences):
-    """``(flat, offsets)`` of any of the accepted forms."""
+    """Convert any of the accepted forms to ``(flat, offsets)``."""
     if isinstance(sequences, tuple) and len(sequences) == 2 and isinstance(
         sequences[0], np.ndarray
     ) and np.ndim(sequences[1]) == 1:
@@ -123,14 +123,14 @@ def _flatten(sequences):
                 raise TypeError(
                     f"sequences[{b}] must be a list or an array, got {type(s).__name__}"
                 )
-        # What is not an array becomes a list now, so that sizes are those of what is copied.
+        # Convert other sequences to lists now, so that the sizes are those of what is copied.
         sequences = [s if isinstance(s, (list, np.ndarray)) else list(s) for s in sequences]
     offsets = np.zeros(len(sequences) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, sequences), np.int64, len(sequences)), out=offsets[1:])
     if kinds == {np.ndarray} and len(set(map(_DTYPE, sequences))) == 1:
-        # The common case without a look at each: concatenate sees to equal dimensions.
+        # The common case without a check of each array: concatenate requires equal dimensions.
         if sequences[0].ndim == 1 and sequences[0].dtype.kind in "iu":
-            with contextlib.suppress(ValueError):  # said below, of the one that is at fault
+            with contextlib.suppress(ValueError):  # raised below, with the name of the bad one
                 return _integers("sequences", np.concatenate(sequences)), offsets
     if any(isinstance(s, np.ndarray) for s in sequences):
         arrays = [s if isinstance(s, np.ndarray) else _integers(f"sequences[{b}]", s)
@@ -157,31 +157,30 @@ def _choice(name, value):
 def pad_sequences(
     sequences, *, max_len=None, padding="post", truncating="post", value=0, batch_first=False
 ):
-    """One array out of sequences of different lengths.
+    """Pad sequences of different lengths into one array.
 
     Parameters
     ----------
     sequences : list of lists of int, list of int arrays, or (flat, offsets)
         In the last form, a tuple of an array and offsets, sequence b is
-        ``flat[offsets[b]:offsets[b + 1]]``; a tuple of exactly two arrays is always read so.
+        ``flat[offsets[b]:offsets[b + 1]]``; a tuple of exactly two arrays is always read this way.
     max_len : int, optional
-        T; the longest sequence when left out. Longer sequences are cut.
+        T; by default the longest length. Longer sequences are cut.
     padding : {"post", "pre"}
-        Whether what fills up a sequence follows or precedes it. The layers' ``lengths``
-        want "post".
+        Whether to pad after or before a sequence. The ``lengths`` of the layers require "post".
     truncating : {"post", "pre"}
         Whether the end or the start of a long sequence is cut off.
     value : int, default 0
-        What fills up.
+        The padding value.
     batch_first : bool, default False
         [B, T] instead of [T, B].
 
     Returns
     -------
     ids : int64 array [T, B] or [B, T]
-        int32 where all that came in are int32 arrays.
+        int32 if all sequences are int32 arrays.
     lengths : int64 array [B]
-        What is left of each sequence.
+        Length of each sequence after cutting.
 
     Raises
     ------

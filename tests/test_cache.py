@@ -11,7 +11,7 @@ import warnings
 warnings.simplefilter("error")
 import numpy as np
 from fastrnn.kernels.cpu import optim
-print(optim.norm(np.full(4, 2.0, np.float32)), len(optim._squares.stats.cache_hits))
+print(optim.norm(np.full(4, 2.0, np.float32)), len(optim._squares.dispatcher.stats.cache_hits))
 """
 
 

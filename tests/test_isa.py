@@ -34,7 +34,7 @@ for cell, units, dtype, tolerance in (
         for name, wanted in results[1].items():
             worst = np.abs(results[0][name] - wanted).max() / np.abs(wanted).max()
             assert worst < tolerance, (cell, dtype, units, batch, name, worst)
-code = "".join(fused.loops(CELLS["lstm"], False).forward.inspect_asm().values())
+code = "".join(fused.loops(CELLS["lstm"], False).forward.dispatcher.inspect_asm().values())
 print("registers:", *(r for r in ("zmm", "ymm", "xmm") if r in code))
 """
 

@@ -199,7 +199,7 @@ def test_save_and_load(tmp_path, embedding_dim):
     with pytest.raises(ValueError, match=r"config\.json is damaged: hidden_size must be an int"):
         LanguageModel.load(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"config\.json is not of a language model"):
+    with pytest.raises(ValueError, match=r"config\.json does not belong to a language model"):
         LanguageModel.load(tmp_path)
 
 

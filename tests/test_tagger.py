@@ -232,7 +232,7 @@ def test_save_and_load(tagger, tmp_path):
     assert other.get_params() == tagger.get_params()
     for a, b in zip(other.predict_proba(X), tagger.predict_proba(X), strict=True):
         assert np.array_equal(a, b)
-    with pytest.raises(ValueError, match="is not of a language model"):
+    with pytest.raises(ValueError, match="does not belong to a language model"):
         LanguageModel.load(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     with pytest.raises(ValueError, match="backend must be one of"):
@@ -459,7 +459,7 @@ def test_commands_refuse_what_is_wrong(run, files):
     said = command(*train, files / "train.conll", "--out", run, code=1)
     assert "holds a run already: add --resume" in said
     said = command(*train, files / "train.conll", "--out", run, "--resume", "--crf", code=1)
-    assert "cannot go on with other options" in said
+    assert "cannot be resumed with other options" in said
     said = command("tag", run, files / "dev.conll", "--format", "xml", code=1)
     assert "--format must be columns, jsonl or lines" in said
     assert "no such file" in command("tag", files / "nothing", code=1)

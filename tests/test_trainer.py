@@ -307,7 +307,7 @@ def test_a_foreign_or_damaged_checkpoint_is_refused_by_name(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.train(steps=3)
     other = Trainer(Bowl(), optim.SGD(0.1), Numbers([0]), tmp_path)
-    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is of another model"):
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors belongs to another model"):
         other.resume()
     trainer.checkpoint.write_bytes(trainer.checkpoint.read_bytes()[:-5])
     with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged"):

@@ -1,1 +1,1 @@
-"""What is timed, against whom and how: for ``fastrnn bench`` and the project's benchmarks."""
+"""Benchmark cases, peers and timing, for ``fastrnn bench`` and the project's benchmarks."""

@@ -1,6 +1,6 @@
-"""What is timed: each case, its check against a reference, and the same in other packages.
+"""The benchmark cases: each with a check against a reference and the same in other packages.
 
-`CASES` is the one list of them. Each entry makes a `timing.Case` when it is called.
+`CASES` lists them all. Each entry's ``make`` creates a `timing.Case`.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from fastrnn.runtime.threads import MOVE_COST, Job, parallel_for
 from . import peers, tagger
 from .timing import Case
 
-# (T, B, I, H): from a step to a language model.
+# (T, B, I, H): from a single step to the size of a language model.
 DENSE = [
     (1, 1, 128, 256),
     (100, 1, 128, 256),
@@ -36,22 +36,22 @@ DENSE = [
 ]
 # (B, I, H) of bidirectional layers over sentences.
 RAGGED = [(32, 100, 100), (32, 100, 200), (64, 128, 256), (8, 100, 100)]
-# One of (T, B, H) grows, the others stay: T or B or H of (50, 32, 256), I = H.
+# T, B or H grows while the other two stay as in (T, B, H) = (50, 32, 256); I = H.
 GROWING = {
     "T": [(t, 32, 256, 256) for t in (1, 5, 25, 50, 100, 200)],
     "B": [(50, b, 256, 256) for b in (1, 2, 4, 8, 16, 32, 64, 128)],
     "H": [(50, 32, h, h) for h in (32, 64, 100, 128, 200, 256, 400, 512)],
 }
-STEPS = 100  # of a stream in one call
+STEPS = 100  # of a stream, per timed call
 
 
 def close(got, wanted, tolerance=2e-5):
-    """Largest difference relative to the largest wanted number."""
+    """Assert that no difference, relative to the largest wanted value, exceeds ``tolerance``."""
     assert_allclose(got, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 
 
 def _pair(cell, *sizes, **options):
-    """A layer and the same in float64 by the reference."""
+    """A layer, and the same layer in float64 on the reference backend."""
     layer = cell(*sizes, **options, seed=0)
     oracle = cell(*sizes, **options, dtype="float64", backend="reference")
     oracle.load_state_dict(layer.state_dict())
@@ -66,7 +66,7 @@ def _batch(layer, steps, batch):
 
 
 def _flops(layer, rows) -> float:
-    """Of the products of one forward pass."""
+    """Floating-point operations of the matrix products in one forward pass."""
     weights = sum(v.size for v in layer.state_dict().values() if v.ndim == 2)
     return 2.0 * rows * weights
 
@@ -88,7 +88,7 @@ def forward(cell, shape) -> Case:
 
 
 def _train(layer, x, dy, lengths=None) -> dict:
-    layer.parameters.writing()  # as after an optimizer's step: what is packed is stale
+    layer.parameters.writing()  # as after an optimizer step: the packed copy is stale
     y, _, tape = layer.forward(x, lengths=lengths)
     dx, _, grads = layer.backward(tape, dy)
     return {"y": y, "dx": dx, **grads}
@@ -101,7 +101,7 @@ def _check_training(layer, oracle, *batch):
 
 
 def training(cell, shape, only_torch=False) -> Case:
-    """Forward and backward of one layer with new weights each time, dx included."""
+    """Forward and backward of one layer, dx included, with new weights at every call."""
     steps, batch, inputs, units = shape
     layer, oracle = _pair(cell, inputs, units)
     x, dy = _batch(layer, steps, batch)
@@ -131,7 +131,7 @@ def ragged(cell, shape) -> Case:
 
 
 def stream(cell, shape) -> Case:
-    """Steps of one sequence, one call each, on one thread."""
+    """Single steps of one sequence, one call per step, on one thread."""
     inputs, units = shape
     layer, oracle = _pair(cell, inputs, units)
     x, _ = _batch(layer, STEPS, 1)
@@ -227,7 +227,7 @@ def _torch_language_model(size, embedding_dim, hidden, chunk):
 
 @kernel
 def _read_rows(table: F2, ids: I1, out: F1, at: I, first: I, last: I):
-    """Nothing but reading the rows: what a gather cannot be faster than."""
+    """Only read the rows: a lower bound on the time of a gather."""
     table_p = pointer(table)
     n, size = lane_count(table_p), table.shape[1]
     total = load(table_p, 0)
@@ -238,7 +238,7 @@ def _read_rows(table: F2, ids: I1, out: F1, at: I, first: I, last: I):
 
 
 def gather() -> Case:
-    """64,000 rows of 100 out of 400,000."""
+    """Gather 64,000 rows of 100 values from a table of 400,000 rows."""
     rng = np.random.default_rng(0)
     table = rng.standard_normal((400_000, 100), np.float32)
     ids = rng.integers(0, len(table), 64_000)
@@ -271,7 +271,7 @@ def gather() -> Case:
 
 
 def scatter_sparse() -> Case:
-    """The gradient of the same embedding, as the rows that occurred and their sums."""
+    """The sparse gradient of the same embedding: the rows that occur and their sums."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, 400_000, 64_000)
     grads = rng.standard_normal((len(ids), 100), np.float32)
@@ -300,7 +300,7 @@ def scatter_sparse() -> Case:
 
 
 def padding(form) -> Case:
-    """4,096 sentences as lists or arrays into one array."""
+    """Pad 4,096 sentences, given as lists or arrays, into one array."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.gamma(3.0, 8.0, 4096), 1, 150).astype(int)
     arrays = [rng.integers(0, 30_000, n) for n in lengths]

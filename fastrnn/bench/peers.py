@@ -1,7 +1,7 @@
-"""The same recurrent layers in other packages, those that are installed.
+"""The same recurrent layers in whichever other packages are installed.
 
-Each function takes one of our layers (one layer, one direction) and an input [T, B, I] and
-returns ``{name: function}``; what a forward function returns is checked against ours.
+Each function takes one of our layers (one layer; one direction, two in `torch_ragged`) and an
+input [T, B, I], and returns ``{name: function}``; forward results are checked against ours.
 """
 
 import importlib.util
@@ -20,12 +20,12 @@ def has(*modules: str) -> bool:
 
 
 def _all_cpus() -> bool:
-    """Whether we use them all, as JAX always does: else it would have more threads than we."""
+    """Whether we use all CPUs, as JAX always does; if not, JAX would have more threads than us."""
     return get_num_threads() == default_threads()
 
 
 def torch_twin(layer):
-    """The layer of the same class in torch with the same weights, or None without torch."""
+    """The same layer with the same weights in torch, or None if torch is not installed."""
     if not has("torch"):
         return None
     import torch
@@ -51,7 +51,7 @@ def training(layer, x, dy) -> dict:
 
 
 def steps(layer, x) -> dict:
-    """One step at a time through x, the state handed on from call to call."""
+    """One step of x per call, with the state passed from call to call."""
     return _torch_steps(layer, x) | _onnx_steps(layer, x)
 
 
@@ -87,7 +87,7 @@ def _torch_training(layer, x, dy) -> dict:
 
 
 def torch_ragged(layer, x, lengths, dy) -> dict:
-    """Training on a ragged batch, padded (the padding is worked on too) and packed."""
+    """Training on a ragged batch, padded (the padding is computed too) and packed."""
     twin = torch_twin(layer)
     if twin is None:
         return {}
@@ -148,7 +148,7 @@ def _session(layer, steps, batch):
     from onnx import TensorProto, helper, numpy_helper
 
     kind = type(layer).__name__
-    order = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}[kind]  # of ONNX: i, o, f, c
+    order = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}[kind]  # ONNX: i, o, f, c
     own = layer.state_dict()
 
     def gates(name):

@@ -1,4 +1,4 @@
-"""Markdown tables and plots out of measurements, each a dict of what `timing` found out."""
+"""Markdown tables and plots of measurements, each a dict as returned by `timing.measure`."""
 
 import platform
 import re
@@ -13,7 +13,7 @@ COLOURS = {"torch": "C1", "onnxruntime": "C2", "jax": "C3", "keras": "C4"}
 
 
 def duration(seconds: float) -> str:
-    """Three digits and a unit."""
+    """Seconds as three significant digits and a unit."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= scale or unit == "us":
             return f"{seconds / scale:.3g} {unit}" if seconds / scale < 1000 else f"{seconds:.0f} s"
@@ -21,7 +21,7 @@ def duration(seconds: float) -> str:
 
 
 def peak_share(row: dict) -> float | None:
-    """Part of the multiply-add peak of the run, None where nothing is multiplied."""
+    """Fraction of the run's multiply-add peak, None for a case without multiply-adds."""
     return row["flops"] / row["ours"] / row["peak_flops"] if row["flops"] else None
 
 
@@ -42,12 +42,12 @@ def groups(rows: list[dict]):
 
 
 def _is_layers(name: str) -> bool:
-    """Groups whose cases are alike enough for a mean."""
+    """Whether a group's cases are similar enough to average."""
     return any(word in name for word in ("inference", "training, (T", "ragged"))
 
 
 def table(rows: list[dict]) -> str:
-    """One table a group: medians, each peer's time and its ratio to ours, share of the peak."""
+    """One table per group: medians, each peer's time and its ratio to ours, share of the peak."""
     out = []
     for name, members in groups(rows):
         peers = list(dict.fromkeys(p for row in members for p in row["peers"]))
@@ -76,7 +76,7 @@ def table(rows: list[dict]) -> str:
 
 
 def _counted(members: list[dict]) -> list[dict]:
-    """What the means are over: a single step is not a sequence."""
+    """The cases that means are taken over: all but those with T = 1."""
     return [row for row in members if not row["name"].startswith("(1, ")]
 
 
@@ -90,9 +90,9 @@ def _means(members, peers, columns) -> list[str]:
 
 
 def summary(rows: list[dict]) -> str:
-    """One table: for groups of like cases the geometric mean of the ratios (and the worst), for
-    others the ratio of each case. The last column is the limit that the machine sets: what
-    torch's would be if we did nothing but multiply-adds, at the peak."""
+    """One table: for groups of similar cases the geometric mean of the ratios (and the worst),
+    for others the ratio of each case. The last column is the limit set by the machine: the ratio
+    to torch if ours ran at the multiply-add peak."""
     peers = list(dict.fromkeys(p.split(",")[0].split(" ")[0] for row in rows for p in row["peers"]))
     peers = [p for p in peers if p in COLOURS]
     lines = [
@@ -121,7 +121,7 @@ def summary(rows: list[dict]) -> str:
 
 
 def _of_kind(row: dict, kind: str | None) -> float | None:
-    """The ratio to the fastest of a framework's ways, or of all frameworks'."""
+    """The ratio to the fastest variant of the framework ``kind``, or of all if None."""
     times = [
         seconds
         for peer, seconds in row["peers"].items()
@@ -131,7 +131,7 @@ def _of_kind(row: dict, kind: str | None) -> float | None:
 
 
 def _at_peak(row: dict) -> float | None:
-    """The ratio to torch if all of the multiply-add peak were used."""
+    """The ratio to torch if ours ran at the multiply-add peak."""
     of_torch, share = _of_kind(row, "torch"), peak_share(row)
     return of_torch / share if of_torch and share else None
 
@@ -145,12 +145,12 @@ def _spread(ratios: list[float | None]) -> str:
 
 
 def cpu_name() -> str:
-    """What the compiler calls this CPU, where the system has no better name."""
+    """The system's name for this CPU, or else the compiler's."""
     return platform.processor() or llvm.get_host_cpu_name()
 
 
 def heading(rows: list[dict], cpu: str, date: str) -> str:
-    """What was run on what."""
+    """The paragraph above the tables: machine, date and method."""
     threads = max(row["threads"] for row in rows)
     peak = next(row["peak_flops"] for row in rows if row["threads"] == threads)
     return (
@@ -175,7 +175,7 @@ def _label(row: dict) -> str:
 
 
 def plot_ratios(rows: list[dict], out: Path) -> None:
-    """Each peer's time over ours, a row a case; right of the line we are faster."""
+    """Each peer's time over ours, one row per case; right of the line, ours is faster."""
     rows = [row for row in rows if "grows" not in row["group"] and row["peers"]]
     figure, ((axes,),) = _axes(9, 0.2 * len(rows) + 1.2)
     shown: set[str] = set()

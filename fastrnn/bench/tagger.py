@@ -21,7 +21,7 @@ DROP_IN, DROP_OUT = 0.25, 0.5
 
 
 def sentences(count: int = SENTENCES):
-    """Made-up sentences as long, and with words as rare, as those of biomedical abstracts."""
+    """Synthetic sentences with lengths and word frequencies like biomedical abstracts."""
     rng = np.random.default_rng(0)
     X, y = [], []
     for n in np.clip(rng.gamma(3.0, 8.6, count), 2, 150).astype(int):
@@ -32,7 +32,7 @@ def sentences(count: int = SENTENCES):
 
 
 def _tagger(dtype="float32", backend="cpu", vectors=None):
-    """A tagger that is ready to be trained, its sentences as numbers, and their tags."""
+    """A tagger ready to be trained, its sentences as `Tokens`, and their tags as ids."""
     X, y = sentences()
     words = [f"word{i}" for i in range(WORDS)]
     model = Tagger(vectors or WordVectors.none(50), hidden_size=UNITS, dropout=DROP_OUT,
@@ -44,7 +44,7 @@ def _tagger(dtype="float32", backend="cpu", vectors=None):
 
 
 def _check(model, tokens, tags):
-    """Loss and gradients of some sentences against the reference, without dropout."""
+    """Compare loss and gradients of some sentences with the reference, without dropout."""
     oracle, others, _ = _tagger("float64", "reference", model.vectors)
     oracle.network.parameters.load_state_dict(model.network.parameters.state_dict())
     results = []
@@ -61,7 +61,7 @@ def _check(model, tokens, tags):
 
 
 def training() -> Case:
-    """Epochs of 20 batches: loss, gradient, clipping, Adam, the words' vectors trained too."""
+    """One epoch of 20 batches: loss, gradient, clipping, Adam; word vectors are trained too."""
     model, tokens, tags = _tagger()
     net, optimizer = model.network, Adam(3e-3)
     batches = list(SentenceBatches(model.lexicon, tokens, tags, batch_size=BATCH).batches())
@@ -84,7 +84,7 @@ def training() -> Case:
 
 
 def _flops(model, tokens: int) -> float:
-    """Of the products of one forward pass."""
+    """Floating-point operations of the matrix products in one forward pass."""
     width = model.lexicon.table.shape[1]
     return 2.0 * tokens * (8 * UNITS * (width + UNITS) + 2 * UNITS * len(model.tags))
 
@@ -181,7 +181,7 @@ def _keras_training(model, padded) -> Callable:
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     data = []
-    for i, c, t, _ in padded:  # to a multiple of 16, or it would compile for every length
+    for i, c, t, _ in padded:  # padded to a multiple of 16, or it would compile for every length
         more = ((0, 0), (0, -i.shape[1] % 16))
         i, c, t = np.pad(i, more), np.pad(c, more), np.pad(t, more, constant_values=-100)
         data.append(([i, c], np.maximum(t, 0), (t >= 0).astype(np.float32)))
@@ -194,7 +194,7 @@ def _keras_training(model, padded) -> Callable:
 
 
 def tagging(count: int) -> Case:
-    """Tokens in, tags out: many sentences, or one."""
+    """Tag many sentences, or one."""
     model, _, _ = _tagger()
     X = sentences(count)[0] if count > 1 else [sentences(40)[0][7][:26]]
     others: dict[str, Callable] = {}
@@ -203,8 +203,8 @@ def tagging(count: int) -> Case:
             others[f"torch, {name}"] = _torch_tagging(model, X, packed=name == "packed")
 
     def check():
-        # Every sentence alone gives what it gives among the others, and torch says the same where
-        # it is packed; padded, its second direction has read the padding first.
+        # A sentence gets the same tags alone and among others, and packed torch agrees; padded
+        # torch need not, as its backward direction reads the padding first.
         wanted = model.tag(X)
         for i in range(0, len(X), max(1, len(X) // 10)):
             assert model.tag(X[i : i + 1])[0] == wanted[i]
@@ -213,7 +213,7 @@ def tagging(count: int) -> Case:
             ours = [[model.tags[k] for k in p.argmax(axis=1)] for p in model.probabilities(X)]
             same = [a == b for t, o in zip(theirs, ours, strict=True)
                     for a, b in zip(t, o, strict=True)]  # fmt: skip
-            assert np.mean(same) > 0.999, np.mean(same)  # but for ties within rounding
+            assert np.mean(same) > 0.999, np.mean(same)  # except for ties within rounding error
 
     flops = _flops(model, sum(map(len, X)))
     return Case(lambda: model.tag(X), check, others, flops, items=len(X))

@@ -1,4 +1,4 @@
-"""Ours and its peers in turn: A B A B ..., every case checked before it is timed."""
+"""Times ours and its peers in turn (A B A B ...), after checking each case."""
 
 import statistics
 import time
@@ -19,16 +19,16 @@ SETTLE = 0.02  # seconds that a side runs before its turn is timed
 @dataclass
 class Case:
     """``ours`` and ``peers`` take no arguments and do the same work; ``check`` raises
-    AssertionError if ours is wrong. What making a case takes is not timed."""
+    AssertionError if ours is wrong. Creating a case is not timed."""
 
     ours: Callable[[], object]
     check: Callable[[], None]
     peers: dict[str, Callable[[], object]] = field(default_factory=dict)
-    flops: float = 0.0  # of one call, 2 for a multiply-add
+    flops: float = 0.0  # operations per call; a multiply-add counts as 2
     moved: float = 0.0  # bytes read and written by one call
-    items: float = 0.0  # characters, rows or sentences of one call
-    calls: int = 1  # repetitions in one call, for what takes microseconds
-    threads: int | None = None  # if not those that are set
+    items: float = 0.0  # characters, rows or sentences per call
+    calls: int = 1  # repetitions per call, for work that takes microseconds
+    threads: int | None = None  # if not the current setting
 
 
 def _timed(function) -> float:
@@ -38,7 +38,7 @@ def _timed(function) -> float:
 
 
 def _settle(function) -> None:
-    """Run a side until the other's waiting threads are asleep and its own data is near."""
+    """Run a side until the other's idle threads sleep and its own data is in the cache."""
     end = time.perf_counter() + SETTLE
     while time.perf_counter() < end:
         function()
@@ -54,7 +54,7 @@ def _set_threads(n: int) -> None:
 
 
 class Turns:
-    """The rounds of one case: `before_ours`, then ours is timed by whoever runs the rounds."""
+    """The rounds of one case: in each, the caller runs `before_ours` and then times ours."""
 
     def __init__(self, case: Case, seconds: float):
         self.case, self.peers = case, {name: list[float]() for name in case.peers}
@@ -81,7 +81,7 @@ class Turns:
             _settle(self.case.ours)
 
     def done(self, peak: float) -> dict:
-        """What the report wants to know beside our own times."""
+        """What the report needs besides our own times."""
         case = self.case
         facts = {
             "threads": get_num_threads(),
@@ -97,7 +97,7 @@ class Turns:
 
 
 def measure(case: Case, seconds: float, peak: float) -> dict:
-    """The facts about a case and ``ours``, our median in seconds."""
+    """What the report needs about a case, with our median in seconds as ``ours``."""
     turns, times = Turns(case, seconds), []
     for _ in range(turns.rounds):
         turns.before_ours()
@@ -120,7 +120,7 @@ def _multiply_adds(out: F1, at: I, count: I):
 
 
 def fma_peak(seconds: float = 0.5) -> float:
-    """Multiply-adds that all threads do now, in floating operations a second."""
+    """Peak multiply-add rate of all threads now, in floating-point operations per second."""
     threads = get_num_threads()
     out = np.full((threads, 64), 0.5, np.float32).reshape(-1)
     count, best = 1_000_000, 0.0

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from .common import Threads, app, clear_errors, set_threads, typer
 
-# Importing them makes them commands; their order is that of the help.
+# Importing these modules registers their commands, in the order shown by --help.
 from . import language_model, tagger  # noqa: F401 isort:skip
 
 
@@ -20,14 +20,14 @@ def main() -> None:
 
 @app.command()
 def plot(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
     out: Annotated[
-        Path | None, typer.Option(help="The picture; curve.png in the first run when left out.")
+        Path | None, typer.Option(help="Image; by default curve.png in the first run's folder.")
     ] = None,
-    against: Annotated[str, typer.Option(help="step or seconds.")] = "step",
+    against: Annotated[str, typer.Option(help="Horizontal axis: step or seconds.")] = "step",
     title: Annotated[str | None, typer.Option()] = None,
 ) -> None:
-    """Draw the curves of runs: each batch, smoothed, evaluations; several in one picture."""
+    """Plot the learning curves of runs in one image: each batch, smoothed, evaluations."""
     with clear_errors():
         from fastrnn.plots import plot_runs
 
@@ -36,12 +36,12 @@ def plot(
 
 @app.command()
 def bench(
-    all_: Annotated[bool, typer.Option("--all", help="Every case, about half an hour.")] = False,
-    only: Annotated[str, typer.Option(help="Cases whose group and name contain this.")] = "",
-    seconds: Annotated[float, typer.Option(min=0.0, help="For each side of a case.")] = 0.5,
+    all_: Annotated[bool, typer.Option("--all", help="Run every case (half an hour).")] = False,
+    only: Annotated[str, typer.Option(help="Run cases whose group and name contain this.")] = "",
+    seconds: Annotated[float, typer.Option(min=0.0, help="Seconds per package in a case.")] = 0.5,
     threads: Threads = None,
 ) -> None:
-    """Time the kernels beside the frameworks that are installed, in about two minutes."""
+    """Time the kernels against the installed frameworks, in about two minutes."""
     set_threads(threads)
     with clear_errors():
         from fastrnn.bench import cases, report, timing
@@ -59,7 +59,7 @@ def bench(
             try:
                 facts = timing.measure(entry.make(), seconds, peak)
             except AssertionError as error:
-                raise ValueError(f"{entry.group}: {entry.name} is wrong here: {error}") from error
+                raise ValueError(f"{entry.group}: {entry.name} fails its check: {error}") from error
             rows.append({"group": entry.group, "name": entry.name} | facts)
         heading = report.heading(rows, report.cpu_name(), time.strftime("%Y-%m-%d"))
         typer.echo(f"{heading}\n\n{report.table(rows)}")
@@ -67,7 +67,7 @@ def bench(
 
 @app.command()
 def info() -> None:
-    """Show the CPU path, the threads, the versions and the cache."""
+    """Show the CPU code path, the number of threads, the versions and the cache folder."""
     with clear_errors():
         from fastrnn.kernels.cpu import compiler, simd
         from fastrnn.runtime import threads

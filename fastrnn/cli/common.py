@@ -16,12 +16,12 @@ train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 
 Backend = Annotated[str, typer.Option(help="cpu, cuda (an NVIDIA GPU) or reference (slow).")]
-Threads = Annotated[int | None, typer.Option(min=1, help="All CPUs when left out.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Number of threads; by default all CPUs.")]
 
 
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
-    """What goes wrong with the user's input is one line, not a traceback."""
+    """Report errors in the user's input as one line instead of a traceback."""
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
@@ -37,9 +37,9 @@ def set_threads(threads: int | None) -> None:
 
 
 def open_run(out: Path, resume: bool, options: dict[str, Any], free: tuple[str, ...] = ()) -> None:
-    """Start the run's folder, or make sure that what is to go on is the same run.
+    """Start a run in the folder, or check that the run to be resumed has the same options.
 
-    ``free`` options may be others when it goes on.
+    Options named in ``free`` may differ when a run is resumed.
     """
     from fastrnn.checkpoint import load_json, save_json
 
@@ -53,5 +53,5 @@ def open_run(out: Path, resume: bool, options: dict[str, Any], free: tuple[str, 
     changed = sorted(k for k in options if k not in free and options[k] != before.get(k))
     if changed:
         named = ", ".join(f"--{k.replace('_', '-')} was {before.get(k)!r}" for k in changed)
-        raise ValueError(f"{out} cannot go on with other options: {named}")
+        raise ValueError(f"{out} cannot be resumed with other options: {named}")
     save_json(path, options)

@@ -23,7 +23,7 @@ def _train_language_model(
     backend: str = "cpu",
     resume: bool = False,
 ) -> "LanguageModel":
-    """Train by the options into the folder ``out``; the model with the best weights."""
+    """Train with these options in the folder ``out``; return the model with its best weights."""
     from tqdm import tqdm
 
     from fastrnn import optim
@@ -67,7 +67,7 @@ def _train_language_model(
         patience=o["patience"] or None,
         report=tqdm.write,  # above the progress bar
     )
-    # A cosine is drawn over all steps; any other run may be made longer.
+    # A cosine schedule depends on the total number of steps; other runs may be extended.
     open_run(out, resume, options, () if o["schedule"] == "cosine" else ("steps",))
     if resume:
         trainer.resume()
@@ -82,7 +82,7 @@ def _train_language_model(
         typer.echo(f"stopped at step {trainer.step}; saved in {trainer.checkpoint}")
         raise typer.Exit(130)
     best = "" if trainer.best is None else f", best {trainer.best:.3f} bits per character"
-    typer.echo(f"{trainer.step} steps, {trainer.rate:,.0f} characters a second{best}")
+    typer.echo(f"{trainer.step} steps, {trainer.rate:,.0f} characters per second{best}")
     return model
 
 
@@ -93,38 +93,38 @@ def train_lm(
     valid: Annotated[Path | None, typer.Option(help="UTF-8 text to evaluate on.")] = None,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("run"),
     embed: Annotated[int, typer.Option(min=0, help="Embedding size; 0: one-hot.")] = 64,
-    hidden: Annotated[int, typer.Option(min=1, help="Units of a layer.")] = 512,
+    hidden: Annotated[int, typer.Option(min=1, help="Units per layer.")] = 512,
     layers: Annotated[int, typer.Option(min=1, help="LSTM layers.")] = 1,
-    dropout: Annotated[float, typer.Option(help="Between layers and before the output.")] = 0.0,
-    batch: Annotated[int, typer.Option(min=1, help="Streams read side by side.")] = 64,
-    bptt: Annotated[int, typer.Option(min=1, help="Characters a gradient reaches back.")] = 100,
+    dropout: Annotated[float, typer.Option(help="Dropout after each LSTM layer.")] = 0.0,
+    batch: Annotated[int, typer.Option(min=1, help="Streams read in parallel.")] = 64,
+    bptt: Annotated[int, typer.Option(min=1, help="Characters to backpropagate through.")] = 100,
     optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
     schedule: Annotated[str, typer.Option(help="constant, cosine or plateau.")] = "constant",
-    warmup: Annotated[int, typer.Option(min=0, help="Steps, with cosine.")] = 0,
+    warmup: Annotated[int, typer.Option(min=0, help="Warm-up steps, with cosine.")] = 0,
     clip: Annotated[float, typer.Option(min=0, help="Largest gradient norm; 0: no limit.")] = 1.0,
-    steps: Annotated[int, typer.Option(min=1, help="Steps in all.")] = 2000,
+    steps: Annotated[int, typer.Option(min=1, help="Total number of steps.")] = 2000,
     eval_every: Annotated[int, typer.Option(min=1, help="Steps between evaluations.")] = 100,
     valid_chars: Annotated[
-        int, typer.Option(min=2, help="How much of --valid, from its start.")
+        int, typer.Option(min=2, help="Characters of --valid to use, from its start.")
     ] = 200_000,
     patience: Annotated[
-        int, typer.Option(min=0, help="Evaluations without a new best before stopping; 0: no.")
+        int, typer.Option(min=0, help="Stop after N evaluations without a new best; 0: never.")
     ] = 0,
     min_count: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Rarer characters are one unknown symbol. "
-            "One in 100,000 when left out, at most 100.",
+            help="Characters that occur less often become the unknown symbol. "
+            "By default one in 100,000, at most 100.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights and dropout.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for weights and dropout.")] = 0,
     backend: Backend = "cpu",
     threads: Threads = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
 ) -> None:
-    """Train a character language model; Ctrl-C saves, --resume goes on."""
+    """Train a character language model; Ctrl-C saves, --resume continues."""
     elsewhere = "out", "backend", "threads", "resume"
     options = {k: v for k, v in context.params.items() if k not in elsewhere}
     with clear_errors():
@@ -135,7 +135,7 @@ def train_lm(
             raise ValueError("--warmup goes with --schedule cosine")
         whole = "".join(map(read_text, text))
         held_out = None if valid is None else read_text(valid)[:valid_chars]
-        # To be compared when the run goes on: the same names could hold another text.
+        # Compared when the run is resumed: files of the same names could hold another text.
         options["text"] = [str(path) for path in text]
         options["valid"] = valid and str(valid)
         options["checksum"] = zlib.crc32(f"{whole}\0{held_out}".encode("utf-8", "surrogatepass"))
@@ -148,7 +148,7 @@ def demo(
     out: Annotated[
         Path, typer.Option(help="The run's folder; an earlier demo there is replaced.")
     ] = Path("fastrnn-demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Steps in all.")] = 1600,
+    steps: Annotated[int, typer.Option(min=1, help="Total number of steps.")] = 1600,
     threads: Threads = None,
 ) -> None:
     """Train a character LSTM on the text that ships with Python, in about a minute."""
@@ -184,12 +184,14 @@ def demo(
         before = out / "options.json"
         if before.exists() and load_json(before).get("text") == options["text"]:
             shutil.rmtree(out)
-        typer.echo("Python's own documentation; the first run on a machine compiles the kernels")
+        typer.echo(
+            "training on Python's documentation; the first run on a machine compiles the kernels"
+        )
         model = _train_language_model(text[:cut], text[cut:], out, options)
         sampled = model.sample(400, prime="The ", temperature=0.5, seed=0)
-        typer.echo(f"\nwhat it writes, from 'The ' on:\n\nThe {sampled}\n")
+        typer.echo(f"\nwhat it writes after 'The ':\n\nThe {sampled}\n")
         picture = plot_runs([out], out / "curve.png", title="fastrnn demo")
-        typer.echo(f"{time.perf_counter() - started:.0f} s in all")
+        typer.echo(f"{time.perf_counter() - started:.0f} s in total")
         typer.echo(f"model    {out}")
         typer.echo(f"picture  {picture}")
         typer.echo(f"more     fastrnn sample {out} --prime 'A class '")
@@ -198,14 +200,16 @@ def demo(
 @app.command()
 def sample(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    length: Annotated[int, typer.Option(min=0, help="Characters to write.")] = 500,
-    prime: Annotated[str, typer.Option(help="Text to go on from.")] = "\n",
-    temperature: Annotated[float, typer.Option(help="0: the most likely each time.")] = 0.7,
+    length: Annotated[int, typer.Option(min=0, help="Characters to generate.")] = 500,
+    prime: Annotated[str, typer.Option(help="Text to continue.")] = "\n",
+    temperature: Annotated[
+        float, typer.Option(help="Sampling temperature; 0: always the most likely character.")
+    ] = 0.7,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     backend: Backend = "cpu",
     threads: Threads = None,
 ) -> None:
-    """Let a language model write."""
+    """Generate text with a language model."""
     with clear_errors():
         from fastrnn.models import LanguageModel
 

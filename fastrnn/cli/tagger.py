@@ -13,10 +13,10 @@ TokenColumn = Annotated[int, typer.Option(help="Column of the tokens, from 0; th
 TagColumn = Annotated[int, typer.Option(help="Column of the tags.")]
 Vectors = Annotated[
     str | None,
-    typer.Option(help="GloVe or word2vec text, .npy beside words.txt, a folder of both, or glove."),
+    typer.Option(help="GloVe or word2vec text, .npy (with words.txt), a folder of both, or glove."),
 ]
 
-# Options that change nothing about what has been done so far.
+# Options that may differ when a run is resumed: they do not affect the steps already done.
 _FREE = ("epochs", "patience", "test")
 
 
@@ -32,44 +32,44 @@ def _read(path: Path, token_column: int, tag_column: int):
 @train_app.command("tagger")
 def train_tagger(
     context: typer.Context,
-    train: Annotated[Path, typer.Option(help="Columns (CoNLL) or .jsonl, with tags.")],
-    dev: Annotated[Path | None, typer.Option(help="To choose the best epoch by F1.")] = None,
-    test: Annotated[Path | None, typer.Option(help="To be scored at the end.")] = None,
+    train: Annotated[Path, typer.Option(help="Tagged sentences: CoNLL columns or .jsonl.")],
+    dev: Annotated[Path | None, typer.Option(help="For choosing the best epoch by F1.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Scored at the end.")] = None,
     vectors: Vectors = None,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("run"),
-    word_dim: Annotated[int, typer.Option(min=1, help="Without --vectors.")] = 50,
+    word_dim: Annotated[int, typer.Option(min=1, help="Word vector size without --vectors.")] = 50,
     unknown: Annotated[
-        str, typer.Option(help="Vectors of words that --vectors lacks: normal (random) or mean.")
+        str, typer.Option(help="Vectors of words not in --vectors: normal (random) or mean.")
     ] = "normal",
-    fine_tune: Annotated[bool, typer.Option(help="Train the words' vectors too.")] = True,
-    hidden: Annotated[int, typer.Option(min=1, help="Units of the BiLSTM each way.")] = 100,
+    fine_tune: Annotated[bool, typer.Option(help="Also train the word vectors.")] = True,
+    hidden: Annotated[int, typer.Option(min=1, help="BiLSTM units per direction.")] = 100,
     layers: Annotated[int, typer.Option(min=1, help="BiLSTM layers.")] = 1,
-    chars: Annotated[int, typer.Option(min=0, help="Units of a character BiLSTM; 0: none.")] = 0,
-    char_dim: Annotated[int, typer.Option(min=1, help="Embedding of a character.")] = 25,
-    crf: Annotated[bool, typer.Option("--crf", help="A CRF instead of a softmax.")] = False,
-    constrain: Annotated[bool, typer.Option(help="A CRF forbids what no scheme has.")] = True,
-    dropout: Annotated[float, typer.Option(help="Of what comes out of the BiLSTM.")] = 0.5,
-    input_dropout: Annotated[float, typer.Option(help="Of what goes in.")] = 0.25,
-    scheme: Annotated[str, typer.Option(help="What is told apart: BIOES or IOB2 tags.")] = "BIOES",
+    chars: Annotated[int, typer.Option(min=0, help="Character BiLSTM units; 0: none.")] = 0,
+    char_dim: Annotated[int, typer.Option(min=1, help="Size of character embeddings.")] = 25,
+    crf: Annotated[bool, typer.Option("--crf", help="Use a CRF, not a softmax.")] = False,
+    constrain: Annotated[bool, typer.Option(help="The CRF forbids invalid tag pairs.")] = True,
+    dropout: Annotated[float, typer.Option(help="Dropout after each BiLSTM layer.")] = 0.5,
+    input_dropout: Annotated[float, typer.Option(help="Dropout of the BiLSTM's input.")] = 0.25,
+    scheme: Annotated[str, typer.Option(help="Tags of the network: BIOES or IOB2.")] = "BIOES",
     optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 3e-3,
     clip: Annotated[float, typer.Option(min=0, help="Largest gradient norm; 0: no limit.")] = 5.0,
-    batch: Annotated[int, typer.Option(min=1, help="Sentences of a batch.")] = 32,
-    max_tokens: Annotated[int, typer.Option(min=0, help="Tokens of a batch instead.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Sentences per batch.")] = 32,
+    max_tokens: Annotated[int, typer.Option(min=0, help="Tokens per batch, replaces --batch.")] = 0,
     max_len: Annotated[int, typer.Option(min=0, help="Cut longer training sentences.")] = 0,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs in all.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Total number of epochs.")] = 10,
     patience: Annotated[
-        int, typer.Option(min=0, help="Epochs without a better F1 before stopping; 0: no.")
+        int, typer.Option(min=0, help="Stop after N epochs without a better F1; 0: never.")
     ] = 0,
     token_column: TokenColumn = 0,
     tag_column: TagColumn = -1,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, dropout and batches.")] = 0,
-    vector_seed: Annotated[int, typer.Option(min=0, help="Of unknown words' vectors.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for weights, dropout and batches.")] = 0,
+    vector_seed: Annotated[int, typer.Option(min=0, help="Seed for unknown words' vectors.")] = 0,
     backend: Backend = "cpu",
     threads: Threads = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
 ) -> None:
-    """Train a tagger of entities; Ctrl-C saves, --resume goes on."""
+    """Train a named-entity tagger; Ctrl-C saves, --resume continues."""
     options: dict[str, Any] = {
         k: v for k, v in context.params.items() if k not in ("out", "backend", "threads", "resume")
     }
@@ -86,7 +86,7 @@ def train_tagger(
         last = None if test is None else _read(test, *columns)
         for name in ("train", "dev", "test"):
             options[name] = options[name] and str(options[name])
-        # To be compared when the run goes on: the same names could hold other sentences.
+        # Compared when the run is resumed: files of the same names could hold other sentences.
         options["checksum"] = zlib.crc32(repr((X, y, held_out)).encode("utf-8", "surrogatepass"))
         model = Tagger(
             vectors, word_dim=word_dim, unknown=unknown, fine_tune=fine_tune, hidden_size=hidden,
@@ -104,7 +104,7 @@ def train_tagger(
             typer.echo(f"stopped at step {trainer.step}; saved in {trainer.checkpoint}")
             raise typer.Exit(130)
         best = "" if trainer.best is None else f", best F1 {trainer.best:.2f} on {dev}"
-        typer.echo(f"{trainer.step} steps, {trainer.rate:,.0f} tokens a second{best}")
+        typer.echo(f"{trainer.step} steps, {trainer.rate:,.0f} tokens per second{best}")
         if last is not None:
             typer.echo(f"\n{test}\n{report(model.evaluate(*last))}\n")
         typer.echo(f"model and history: {out}")
@@ -113,24 +113,24 @@ def train_tagger(
 @app.command()
 def tag(
     run: Annotated[Path, typer.Argument(help="A tagger's folder.")],
-    file: Annotated[str, typer.Argument(help="What to tag; - for standard input.")] = "-",
+    file: Annotated[str, typer.Argument(help="File to tag; - for standard input.")] = "-",
     form: Annotated[
         str,
         typer.Option(
             "--format",
-            help="columns (CoNLL), jsonl, or lines: a sentence on each, tokens parted by blanks. "
-            "By the file's name when left out: lines for .txt, none and standard input.",
+            help="columns (CoNLL), jsonl, or lines (a sentence each, tokens separated by blanks). "
+            "By default from the suffix: lines for .txt, no suffix and standard input.",
         ),
     ] = "",
     token_column: TokenColumn = 0,
     vectors: Vectors = None,
     at_once: Annotated[
-        int, typer.Option(min=1, help="Sentences read before they are tagged; 1 on a terminal.")
+        int, typer.Option(min=1, help="Sentences to read before tagging them; 1 on a terminal.")
     ] = 1024,
     backend: Backend = "cpu",
     threads: Threads = None,
 ) -> None:
-    """Tag sentences: a token, a tab and its tag on each line, an empty line after a sentence."""
+    """Tag sentences: write a token, a tab and its tag per line, an empty line after a sentence."""
     with clear_errors():
         from fastrnn.models import Tagger
 
@@ -148,7 +148,7 @@ def tag(
 
 
 def _untagged(file: str, form: str, token_column: int) -> Iterator[list[str]]:
-    """The tokens of each sentence of a file or of standard input, as they come."""
+    """Yield the tokens of each sentence of a file or of standard input as they are read."""
     from fastrnn.data.sentences import parse_columns, read_lines, read_sentences
 
     suffix = Path(file).suffix
@@ -173,14 +173,14 @@ def _untagged(file: str, form: str, token_column: int) -> Iterator[list[str]]:
 @app.command("eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A tagger's folder.")],
-    file: Annotated[Path, typer.Argument(help="Columns (CoNLL) or .jsonl, with tags.")],
+    file: Annotated[Path, typer.Argument(help="Tagged sentences: CoNLL columns or .jsonl.")],
     token_column: TokenColumn = 0,
     tag_column: TagColumn = -1,
     vectors: Vectors = None,
     backend: Backend = "cpu",
     threads: Threads = None,
 ) -> None:
-    """Score a tagger: precision, recall and F1 of entities, by type and in all."""
+    """Score a tagger: precision, recall and F1 of entities, by type and overall."""
     with clear_errors():
         from fastrnn.metrics import report
         from fastrnn.models import Tagger

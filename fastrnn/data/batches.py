@@ -1,4 +1,4 @@
-"""Sentences as numbers, and batches of like length."""
+"""Sentences as integer ids, and batches of sentences of similar length."""
 
 import queue
 import threading
@@ -18,8 +18,8 @@ CASES = 7
 
 
 def case_of(token: str) -> int:
-    """One of 7 kinds of spelling (Reimers & Gurevych 2017): numeric, mainly numeric, lower,
-    upper, initial upper, with a digit, other."""
+    """The casing class of a token, 0 to 6 (Reimers & Gurevych 2017): numeric, mainly numeric,
+    lower, upper, initial upper, contains a digit, other."""
     digits = sum(c.isdigit() for c in token)
     if digits == len(token):
         return 0
@@ -35,7 +35,7 @@ def case_of(token: str) -> int:
 
 
 class Tokens(NamedTuple):
-    """Sequences one after the other: sequence s is ``ids[starts[s] : starts[s] + lengths[s]]``."""
+    """Concatenated sequences: sequence s is ``ids[starts[s] : starts[s] + lengths[s]]``."""
 
     ids: np.ndarray
     starts: np.ndarray
@@ -43,24 +43,24 @@ class Tokens(NamedTuple):
 
     @classmethod
     def of(cls, ids, lengths) -> "Tokens":
-        """From the ids of all and how many each sequence has."""
+        """From the concatenated ids and the length of each sequence."""
         lengths = np.array(lengths, np.int64)
         return cls(np.array(ids, np.int64), np.cumsum(lengths) - lengths, lengths)
 
 
 class Lexicon:
-    """What is known of each distinct token: its vector, its case and its characters.
+    """The features of each distinct token: its vector, its casing and its characters.
 
-    Only tokens that were met have a row, so memory does not grow with the table of vectors; and
-    what all occurrences of a token share is worked out once.
+    Only tokens seen so far have a row, so memory does not grow with the table of vectors; and the
+    features of a token are computed once for all its occurrences.
 
     Parameters
     ----------
     vectors : WordVectors
     characters : Vocabulary, optional
-        Of the characters; none are kept when left out.
+        Vocabulary of the characters; by default characters are not stored.
     trained : mapping of str to int, optional
-        The row of each word, by `WordVectors.key`, in a table of vectors that are trained.
+        The row of each word, as given by `WordVectors.key`, in the table of trained vectors.
     dtype : {"float32", "float64"}
     """
 
@@ -80,7 +80,7 @@ class Lexicon:
         self._spellings: list[np.ndarray] = []
 
     def __len__(self) -> int:
-        """Distinct tokens so far."""
+        """Number of distinct tokens so far."""
         return len(self._ids)
 
     def encode(self, sentences: Sequence[Sequence[str]]) -> Tokens:
@@ -107,11 +107,11 @@ class Lexicon:
         rows[np.arange(len(new)), [dimension + case_of(t) for t in new]] = 1
         if self.characters is not None:
             self._spellings[first:] = [self.characters.encode(token) for token in new]
-        # Last, so that whatever interrupts us has done nothing.
+        # Last, so that an interruption leaves no token half added.
         self._ids.update(zip(new, range(first, last), strict=True))
 
     def spellings(self, ids: np.ndarray) -> Tokens:
-        """The characters of tokens by their ids."""
+        """The character ids of the tokens with these ids."""
         parts = [self._spellings[i] for i in ids]
         return Tokens.of(np.concatenate(parts) if parts else [], [len(p) for p in parts])
 
@@ -120,7 +120,7 @@ class Spelling(NamedTuple):
     """The characters of a batch's distinct tokens, packed as well."""
 
     packed: PackedBatch
-    ids: np.ndarray  # of each character
+    ids: np.ndarray  # character of each row
     tokens: np.ndarray  # [N], the distinct token of each row of the batch
 
 
@@ -136,7 +136,7 @@ class Batch(NamedTuple):
 
 
 def make_batch(lexicon: Lexicon, tokens: Tokens, chosen: np.ndarray, tags=None) -> Batch:
-    """The sentences ``chosen`` of ``tokens``; ``tags`` are those of all tokens."""
+    """The batch of the sentences ``chosen`` from ``tokens``; ``tags`` are those of all tokens."""
     lengths = tokens.lengths[chosen]
     packed = PackedBatch(int(lengths.max(initial=0)), len(chosen), lengths)
     positions = packed.flat_indices(tokens.starts[chosen])
@@ -155,7 +155,7 @@ def make_batch(lexicon: Lexicon, tokens: Tokens, chosen: np.ndarray, tags=None) 
 def by_length(
     lengths: np.ndarray, *, batch_size: int = 32, max_tokens: int | None = None
 ) -> list[np.ndarray]:
-    """Indices in batches of like length, in a stable order from the shortest on.
+    """Indices of sequences in batches of similar length, stably sorted from the shortest on.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def by_length(
     batch_size : int, default 32
         Sequences in a batch.
     max_tokens : int, optional
-        Instead, as many sequences as have no more tokens than this together, at least one.
+        Instead: as many sequences as have at most this many tokens in total, at least one.
     """
     order = np.argsort(lengths, kind="stable")
     if max_tokens is None:
@@ -178,17 +178,17 @@ def by_length(
 
 
 class SentenceBatches:
-    """The batches of an epoch: sentences of like length together, in random order.
+    """The batches of an epoch: sentences of similar length together, batches in random order.
 
-    Which sentences of equal length meet, and the order of the batches, change with each epoch
-    and depend on the seed and the epoch alone. Batches are made on a thread, two ahead.
+    How sentences of equal length are grouped and how batches are ordered changes with each epoch
+    and depends only on the seed and the epoch. A thread prepares batches two in advance.
 
     Parameters
     ----------
     lexicon : Lexicon
     tokens : Tokens
     tags : int array
-        Of all tokens.
+        Tag ids of all tokens.
     batch_size, max_tokens
         As in `by_length`.
     seed : int
@@ -209,7 +209,7 @@ class SentenceBatches:
         return self._count
 
     def batches(self, epoch: int = 0, skip: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch but the first ``skip``; the same each time."""
+        """The batches of an epoch without the first ``skip``; the same on every call."""
         rng = np.random.default_rng([self._seed, epoch])
         order = rng.permutation(len(self._tokens.lengths))
         parts = self._split(self._tokens.lengths[order])
@@ -218,7 +218,7 @@ class SentenceBatches:
 
 
 def ahead(items, depth: int = 2) -> Iterator:
-    """The items in order, made on a thread up to ``depth`` before they are asked for."""
+    """The items in order, computed by a thread up to ``depth`` items in advance."""
     ready: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
     end = object()
@@ -253,4 +253,4 @@ def ahead(items, depth: int = 2) -> Iterator:
             yield item
     finally:
         stop.set()
-        thread.join(1.0)  # not for ever: as Python ends, the thread does not run any more
+        thread.join(1.0)  # with a timeout: at interpreter exit the thread no longer runs

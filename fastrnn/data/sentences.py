@@ -10,11 +10,11 @@ import numpy as np
 
 from .tags import read_entities, split_tag, write_tags
 
-_BLANKS = " \t"  # other spaces, such as one that does not break, may be part of a token
+_BLANKS = " \t"  # other spaces, such as no-break spaces, may be part of a token
 
 
 class Sentence(NamedTuple):
-    """Tokens and their tags; no tags where none were asked for."""
+    """Tokens and their tags; no tags if only tokens were read."""
 
     tokens: list[str]
     tags: list[str]
@@ -27,25 +27,25 @@ def read_sentences(
     tag_column: int | None = -1,
     scheme: str = "IOB2",
 ) -> Iterator[Sentence]:
-    """The sentences of a file one after the other, without reading all of it first.
+    """Iterate over the sentences of a file without reading all of it first.
 
     Parameters
     ----------
     path : path
-        UTF-8. ``.jsonl``: an object with "tokens" and "tags" on each line. Anything else: a
-        token on each line, in columns parted by tabs or else by blanks; an empty line, one of
-        white space only and one that begins with ``-DOCSTART-`` end a sentence.
+        A UTF-8 file. ``.jsonl``: an object with "tokens" and "tags" per line. Any other: a token
+        per line, in columns separated by tabs or, without tabs, by spaces; a sentence ends at a
+        line that is empty, has only tabs and spaces, or begins with ``-DOCSTART-``.
     token_column, tag_column : int, default the first and the last
         Counted from 0, or from the end if negative. ``tag_column=None`` reads tokens alone.
     scheme : {"IOB2", "BIOES"}
-        Of the tags that are returned; those of the file may be IOB1, IOB2, BIOES or BILOU.
+        Scheme of the returned tags; the file's tags may be IOB1, IOB2, BIOES or BILOU.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     ValueError
-        A line lacks a column, is not UTF-8 or has a tag that is none; names file and line.
+        A line lacks a column, is not UTF-8 or has an invalid tag; the message names file and line.
     """
     lines, name = read_lines(path), str(path)
     if Path(path).suffix == ".jsonl":
@@ -55,7 +55,7 @@ def read_sentences(
 
 
 def read_lines(path=None) -> Iterator[str]:
-    """The lines of a UTF-8 file, or of standard input, without their ends, as they come."""
+    """Iterate over the lines of a UTF-8 file, or of standard input, without line breaks."""
     if path is None:
         yield from _decoded(sys.stdin.buffer, "standard input")
         return
@@ -84,7 +84,7 @@ def parse_columns(
     tag_column: int | None = -1,
     scheme: str = "IOB2",
 ) -> Iterator[Sentence]:
-    """`read_sentences` for lines that come from somewhere else; ``name`` is for messages."""
+    """`read_sentences` for lines from any source; ``name`` is used in error messages."""
     wanted = [token_column] if tag_column is None else [token_column, tag_column]
     needed = max(c + 1 if c >= 0 else -c for c in wanted)
     if tag_column is not None:
@@ -147,20 +147,20 @@ def _from_json(lines, name: str, with_tags: bool, scheme: str) -> Iterator[Sente
 
 
 def checked_sentences(name: str, X) -> list[Sequence[str]]:
-    """``X`` as a list of sequences of tokens, refused by ``name``."""
+    """Check ``X``, a sequence of token sequences, and return it as a list; errors name ``name``."""
     if isinstance(X, str) or not isinstance(X, Sequence | np.ndarray):
         raise TypeError(f"{name} must be a sequence of sentences, got {type(X).__name__}")
     for i, x in enumerate(X):
         if isinstance(x, str) or not isinstance(x, Sequence | np.ndarray):
             raise TypeError(f"{name}[{i}] must be a list of tokens, got {type(x).__name__}")
-        # NumPy's strings are strings too.
+        # NumPy's strings, a subclass of str, are allowed.
         if "" in x or not all(issubclass(kind, str) for kind in set(map(type, x))):
             raise TypeError(f"{name}[{i}] must hold strings that are not empty, got {x!r}")
     return list(X)
 
 
 def checked_tags(name: str, X, y: Any, scheme: str) -> list[list[str]]:
-    """The tags ``y`` of the tokens ``X`` in this scheme, refused by ``name``."""
+    """Check the tags ``y`` of ``X`` and convert them to ``scheme``; errors name ``name``."""
     if isinstance(y, str) or not isinstance(y, Sequence | np.ndarray):
         raise TypeError(f"{name} must be a sequence of lists of tags, got {type(y).__name__}")
     if len(X) != len(y):

@@ -1,8 +1,9 @@
 """Tags of tokens, and the entities that they stand for.
 
-A tag is ``O`` or a prefix and a type, ``B-Disease``. Schemes (Ramshaw & Marcus 1995; Ratinov &
-Roth 2009): in IOB2 an entity is ``B I I``; in IOB1 it is ``I I I`` and B only parts it from a
-neighbour of its type; in BIOES it is ``B I E``, or ``S`` alone (BILOU says L and U instead).
+A tag is ``O``, or a prefix and a type such as ``B-Disease``. Schemes (Ramshaw & Marcus 1995;
+Ratinov & Roth 2009): in IOB2 an entity is ``B I I``; in IOB1 it is ``I I I``, and B only separates
+it from a preceding entity of its type; in BIOES it is ``B I E``, or ``S`` if it is one token
+(BILOU has L for E and U for S).
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,13 +40,13 @@ def split_tag(tag: str) -> tuple[str, str]:
 
 
 def read_entities(tags: Sequence[str]) -> list[Entity]:
-    """The entities of tags in any of the schemes, as people mean them.
+    """The entities of tags in any of the schemes, read leniently.
 
-    An entity also begins where one goes on that was never begun, and ends where it is not gone
-    on with: so IOB1, IOB2 and BIOES need not be told apart.
+    An I or E that continues no entity begins one, and an entity without an end tag ends where it
+    is not continued: so the scheme, IOB1, IOB2 or BIOES, need not be known.
     """
     out: list[Entity] = []
-    first, kind = -1, ""  # of the entity that is open
+    first, kind = -1, ""  # of the current entity, if first >= 0
     for i, (prefix, k) in enumerate(map(split_tag, tags)):
         if first >= 0 and (prefix in "OBS" or k != kind):
             out.append(Entity(kind, first, i))
@@ -61,7 +62,7 @@ def read_entities(tags: Sequence[str]) -> list[Entity]:
 
 
 def write_tags(entities: Iterable[Entity], length: int, scheme: str = "IOB2") -> list[str]:
-    """Tags of ``length`` tokens in one of `SCHEMES`; entities do not overlap."""
+    """Tags of ``length`` tokens in one of `SCHEMES`; entities must not overlap."""
     check_scheme(scheme)
     out = ["O"] * length
     for kind, first, last in entities:
@@ -73,10 +74,10 @@ def write_tags(entities: Iterable[Entity], length: int, scheme: str = "IOB2") ->
 
 
 def strict_entities(tags: Sequence[str], scheme: str = "IOB2") -> list[Entity]:
-    """Only the entities that are written as the scheme says, from their B (or S) on.
+    """Only the entities that follow the scheme, beginning at their B (or S).
 
-    What seqeval takes for entities in its strict mode: a stray ``I-`` is none, and in BIOES
-    neither is one that is never ended.
+    The same as in seqeval's strict mode: a stray ``I-`` is not an entity and, in BIOES, neither
+    is one without an end tag.
     """
     check_scheme(scheme)
     out: list[Entity] = []
@@ -99,7 +100,7 @@ def strict_entities(tags: Sequence[str], scheme: str = "IOB2") -> list[Entity]:
 
 
 def may_follow(before: str, after: str, scheme: str) -> bool:
-    """Whether a tag may come after another; "O" stands for the start and for the end too."""
+    """Whether one tag may follow another; "O" also stands for the start and the end."""
     (p, kind), (q, k) = split_tag(before), split_tag(after)
     if scheme == "IOB2":
         return q != "I" or (p in "BI" and k == kind)

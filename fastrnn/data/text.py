@@ -34,12 +34,12 @@ def read_text(path) -> str:
 
 
 class Vocabulary:
-    """Characters and their indices; index 0 stands for every character that is not known.
+    """Characters and their indices; index 0 stands for every unknown character.
 
     Parameters
     ----------
     symbols : list of str
-        The unknown symbol, then one character each.
+        The unknown symbol, then the known characters, one per entry.
     """
 
     def __init__(self, symbols: list[str]):
@@ -53,9 +53,9 @@ class Vocabulary:
 
     @classmethod
     def of(cls, text: str, *, min_count: int | None = None) -> "Vocabulary":
-        """The characters that occur at least ``min_count`` times, by code point.
+        """The characters that occur at least ``min_count`` times, sorted by code point.
 
-        ``min_count`` is by default one in 100,000, at least 1 and at most 100.
+        ``min_count`` defaults to one in 100,000 characters, at least 1 and at most 100.
         """
         if min_count is None:
             min_count = min(100, max(1, len(text) // 100_000))
@@ -68,23 +68,23 @@ class Vocabulary:
         return len(self.symbols)
 
     def encode(self, text: str) -> np.ndarray:
-        """Indices, int64 [len(text)]."""
+        """The index of each character, int64 [len(text)]."""
         codes = _codes(text)
         known = codes < len(self._table)
         return np.where(known, self._table[np.where(known, codes, 0)], 0)
 
     def decode(self, ids) -> str:
-        """The text of indices."""
+        """The text that these indices stand for."""
         return "".join(self.symbols[i] for i in np.asarray(ids).reshape(-1))
 
 
 def _codes(text: str) -> np.ndarray:
-    # Lone surrogates are characters to Python; "surrogatepass" keeps them countable.
+    # A Python string may hold lone surrogates; "surrogatepass" encodes them too.
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 class Chunk(NamedTuple):
-    """Consecutive characters of several streams; the next chunk goes on where this ends."""
+    """Consecutive characters of several streams; the next chunk continues where this one ends."""
 
     ids: np.ndarray  # [T, B]
     targets: np.ndarray  # [T, B]: the character after each
@@ -92,7 +92,7 @@ class Chunk(NamedTuple):
 
 
 class TextStream:
-    """A text as B streams read side by side, T characters at a time.
+    """A text split into B streams that are read in parallel, T characters at a time.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class TextStream:
     batch : int
         B; stream b is the b-th of B equal parts.
     bptt : int
-        T, over how many characters a gradient reaches back. The last chunk may be shorter.
+        T, the characters that gradients are propagated over. The last chunk may be shorter.
 
     Raises
     ------
@@ -121,7 +121,7 @@ class TextStream:
         self._targets = np.ascontiguousarray(ids[1 : n + 1].reshape(self.batch, -1).T)
 
     def __len__(self) -> int:
-        """Chunks in all."""
+        """Number of chunks."""
         return -(-self.length // self.bptt)
 
     def batches(self, epoch: int = 0, skip: int = 0) -> Iterator[Chunk]:

@@ -1,8 +1,8 @@
-"""Word vectors: tables that are looked into, and a vector for every word that is in none.
+"""Word vectors: lookup in a table, and a random vector for every word that the table lacks.
 
-A word that the table lacks gets numbers drawn from a normal distribution with the table's own
-mean and standard deviation, cut at two of them. For a table they are a function of the word and a
-seed alone: no table of them is kept, and training and tagging, on any machine, see the same.
+The random vector is drawn from a normal distribution with the mean and standard deviation of the
+table's values, truncated at two standard deviations. For a given table it depends only on the word
+and a seed: it need not be stored, and is the same in training and tagging and on any machine.
 """
 
 import hashlib
@@ -19,24 +19,24 @@ from scipy.special import ndtr, ndtri
 from fastrnn import checks
 
 _CUT = 2.0  # standard deviations
-_CHUNK = 1 << 16  # rows whose mean is taken at once
-_REMEMBERED = 1 << 17  # vectors of unknown words that are kept
+_CHUNK = 1 << 16  # rows per chunk in computing mean and std
+_REMEMBERED = 1 << 17  # cached vectors of unknown words
 
 
 class WordVectors:
-    """Vectors by word.
+    """Maps words to vectors.
 
     Parameters
     ----------
     words : sequence of str [V]
     table : array [V, E] of float32
-        May be memory-mapped: only the rows that are asked for are read.
+        May be memory-mapped: a lookup reads only its rows, the default mean and std all of it.
     mean, std : float, optional
-        Of the numbers of unknown words; the table's own when left out.
+        Mean and standard deviation of unknown words' vectors; by default those of the table.
     seed : int, default 0
-        Of the vectors of unknown words.
+        Seed of the vectors of unknown words.
     source : str, default ""
-        Where it came from, for messages.
+        Where the table came from, for error messages.
     """
 
     def __init__(self, words: Sequence[str], table, *, mean=None, std=None, seed=0, source=""):
@@ -47,7 +47,7 @@ class WordVectors:
                 f"got shape {table.shape}"
             )
         self.table, self.seed, self.source = table, checks.positive_int("seed", seed, 0), source
-        # The first of two equal words counts, as it is the more frequent one.
+        # If a word occurs twice, the first counts, as it is the more frequent one.
         self._rows = {word: row for row, word in reversed(list(enumerate(words)))}
         if mean is not None:
             self.mean = float(mean)
@@ -66,17 +66,17 @@ class WordVectors:
 
     @cached_property
     def mean(self) -> float:
-        """Of the numbers of unknown words."""
+        """Mean of unknown words' vectors."""
         return self._moments[0]
 
     @cached_property
     def std(self) -> float:
-        """Of the numbers of unknown words."""
+        """Standard deviation of unknown words' vectors, before truncation."""
         return self._moments[1]
 
     @cached_property
     def _moments(self) -> tuple[float, float]:
-        """Mean and standard deviation of all numbers, a part of a mapped table at a time."""
+        """Mean and standard deviation of the table's values, chunk by chunk for mapped tables."""
         total = squares = 0.0
         for at in range(0, len(self.table), _CHUNK):
             part = np.asarray(self.table[at : at + _CHUNK], np.float64)
@@ -84,13 +84,13 @@ class WordVectors:
             squares += np.square(part).sum()
         size = self.table.size
         if not (size and np.isfinite(squares)):
-            raise ValueError(f"{self.source or 'table'} must have finite numbers in it")
+            raise ValueError(f"{self.source or 'table'} must be finite and not empty")
         mean = total / size
         return mean, max(squares / size - mean * mean, 0.0) ** 0.5
 
     @property
     def dimension(self) -> int:
-        """E."""
+        """E, the size of a vector."""
         return self.table.shape[1]
 
     def with_moments(self, mean: float, std: float) -> "WordVectors":
@@ -100,7 +100,7 @@ class WordVectors:
         return other
 
     def facts(self) -> dict:
-        """What tells these vectors from others, in what JSON holds."""
+        """A JSON-compatible dict that identifies these vectors."""
         some = np.ascontiguousarray(self.table[:: max(1, len(self) // 1000)])
         return {
             "count": len(self), "dimension": self.dimension, "seed": self.seed,
@@ -109,11 +109,11 @@ class WordVectors:
         }  # fmt: skip
 
     def key(self, word: str) -> str:
-        """The word under which it is looked up: as it is if the table has it, or in lower case."""
+        """The form that is looked up: the word itself if the table has it, else in lower case."""
         return word if word in self._rows else word.lower()
 
     def row(self, word: str) -> int:
-        """The row of a word as it is or else in lower case, -1 if the table has neither."""
+        """The row of a word, itself or else in lower case; -1 if the table has neither."""
         return self._rows.get(self.key(word), -1)
 
     def unknown(self, word: str) -> np.ndarray:
@@ -133,7 +133,7 @@ class WordVectors:
         return vector
 
     def __call__(self, words: Sequence[str]) -> np.ndarray:
-        """``[n, E]`` float32."""
+        """The vectors of words, float32 [n, E]."""
         rows = np.array([self.row(word) for word in words], np.int64)
         out = np.empty((len(rows), self.dimension), np.float32)
         known = rows >= 0
@@ -147,26 +147,26 @@ class WordVectors:
 
 
 def load_vectors(source, *, seed: int = 0) -> WordVectors:
-    """The vectors of a file, a folder or the ``[glove]`` extra.
+    """Load the vectors of a file, a folder or the ``[glove]`` extra.
 
     Parameters
     ----------
     source : path or "glove"
-        ``"glove"``: the 400,000 words of GloVe 6B in 50 dimensions. A folder: ``vectors.npy``
-        [V, E] and ``words.txt`` with a word on each line; a ``.npy`` file: the same, its words
-        in ``words.txt`` beside it. Anything else is text in UTF-8, a word and its numbers on
-        each line (GloVe), with or without a line of V and E before them (word2vec).
+        ``"glove"``: GloVe 6B, 400,000 words in 50 dimensions. A folder: ``vectors.npy`` [V, E]
+        and ``words.txt`` with one word per line. A ``.npy`` file: the same, with ``words.txt``
+        beside it. Any other file: UTF-8 text with a word and its values on each line (GloVe),
+        optionally after a line with V and E (word2vec).
     seed : int, default 0
-        Of the vectors of unknown words.
+        Seed of the vectors of unknown words.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     ValueError
-        It is damaged; names file and line.
+        The file is damaged; the message names it and, in a text file, the line.
     ImportError
-        "glove" is not installed; says how to get it.
+        "glove" is not installed; the message says how to install it.
     """
     if isinstance(source, str) and source == "glove":
         return _glove(seed)
@@ -210,7 +210,7 @@ def _read_text(path: Path) -> tuple[list[str], np.ndarray]:
                     promised, size = map(int, parts)
                     continue
                 size = size or len(parts) - 1
-                # From the right, as there are words with blanks in them.
+                # From the right, as words may contain spaces.
                 row = np.array(parts[-size:], np.float32)
                 if size < 1 or len(parts) <= size or not np.isfinite(row).all():
                     raise ValueError(f"expected a word and {size} finite numbers")

@@ -14,19 +14,19 @@ from .base import Layer
 
 
 class CRF(Layer):
-    """Scores of whole tag sequences: of each tag, of each pair of neighbours and of the ends.
+    """Scores whole tag sequences: each tag, each pair of adjacent tags, the first and the last.
 
     Parameters
     ----------
     num_tags : int
-        K.
+        K, the number of tags.
     allowed : array_like of bool [K + 1, K + 1], optional
         ``allowed[i, j]``: tag j may follow tag i; ``allowed[K, j]``: a sequence may begin with
-        j; ``allowed[i, K]``: it may end with i. Everything is when left out.
+        j; ``allowed[i, K]``: it may end with i. By default all are True.
     dtype : {"float32", "float64"}
     backend : {"cpu", "cuda", "reference"}
     seed : int, optional
-        Of the initial scores, uniform in [-0.1, 0.1].
+        Seed of the initial transition scores, uniform in [-0.1, 0.1].
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class CRF(Layer):
         self._kernels = get_backend(backend)
 
     def _scores(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """pair, start, end, with minus infinity for what is not allowed."""
+        """The pair, start and end scores, minus infinity where not allowed."""
         k, p, minus = self.num_tags, self.parameters, self.dtype.type(-np.inf)
         return (
             np.where(self.allowed[:k, :k], p["transitions"], minus),
@@ -119,16 +119,16 @@ class CRF(Layer):
         Parameters
         ----------
         scores : array_like of real [T, B, K]
-            Of each tag at each step, for example from `Linear`.
+            The score of each tag at each step, for example from `Linear`.
         tags : array_like of int [T, B]
-            The right ones; what lies beyond a length is ignored.
+            The correct tags; entries beyond a sequence's length are ignored.
         lengths : array_like of int [B], optional
-            Steps of each sequence, from 0 to T; all T when left out.
+            Length of each sequence, from 0 to T; by default all T.
 
         Raises
         ------
         ValueError, TypeError
-            A shape or type does not fit, or the right tags are not allowed.
+            A shape or type does not fit, or the tags are not an allowed sequence.
         IndexError
             A tag is not in ``[0, K)``.
         """
@@ -161,7 +161,7 @@ class CRF(Layer):
 
 
 class Tape(NamedTuple):
-    """What `CRF.backward` gives back: the gradients are found on the way to the loss."""
+    """What `CRF.backward` returns: the gradients are computed together with the loss."""
 
     d_scores: np.ndarray
     grads: dict[str, np.ndarray]

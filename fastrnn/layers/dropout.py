@@ -1,4 +1,4 @@
-"""Dropout (Srivastava et al. 2014), scaled in training so that inference needs nothing."""
+"""Dropout (Srivastava et al. 2014), scaled in training so that inference is the identity."""
 
 from typing import NamedTuple
 
@@ -10,12 +10,12 @@ from fastrnn.kernels.device import Door
 
 
 def new_key(rng: np.random.Generator) -> int:
-    """What a backend's ``dropout`` makes its choice from: the same again for the gradient."""
+    """A random key for a backend's ``dropout``; the backward pass uses the same key."""
     return int(rng.integers(2**64, dtype=np.uint64))
 
 
 class Tape(NamedTuple):
-    """What `Dropout.backward` needs of `Dropout.forward`."""
+    """What `Dropout.backward` needs from `Dropout.forward`."""
 
     key: int
     shape: tuple[int, ...]
@@ -23,12 +23,12 @@ class Tape(NamedTuple):
 
 
 class Dropout:
-    """Zero each number with probability ``p`` in training, and scale the rest by 1/(1-p).
+    """Zero each element with probability ``p`` in training, and scale the rest by 1/(1-p).
 
     Parameters
     ----------
     p : float, default 0.5
-        In [0, 1).
+        Dropout probability, in [0, 1).
     backend : {"cpu", "cuda", "reference"}
     seed : int, optional
 
@@ -44,7 +44,7 @@ class Dropout:
         self._kernels = get_backend(backend)
 
     def __call__(self, x):
-        """Inference: x itself."""
+        """Inference: return x unchanged."""
         return x if Door(self._kernels, x).there else np.asarray(x)
 
     def forward(self, x) -> tuple:

@@ -15,11 +15,11 @@ class Embedding(PackedLayer):
     Parameters
     ----------
     num_embeddings, embedding_dim : int
-        V rows of E numbers.
+        V and E: the table has V rows of E values.
     dtype : {"float32", "float64"}
     backend : {"cpu", "cuda", "reference"}
     seed : int, optional
-        Of the initial table, standard normal.
+        Seed of the initial table, which is standard normal.
 
     Raises
     ------
@@ -61,7 +61,7 @@ class Embedding(PackedLayer):
         Raises
         ------
         IndexError
-            An id is not in ``[0, V)``; the message has its position.
+            An id is not in ``[0, V)``; the message names its position.
         TypeError
             ``ids`` are not integers.
         """
@@ -83,8 +83,8 @@ class Embedding(PackedLayer):
         dy : array_like [..., E]
             Gradient of y.
         sparse : bool, default False
-            Give ``{"weight": (rows [R], gradients [R, E])}``, the rows that occurred in
-            ascending order, instead of the whole table's gradient.
+            Return ``{"weight": (rows [R], gradients [R, E])}`` with only the rows that occur, in
+            ascending order, instead of the gradient of the whole table.
         """
         door = Door(self._kernels, dy)
         with door.stream():

@@ -19,7 +19,7 @@ class Linear(PackedLayer):
     dtype : {"float32", "float64"}
     backend : {"cpu", "cuda", "reference"}
     seed : int, optional
-        Of the initial weight, Glorot uniform; the bias starts at 0.
+        Seed of the initial weight, which is Glorot uniform; the bias starts at 0.
 
     Raises
     ------
@@ -68,7 +68,7 @@ class Linear(PackedLayer):
         Raises
         ------
         ValueError, TypeError
-            x does not fit or is not finite.
+            x has a wrong shape or type or is not finite.
         """
         return self.forward(x)[0]
 

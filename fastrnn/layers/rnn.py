@@ -1,4 +1,4 @@
-"""The recurrent layers by name. How they are called is in recurrent.py."""
+"""The recurrent layers. Their common interface is in recurrent.py."""
 
 from fastrnn.cells import CELLS
 
@@ -14,23 +14,22 @@ class LSTM(Recurrent):
     Parameters
     ----------
     input_size, hidden_size : int
-        I and H, features of a step and units of a direction.
+        I and H, features per step and units per direction.
     num_layers : int, default 1
-        Layers on top of each other.
+        Number of stacked layers.
     bias : bool, default True
-        Whether there are ``bias_ih`` and ``bias_hh``.
+        Whether to have ``bias_ih`` and ``bias_hh``.
     batch_first : bool, default False
         Sequences are ``[B, T, I]`` instead of ``[T, B, I]``; states are not affected.
     dropout : float, default 0.0
-        Probability with which an output of each layer but the last is zeroed, in
-        `forward` only.
+        Dropout probability of the outputs of each layer but the last, in `forward` only.
     bidirectional : bool, default False
-        A second direction runs from each sequence's own end; D is 2, else 1.
+        Add a second direction that starts at each sequence's own end; D is then 2, else 1.
     dtype : {"float32", "float64"}
     backend : {"cpu", "cuda", "reference"}
     seed : int, optional
-        Of the initial weights and of dropout. Input weights are Glorot uniform per gate,
-        recurrent weights orthogonal per gate, the forget gate's bias is 1, others are 0.
+        Seed of the initial weights and dropout. Input weights are Glorot uniform per gate,
+        recurrent weights orthogonal per gate, the forget gate's bias is 1, other biases are 0.
 
     Raises
     ------
@@ -55,7 +54,7 @@ class GRU(Recurrent):
     """Stacked gated recurrent units, in one direction or both.
 
     The equations, parameter names and shapes are those of ``torch.nn.GRU`` (Cho et al. 2014,
-    with the reset gate after the product; gate order r, z, n).
+    with the reset gate applied after the product; gate order r, z, n).
 
     Arguments, defaults and errors are those of `LSTM`; the state is h alone, an array instead
     of a pair. Input weights are Glorot uniform and recurrent weights orthogonal per gate, biases
@@ -80,9 +79,9 @@ class RNN(Recurrent):
 
     The equations, parameter names and shapes are those of ``torch.nn.RNN`` (Elman 1990).
 
-    Arguments, defaults and errors are those of `LSTM`, and one more; the state is h alone, an
-    array instead of a pair. Input weights are Glorot uniform, recurrent weights orthogonal,
-    biases 0.
+    Arguments, defaults and errors are those of `LSTM`, plus the one below; the state is h
+    alone, an array instead of a pair. Input weights are Glorot uniform, recurrent weights
+    orthogonal, biases 0.
 
     Parameters
     ----------

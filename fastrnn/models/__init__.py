@@ -1,4 +1,4 @@
-"""Models: layers put together, with their loss and its gradient."""
+"""Models: networks of layers, with their loss and its gradient."""
 
 from .language_model import LanguageModel
 from .tagger import Tagger

@@ -22,38 +22,38 @@ from .characters import CharacterBiLSTM
 
 
 class BiLSTMTagger:
-    """Scores of K tags for each token, and the loss of right ones.
+    """Computes scores of K tags for each token, and the loss for the correct tags.
 
     Parameters
     ----------
     features : int
-        F, numbers that come in for each token.
+        F, the number of input features per token.
     words : array [V, E], optional
-        Vectors of V words that are trained too, E numbers of the F. A batch trains the rows that
-        it has.
+        Initial vectors of V words that are trained too, the first E of the F features. A batch
+        trains only the rows of its own words.
     tags : int
-        K.
+        K, the number of tags.
     characters : int, default 0
-        Distinct characters; 0 leaves the character BiLSTM out.
+        Number of distinct characters; 0 omits the character BiLSTM.
     char_dim, char_hidden : int, default 25
-        Size of a character's embedding, and of its BiLSTM in each direction.
+        Size of character embeddings, and units per direction of the character BiLSTM.
     hidden_size, num_layers : int, default 100 and 1
-        Of the BiLSTM over tokens, in each direction.
+        Units per direction, and layers, of the BiLSTM over tokens.
     dropout : float, default 0.5
-        Of what the BiLSTM returns and between its layers.
+        Dropout of the BiLSTM's output and between its layers.
     input_dropout : float, default 0.25
-        Of what goes into the BiLSTM. What goes in and comes out loses the same numbers at all
-        tokens of a sentence (Gal & Ghahramani 2016); between layers each token loses its own.
+        Dropout of the BiLSTM's input. All tokens of a sentence share one mask for the input and
+        one for the output (Gal & Ghahramani 2016); between layers each token has its own.
     crf : bool, default False
     allowed : array of bool, optional
-        As `CRF` takes it.
+        See `CRF`.
     dtype, backend, seed
-        As `LSTM` takes them.
+        See `LSTM`.
 
     Attributes
     ----------
     parameters : Parameters
-        All layers' in one vector: ``lstm.*``, ``linear.*``, ``char_embedding.*``,
+        Those of all layers in one vector: ``lstm.*``, ``linear.*``, ``char_embedding.*``,
         ``char_lstm.*``, ``crf.*``.
     """
 
@@ -93,7 +93,7 @@ class BiLSTMTagger:
             features, hidden_size, num_layers, bidirectional=True,
             dropout=dropout if num_layers > 1 else 0.0, seed=seeds[2], **options,
         )  # fmt: skip
-        self.lstm.rng = self.rng  # one generator, so that one state is all there is to save
+        self.lstm.rng = self.rng  # one generator, so that only one state must be saved
         self.linear = Linear(2 * hidden_size, tags, seed=seeds[3], **options)
         layers |= {"lstm": self.lstm, "linear": self.linear}
         self.crf: CRF | None = None
@@ -114,7 +114,7 @@ class BiLSTMTagger:
         return kernels.to_host(mask)
 
     def _input(self, batch: Batch, *, training: bool = False):
-        """``(x, tape of the characters)``: what goes into the BiLSTM."""
+        """``(x, tape of the character BiLSTM)``; x is the input of the BiLSTM over tokens."""
         x, tape = batch.inputs, None
         if self.tables:
             table = self.tables["words"]
@@ -129,13 +129,13 @@ class BiLSTMTagger:
             x = np.concatenate([x, spelled], axis=1)
         return x, tape
 
-    # Training, as `fastrnn.trainer.Model` asks for it.
+    # Training: the interface `fastrnn.trainer.Model`.
 
     def loss_and_gradient(self, batch: Batch) -> tuple[float, np.ndarray, int]:
         """Mean loss in nats per token, its gradient, and the number of tokens.
 
-        Only tokens count, as there is no padding. The gradient is a buffer that the next call
-        writes again.
+        Only real tokens count, as there is no padding. The gradient is a buffer that the next
+        call overwrites.
         """
         packed, kernels = batch.packed, self._kernels
         x, spelling = self._input(batch, training=True)
@@ -177,7 +177,7 @@ class BiLSTMTagger:
         return loss, self.parameters.flatten(grads, self._gradient), packed.size
 
     def row_gradients(self) -> dict[str, RowGradient]:
-        """Of the words' vectors, where they are trained."""
+        """The gradient of the word vectors, if they are trained."""
         return self._row_gradients
 
     def carried(self) -> dict[str, np.ndarray]:
@@ -185,9 +185,9 @@ class BiLSTMTagger:
         return {}
 
     def carry(self, carried: dict[str, np.ndarray]) -> None:
-        """Go on from `carried`."""
+        """Restore the state returned by `carried`."""
 
-    # Use
+    # Inference
 
     def _scores(self, batch: Batch):
         x, _ = self._input(batch)
@@ -195,14 +195,14 @@ class BiLSTMTagger:
         return self.linear.rows_forward(h)
 
     def decode(self, batch: Batch) -> np.ndarray:
-        """The most likely tag of each row, or the most likely sequences' with a CRF: int64 [N]."""
+        """The most likely tag of each row or, with a CRF, the most likely sequences: int64 [N]."""
         scores = self._scores(batch)
         if self.crf is None:
             return self._kernels.to_host(scores).argmax(axis=1)
         return self.crf.rows_decode(scores, batch.packed)
 
     def probabilities(self, batch: Batch) -> np.ndarray:
-        """Of each tag at each row, [N, K]."""
+        """The probability of each tag at each row, [N, K]."""
         scores = self._scores(batch)
         if self.crf is None:
             return softmax(self._kernels.to_host(scores), axis=1)

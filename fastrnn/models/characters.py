@@ -1,4 +1,4 @@
-"""Words by their characters: the states that a BiLSTM over each ends with (Lample et al. 2016)."""
+"""Word features from characters: the final states of a BiLSTM over them (Lample et al. 2016)."""
 
 import numpy as np
 
@@ -10,18 +10,18 @@ from fastrnn.layers import LSTM, Embedding
 
 
 class CharacterBiLSTM:
-    """Each distinct token of a batch is spelled once, with no padding.
+    """A BiLSTM over the characters of a batch's distinct tokens, without padding.
 
     Parameters
     ----------
     characters : int
-        How many there are.
+        Number of distinct characters.
     dim, hidden : int
-        Size of a character's embedding, and of the BiLSTM in each direction.
+        Size of character embeddings, and units per direction of the BiLSTM.
     seeds : (int, int)
-        Of the two layers.
+        Seeds of the embedding and of the BiLSTM.
     options
-        ``dtype`` and ``backend``, as layers take them.
+        ``dtype`` and ``backend``, as for layers.
     """
 
     def __init__(self, characters: int, dim: int, hidden: int, *, seeds, dtype, backend):
@@ -40,7 +40,7 @@ class CharacterBiLSTM:
         return gather_rows(distinct, spelling.tokens), tape
 
     def backward(self, spelling: Spelling, tape, dy) -> dict[str, np.ndarray]:
-        """Gradients by name, with ``char_embedding.`` and ``char_lstm.`` before it."""
+        """Gradients by name, prefixed with ``char_embedding.`` or ``char_lstm.``."""
         packed, to_device = spelling.packed, self._kernels.to_device
         d_distinct = np.zeros((packed.batch, dy.shape[1]), dy.dtype)
         scatter_add_rows(dy, spelling.tokens, out=d_distinct)

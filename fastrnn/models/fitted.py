@@ -1,4 +1,4 @@
-"""What a `Tagger` is once it is fitted: its settings, its words and its network, and its files."""
+"""A fitted `Tagger`: its settings, words and network, and their files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,19 +15,19 @@ from fastrnn.trainer import take_weights
 
 from .bilstm import BiLSTMTagger
 
-_AT_ONCE = 4096  # tokens of a batch that is not trained on
-_REMEMBERED = 1 << 17  # distinct tokens that tagging keeps the features of
+_AT_ONCE = 4096  # tokens per batch in inference
+_REMEMBERED = 1 << 17  # distinct tokens whose features are cached
 
 
 class FittedTagger:
-    """A tagger's network with what it takes to feed it.
+    """A tagger's network with all that is needed to prepare its input.
 
     Parameters
     ----------
     config : dict
-        What JSON holds: "params" of the `Tagger`, "tags" that the network tells apart, "words"
-        whose vectors it trains, "symbols" of its characters, "writes", the scheme of what is
-        returned, and "vectors", what is known of them.
+        JSON-compatible: "params", the parameters of the `Tagger`; "tags", the classes of the
+        network; "words", whose vectors are trained; "symbols", the known characters; "writes",
+        the scheme of the returned tags; and "vectors", the `WordVectors.facts` of the vectors.
     vectors : WordVectors
     backend : {"cpu", "cuda", "reference"}
     """
@@ -42,7 +42,7 @@ class FittedTagger:
             split_tag(tag)
         allowed = None
         if p["crf"] and p["constrain"]:
-            ends = [*self.tags, "O"]  # the start and the end are like an O
+            ends = [*self.tags, "O"]  # the start and the end act like an O
             allowed = np.array([[may_follow(a, b, self.scheme) for b in ends] for a in ends])
         words, self._symbols = config["words"], config["symbols"]
         self._trained = {word: row for row, word in enumerate(words)}
@@ -56,14 +56,14 @@ class FittedTagger:
         )  # fmt: skip
 
     def new_lexicon(self) -> Lexicon:
-        """One that knows no token yet."""
+        """A new, empty lexicon."""
         characters = Vocabulary(list(self._symbols)) if self._symbols else None
         return Lexicon(self.vectors, characters, self._trained, self.config["params"]["dtype"])
 
-    # Use
+    # Inference
 
     def _by_token(self, X: Sequence[Sequence[str]], compute) -> tuple[np.ndarray, Tokens]:
-        """What ``compute`` gives for each token, of all sentences one after the other."""
+        """What ``compute`` returns for each token of the concatenated sentences, and the tokens."""
         if len(self.lexicon) > _REMEMBERED:
             self.lexicon = self.new_lexicon()
         lexicon = self.lexicon
@@ -105,7 +105,7 @@ class FittedTagger:
 
     @classmethod
     def load(cls, folder: Path, load_vectors, backend: str) -> "FittedTagger":
-        """The tagger of a folder; ``load_vectors(params)`` is called for its vectors.
+        """Load the tagger of a folder; ``load_vectors(params)`` must return its word vectors.
 
         Raises
         ------
@@ -121,7 +121,7 @@ class FittedTagger:
             raise ValueError(
                 f"{vectors.source or 'vectors'} must be the vectors that {path} was trained with, "
                 f"{known['count']:,} words of {known['dimension']} numbers; got "
-                f"{len(vectors):,} of {vectors.dimension} or others"
+                f"{len(vectors):,} of {vectors.dimension} (values or seed may differ too)"
             )
         vectors = vectors.with_moments(known["mean"], known["std"])
         try:
@@ -142,10 +142,10 @@ _PARTS = {
 
 
 def read_config(path: Path) -> dict:
-    """``config.json`` of a tagger, refused by name if a part is missing."""
+    """Read a tagger's ``config.json``; the error for a missing part names it and the file."""
     config = load_json(path)
     if not isinstance(config, dict) or config.get("model") != "Tagger":
-        raise ValueError(f"{path} is not of a tagger")
+        raise ValueError(f"{path} does not belong to a tagger")
     for name, kind in _PARTS.items():
         if not isinstance(config.get(name), kind):
             raise ValueError(f"{path} is damaged: {name} must be of type {kind.__name__}")

@@ -15,10 +15,10 @@ from fastrnn.layers.dropout import new_key
 from fastrnn.losses import cross_entropy
 from fastrnn.packed import PackedBatch
 
-# Standard deviation of the first layer's input weights when the input is one-hot. One of V
-# inputs is on, so a step sees one column of them, not a sum over V: the usual bound for V
-# inputs would start the gates nearly blind to the character. An embedding of standard
-# normal rows behind Glorot weights gives the gates about this spread.
+# Standard deviation of the first layer's input weights when the input is one-hot. Only one of
+# the V inputs is 1, so the gates receive one column of these weights, not a sum over V: with the
+# usual bound for V inputs they would at first hardly depend on the character. With an embedding
+# of standard normal rows and Glorot weights, the gates' inputs have about this deviation.
 ONE_HOT_STD = 0.5
 
 
@@ -29,21 +29,21 @@ class LanguageModel:
     ----------
     vocabulary : Vocabulary
     embedding_dim : int, default 64
-        E, or 0 for one-hot input, which is a row of the first layer's input weights and
-        never a product.
+        E, or 0 for one-hot input, which selects a column of the first layer's input weights
+        without a matrix product.
     hidden_size : int, default 512
     num_layers : int, default 1
     dropout : float, default 0.0
-        Between LSTM layers and before the linear layer, in training.
+        Dropout between LSTM layers and before the linear layer, in training.
     dtype : {"float32", "float64"}
     backend : {"cpu", "cuda", "reference"}
     seed : int, optional
-        Of the initial weights and of dropout.
+        Seed of the initial weights and dropout.
 
     Attributes
     ----------
     parameters : Parameters
-        All layers' in one vector: ``embedding.*``, ``lstm.*``, ``linear.*``.
+        Those of all layers in one vector: ``embedding.*``, ``lstm.*``, ``linear.*``.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class LanguageModel:
             **options,
         )
         self.linear = Linear(hidden_size, size, seed=seeds[2], **options)
-        self.lstm.rng = self.rng  # one generator, so that one state is all there is to save
+        self.lstm.rng = self.rng  # one generator, so that only one state must be saved
         if not embedding_dim:
             w = self.lstm.parameters["weight_ih_l0"]
             values = self.lstm.state_dict()
@@ -92,7 +92,7 @@ class LanguageModel:
     def _input(self, ids: np.ndarray) -> np.ndarray:
         if self.embedding is not None:
             return self.embedding.rows_forward(ids)
-        checks.below("ids", "id", ids, len(self.vocabulary))  # the kernels do not look
+        checks.below("ids", "id", ids, len(self.vocabulary))  # the kernels do not check
         return self._kernels.to_device(ids)
 
     # Training
@@ -100,9 +100,9 @@ class LanguageModel:
     def loss_and_gradient(self, chunk: Chunk) -> tuple[float, np.ndarray, int]:
         """Mean loss in nats per character, its gradient, and the number of characters.
 
-        The state goes on from the chunk before unless the streams begin here; the gradient
+        The state continues from the previous chunk unless the streams begin here; the gradient
         stops at the chunk's start (truncated BPTT, Williams & Peng 1990). The gradient is
-        a buffer that the next call writes again.
+        a buffer that the next call overwrites.
         """
         steps, batch = chunk.ids.shape
         packed, ids = PackedBatch(steps, batch), chunk.ids.reshape(-1)
@@ -135,25 +135,26 @@ class LanguageModel:
         return {"h": h, "c": c}
 
     def carry(self, carried: dict[str, np.ndarray]) -> None:
-        """Go on from `carried`."""
+        """Restore the state returned by `carried`."""
         to_device = self._kernels.to_device
         self._state = (to_device(carried["h"]), to_device(carried["c"])) if carried else None
 
-    # Use
+    # Inference
 
     def bits_per_character(self, text, *, batch: int = 64, bptt: int = 100) -> float:
-        """Mean of ``-log2 p(character | what went before)`` over a text.
+        """Mean of ``-log2 p(character | preceding characters)`` over a text.
 
         Parameters
         ----------
         text : str or int array
             At least two characters.
         batch : int, default 64
-            The text is read as this many streams of equal length, each with the state carried
-            along and zero at its start; fewer for a short text. What is left over at the end,
-            less than a character a stream, is not read.
+            The text is read as this many streams of equal length, each from a zero state that is
+            then carried along; fewer for a short text. The remainder at the end, less than one
+            character per stream, is not read.
         bptt : int, default 100
-            Characters at a time; the result does not depend on it beyond rounding.
+            Characters at a time. It changes the result only by rounding, except for a text of
+            less than ``2 * batch * bptt`` characters, where it limits the number of streams.
         """
         ids = self.vocabulary.encode(text) if isinstance(text, str) else np.asarray(text)
         if len(ids) < 2:
@@ -172,7 +173,7 @@ class LanguageModel:
     def sample(
         self, length: int, *, prime: str = "\n", temperature: float = 1.0, seed: int | None = None
     ) -> str:
-        """Write ``length`` characters that go on from ``prime``.
+        """Generate ``length`` characters that continue ``prime``.
 
         Parameters
         ----------
@@ -198,7 +199,7 @@ class LanguageModel:
         one, out = PackedBatch(1, 1), []
         for _ in range(length):
             logits = self._kernels.to_host(self.linear.rows_forward(h[-1:]))[0].astype(np.float64)
-            logits[0] = -np.inf  # the unknown symbol is nothing to write
+            logits[0] = -np.inf  # never generate the unknown symbol
             if temperature == 0:
                 pick = int(logits.argmax())
             else:
@@ -210,7 +211,7 @@ class LanguageModel:
     # Files
 
     def config(self) -> dict:
-        """What `load` makes the model from, apart from the weights."""
+        """The settings from which `load` rebuilds the model, apart from the weights."""
         return {
             "model": "LanguageModel",
             "symbols": "".join(self.vocabulary.symbols),
@@ -228,19 +229,19 @@ class LanguageModel:
 
     @classmethod
     def load(cls, folder, *, backend: str = "cpu") -> "LanguageModel":
-        """The model of a folder written by `save` or by a training run.
+        """Load the model from a folder written by `save` or by ``fastrnn train lm``.
 
         Raises
         ------
         FileNotFoundError
             A file is missing.
         ValueError
-            A file is damaged or of another model; the message names it.
+            A file is damaged or belongs to another model; the message names it.
         """
         path = Path(folder) / "config.json"
         config = load_json(path)
         if not isinstance(config, dict) or config.pop("model", None) != "LanguageModel":
-            raise ValueError(f"{path} is not of a language model")
+            raise ValueError(f"{path} does not belong to a language model")
         try:
             vocabulary = Vocabulary(list(config.pop("symbols")))
             model = cls(vocabulary, **config, backend=backend)

@@ -1,4 +1,4 @@
-"""`Tagger`: sentences and tags in, tags out, after scikit-learn's habits."""
+"""`Tagger`: a named-entity tagger with an interface like scikit-learn's."""
 
 import inspect
 import tempfile
@@ -31,51 +31,50 @@ class Tagger:
     Parameters
     ----------
     vectors : path, "glove", WordVectors or None, default None
-        Word vectors as `load_vectors` takes them; without any, words have random vectors of
-        ``word_dim`` numbers. Words that the table lacks have random ones in any case, functions of
-        the word and ``vector_seed``.
+        Word vectors, as for `load_vectors`. With None the table is empty: every word is unknown.
     word_dim : int, default 50
-        Without ``vectors``.
+        Size of the word vectors if ``vectors`` is None.
     unknown : {"normal", "mean"}
-        What a word that the table lacks gets: numbers drawn from a normal distribution, or the
-        same for all, the table's mean. A `WordVectors` that is given says so itself.
+        The vector of a word that the table lacks: random, drawn from a normal distribution as a
+        function of the word and ``vector_seed``; or one vector for all, with the mean of all
+        values in the table as each component. No effect if ``vectors`` is a `WordVectors`.
     fine_tune : bool, default True
-        Train the vectors of the training set's words too; a batch touches only those it has.
+        Also train the vectors of the training set's words; a batch changes only those it has.
     hidden_size, num_layers : int, default 100 and 1
-        Of the BiLSTM, in each direction.
+        Units per direction, and layers, of the BiLSTM.
     char_hidden : int, default 0
         Units of a BiLSTM over the characters of a word, in each direction; 0 for none.
     char_dim : int, default 25
     crf : bool, default False
-        A linear-chain CRF instead of a softmax for each token.
+        Use a linear-chain CRF instead of a softmax for each token.
     constrain : bool, default True
         With a CRF, forbid what the scheme does not allow, such as I after O.
     dropout, input_dropout : float, default 0.5 and 0.25
-        Of what comes out of the BiLSTM, and of what goes in; the same at all tokens of a sentence.
+        Dropout of the BiLSTM's output and of its input, with one mask for all tokens of a sentence.
     scheme : {"BIOES", "IOB2"}
-        Of the tags that the network tells apart. `predict` returns BIOES if that is what it was
-        trained on, and else IOB2.
+        Scheme of the network's classes. `predict` returns BIOES if the training tags are BIOES or
+        BILOU, else IOB2.
     optimizer : {"adam", "adamw", "sgd"}
     lr : float, default 3e-3
     max_norm : float or None, default 5.0
-        Gradients of a larger norm are scaled down to it.
+        Gradients with a larger norm are scaled down to this norm.
     epochs, patience : int, default 10 and 0
-        Stop after ``patience`` epochs without a better F1 on ``dev``; 0 for never.
+        Number of epochs; stop after ``patience`` of them without a better F1 on ``dev`` (0: never).
     batch_size : int, default 32
-        Sentences of like length.
+        Sentences per batch; they are of similar length.
     max_tokens : int or None, default None
-        Instead of ``batch_size``, as many sentences as have this many tokens together.
+        Instead of ``batch_size``: as many sentences as have at most this many tokens in total.
     max_len : int or None, default None
-        Training sentences are cut after so many tokens, with a warning that counts them.
+        Training sentences are cut to this many tokens, with a warning that counts what is lost.
     seed, vector_seed : int, default 0
-        Of everything random; of the vectors of unknown words.
+        Seed of all randomness in training; seed of the vectors of unknown words.
     dtype : {"float32", "float64"}
     backend : {"cpu", "cuda", "reference"}
 
     Attributes
     ----------
     trainer_ : Trainer
-        After `fit`; its ``stopped`` says why training came to an end.
+        Set by `fit`; its ``stopped`` says why training ended.
     """
 
     def __init__(
@@ -120,7 +119,7 @@ class Tagger:
         self._loaded: tuple[Any, WordVectors] | None = None
         self._fitted: FittedTagger | None = None
 
-    # scikit-learn's habits: parameters are set as they come and looked at in `fit`.
+    # scikit-learn's conventions: parameters are stored as given and checked in `fit`.
 
     @classmethod
     def _names(cls) -> list[str]:
@@ -147,7 +146,7 @@ class Tagger:
     # Training
 
     def fit(self, X, y, *, dev=None, run=None, resume=False, progress=None, report=None):
-        """Train on sentences; with ``dev``, keep the weights of the epoch with its best F1.
+        """Train on sentences; with ``dev``, keep the weights of the epoch with the best F1 on it.
 
         Parameters
         ----------
@@ -158,11 +157,11 @@ class Tagger:
         dev : (X, y), optional
             Sentences to measure F1 on after each epoch.
         run : path, optional
-            Folder for the history, checkpoints and the model; nothing is written when left out.
+            Folder for the history, checkpoints and the model; by default none of these is kept.
         resume : bool, default False
-            Go on with the run in ``run``.
+            Resume the run in ``run``.
         progress, report
-            As `Trainer` takes them.
+            See `Trainer`.
 
         Returns
         -------
@@ -173,14 +172,14 @@ class Tagger:
         ValueError, TypeError
             A parameter or a sentence does not fit, or the folder holds another run.
         FileNotFoundError, ImportError
-            There are no such vectors.
+            The word vectors do not exist or are not installed.
         Diverged
-            The loss is not finite any more.
+            The loss or the gradient is not finite.
 
         Notes
         -----
-        Ctrl-C ends the step that is under way; ``trainer_.stopped`` is then "interrupted", and a
-        run in a folder goes on with ``resume=True``.
+        Ctrl-C stops training after the current step; ``trainer_.stopped`` is then "interrupted",
+        and a run in a folder can be continued with ``resume=True``.
         """
         self._check_params()
         if resume and run is None:
@@ -229,7 +228,7 @@ class Tagger:
         return self
 
     def _check_params(self) -> None:
-        """What would otherwise be found out late, or under another name."""
+        """Check what would otherwise fail late, or under another name."""
         check_scheme(self.scheme)
         for name, value, choices in (
             ("optimizer", self.optimizer, OPTIMIZERS), ("unknown", self.unknown, UNKNOWN)
@@ -249,7 +248,7 @@ class Tagger:
         checks.float_dtype("dtype", self.dtype)
 
     def _begin(self, fitted: FittedTagger, trainer: Trainer, run: Path, resume: bool) -> None:
-        """Go on with the run in the folder if that is asked for and it is this one."""
+        """Start a run in the folder or, with ``resume``, continue it if it is this run."""
         if not resume:
             if trainer.begun:
                 raise ValueError(f"{run} holds a run: resume it, or choose another folder")
@@ -257,7 +256,7 @@ class Tagger:
             return
         if trainer.checkpoint.exists():
             before, now = read_config(run / "config.json"), fitted.config
-            free = ("params", "epochs", "patience")  # the last two may change as it goes on
+            free = ("params", "epochs", "patience")  # the last two may change on resuming
             others = {k for k in now if before.get(k) != now[k]}
             others |= {k for k, v in now["params"].items() if before["params"].get(k) != v}
             if others - {*free}:
@@ -267,7 +266,7 @@ class Tagger:
             fitted.save_config(run)
 
     def _config(self, X, y, writes: str) -> dict:
-        """See `FittedTagger`; with a checksum of what is trained on."""
+        """The config of `FittedTagger`, with a checksum of the training data."""
         vectors = self._vectors()
         words = sorted({str(vectors.key(w)) for x in X for w in x}) if self.fine_tune else []
         types = sorted({split_tag(t)[1] for ts in y for t in ts} - {""})
@@ -307,7 +306,7 @@ class Tagger:
         return [(x[:limit], cut(t)) for x, t in pairs]
 
     def _vectors(self) -> WordVectors:
-        """As the parameters say; loaded once for them."""
+        """The vectors that the parameters specify, loaded only once."""
         if isinstance(self.vectors, WordVectors):
             return self.vectors
         key = self.vectors, self.word_dim, self.unknown, self.vector_seed
@@ -321,16 +320,16 @@ class Tagger:
             self._loaded = key, vectors
         return self._loaded[1]
 
-    # Use
+    # Inference
 
     @property
     def fitted_(self) -> FittedTagger:
-        """What `fit` or `load` made.
+        """The result of `fit` or `load`.
 
         Raises
         ------
         ValueError
-            Neither was called yet.
+            Neither has been called yet.
         """
         if self._fitted is None:
             raise ValueError("this Tagger is not fitted yet: call fit or load first")
@@ -343,14 +342,14 @@ class Tagger:
 
     @property
     def classes_(self) -> list[str]:
-        """The tags of `predict_proba`, "O" first."""
+        """The tags in the order of the columns of `predict_proba`, "O" first."""
         return self.fitted_.tags
 
     def predict(self, X) -> list[list[str]]:
-        """The tags of sentences. A sentence's do not depend on the others, to the last bit.
+        """The tags of sentences. Those of a sentence never depend on the other sentences.
 
-        What the network says and is no entity by its scheme, such as an end without a beginning,
-        is O.
+        Tags of the network that form no entity in its scheme, such as an end without a beginning,
+        become O.
         """
         return self.fitted_.tag(checked_sentences("X", X))
 
@@ -359,7 +358,7 @@ class Tagger:
         return self.fitted_.probabilities(checked_sentences("X", X))
 
     def evaluate(self, X, y) -> EntityScores:
-        """Entity scores of `predict` against right tags in any scheme."""
+        """Entity scores of `predict` against the correct tags, in any scheme."""
         writes = self.fitted_.writes
         X = checked_sentences("X", X)
         return entity_scores(checked_tags("y", X, y, writes), self.fitted_.tag(X), scheme=writes)
@@ -371,18 +370,18 @@ class Tagger:
     # Files
 
     def save(self, folder) -> None:
-        """Write ``config.json`` and ``weights.safetensors``; word vectors stay where they are."""
+        """Write ``config.json`` and ``weights.safetensors``; word vectors are not copied."""
         self.fitted_.save(Path(folder))
 
     @classmethod
     def load(cls, folder, *, vectors=None, backend: str = "cpu") -> "Tagger":
-        """The tagger of a folder written by `save` or by `fit` with ``run``.
+        """Load the tagger from a folder written by `save` or by `fit` with ``run``.
 
         Parameters
         ----------
         folder : path
         vectors : optional
-            Where the word vectors are now, if they are not where they were.
+            The word vectors, if they are no longer where they were in training.
         backend : {"cpu", "cuda", "reference"}
 
         Raises
@@ -390,7 +389,7 @@ class Tagger:
         FileNotFoundError
             A file is missing.
         ValueError
-            A file is damaged or of another model, or the vectors are others; names the file.
+            A file is damaged or of another model, or the vectors differ; the message names it.
         """
         made: list[Tagger] = []
 

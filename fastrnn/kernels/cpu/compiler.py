@@ -10,8 +10,8 @@ import hashlib
 import os
 import pickle
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import llvmlite
 import numba
@@ -136,14 +136,43 @@ class _Cache(FunctionCache):
             super().save_overload(sig, data)
 
 
-# Every kernel by name, with its arguments: all that is needed to compile them ahead of time.
-KERNELS: dict[str, Any] = {}
+class Kernel:
+    """A compiled function: serial, without the GIL, raising nothing, cached on disk.
+
+    Attributes
+    ----------
+    dispatcher
+        Numba's, for calls from other kernels and with arguments of any type.
+    """
+
+    def __init__(self, function: Callable):
+        self.dispatcher = numba.njit(function, nogil=True, error_model="numpy", boundscheck=False)
+        self.dispatcher._cache = _Cache(function)
+        self._compiled: dict[np.dtype, Callable] = {}
+
+    def of(self, dtype: np.dtype) -> Callable:
+        """The kernel for arguments as it declares them, where F is ``dtype``.
+
+        Compiled now if it was not before. Calls skip the dispatcher, which takes longer than a
+        small kernel to look at a few records; arguments are not checked.
+        """
+        compiled = self._compiled.get(dtype)
+        if compiled is None:
+            compiled = self.dispatcher.compile(signature(self.dispatcher.py_func, dtype))
+            self._compiled[dtype] = compiled
+        return compiled
+
+    def __call__(self, *args):
+        """Call it with arguments of any type; compiled for those."""
+        return self.dispatcher(*args)
 
 
-def kernel(function, name: str | None = None):
-    """Compile ``function``: serial, without the GIL, raising nothing, cached on disk.
+# Every kernel by name: with what it declares, all that is needed to compile them ahead of time.
+KERNELS: dict[str, Kernel] = {}
 
-    Its arguments are annotated, see kernels/signature.py. It is compiled when it is first called.
+
+def kernel(function: Callable, name: str | None = None) -> Kernel:
+    """Make a kernel of a function whose arguments are annotated, see kernels/signature.py.
 
     Numba names what it compiles after the function's module, name and arguments and a number that
     starts at 1 in every process, so a kernel that was read from the disk may contain the symbols
@@ -152,10 +181,8 @@ def kernel(function, name: str | None = None):
     """
     if name:
         function.__qualname__ = name
-    compiled = numba.njit(function, nogil=True, error_model="numpy", boundscheck=False)
-    compiled._cache = _Cache(function)
-    KERNELS[function.__qualname__] = compiled
-    return compiled
+    made = KERNELS[function.__qualname__] = Kernel(function)
+    return made
 
 
 def signature(function, dtype) -> tuple:

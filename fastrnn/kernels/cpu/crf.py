@@ -185,7 +185,7 @@ def crf_gradient(scores, tags, packed: PackedBatch, pair, start, end):
         _sequences(scores, tags, packed), factors, _Gradients(loss, d_scores, d_pair, ends),
         np.empty((n, k)), np.empty((packed.batch, 3, k)),
     )  # fmt: skip
-    parallel_for(Job(_gradient, args, packed.batch, n * k * (4 * k + 20)))
+    parallel_for(Job(_gradient.of(scores.dtype), args, packed.batch, n * k * (4 * k + 20)))
     if not (np.isfinite(loss).all() and np.isfinite(d_scores).all()):
         # Scores so far apart that a probability underflows: logarithms are slower but always work.
         return reference.crf_gradient(scores, tags, packed, pair, start, end)
@@ -200,7 +200,7 @@ def crf_viterbi(scores, packed: PackedBatch, pair, start, end):
     transitions = _Transitions(*(a.astype(np.float64) for a in (pair, start, end)))
     sequences = _sequences(scores, None, packed)
     args = (sequences, transitions, np.empty((n, k)), np.empty((n, k), np.int64), out)
-    parallel_for(Job(_viterbi, args, packed.batch, 4 * n * k * k))
+    parallel_for(Job(_viterbi.of(scores.dtype), args, packed.batch, 4 * n * k * k))
     return out
 
 

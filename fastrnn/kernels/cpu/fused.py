@@ -11,7 +11,6 @@ A cell with several accumulators has a panel per vector of units, one vector per
 with one has a panel per four vectors of units.
 """
 
-from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any, NamedTuple
 
@@ -24,7 +23,7 @@ from fastrnn.kernels.signature import F1, F2, F3, I1, B, I, Of, TupleOf
 from fastrnn.kernels.unrolled import tuple_function, with_first
 
 from .barrier import barrier_wait
-from .compiler import kernel
+from .compiler import Kernel, kernel
 from .equations import compiled
 from .simd import (
     lane_count,
@@ -142,11 +141,11 @@ class Work(NamedTuple):
 
 
 class Loops(NamedTuple):
-    """The compiled time loops of a cell and its single step."""
+    """The time loops of a cell and its single step."""
 
-    forward: Callable
-    backward: Callable
-    step: Callable
+    forward: Kernel
+    backward: Kernel
+    step: Kernel
 
 
 # What a tile's prologue and epilogue are given, inside the kernels.
@@ -155,14 +154,10 @@ class Loops(NamedTuple):
 class _Start(NamedTuple):
     values: Any
     offset: Any
-    stride: Any
-    kind: Any
+    stride: Any  # from row to row of the tile, or of the table
+    is_table: Any
     ids: Any
     row: Any  # in the packed batch, of the tile's first row
-    saved: Any  # the address of the gates of that row
-    saved_offset: Any
-    saved_stride: Any
-    save: Any
 
 
 class _States(NamedTuple):
@@ -189,6 +184,9 @@ class _Results(NamedTuple):
 class _Units(NamedTuple):
     parameters: Any  # [P, Hp]
     stride: Any  # Hp
+
+
+class _Kept(NamedTuple):
     keep: Any
     keep_offset: Any
     keep_stride: Any
@@ -197,16 +195,23 @@ class _Units(NamedTuple):
 
 
 def _init(i, count, args):
-    a = args[0]
-    if a.save:  # these lines are far away, and the products take long enough to fetch them
-        for j in range(0, count * lane_count(a.saved), line(a.saved)):
-            prefetch(a.saved, a.saved_offset + i * a.saved_stride + j)
-    row = 0
-    if a.kind == PROJECTED:
-        row = a.row + i
-    elif a.kind == TABLE:
-        row = a.ids[a.row + i]
-    return load_panel(a.values, a.offset + row * a.stride, count)
+    start, out = args[0], args[2]
+    if out.save:  # these lines are far away, and the products take long enough to fetch them
+        for j in range(0, count * lane_count(out.gates), line(out.gates)):
+            prefetch(out.gates, out.gates_offset + i * out.gates_stride + j)
+    row = start.ids[start.row + i] if start.is_table else i
+    return load_panel(start.values, start.offset + row * start.stride, count)
+
+
+# Only what is used is passed to a tile: each number costs a store and a load.
+
+
+def _with_masks(start, state, results, units, masks):
+    return start, state, results, units, masks
+
+
+def _without_masks(start, state, results, units, masks):
+    return start, state, results, units
 
 
 # Zoneout (Krueger et al. 2016) blends each state, ``previous + keep * (new - previous)``.
@@ -233,34 +238,41 @@ def _sum(count: int):
 
 def _epilogue(cell: Cell, regularised: bool):
     """The equations of a row of a tile, from its accumulators to its states and output."""
-    equations, states, single = compiled(cell), len(cell.states), cell.accumulators == 1
-    step, load_units = equations.forward, rows_loader(len(cell.unit_inputs))
+    states = len(cell.states)
+    step, load_units = compiled(cell).forward, rows_loader(len(cell.unit_inputs))
     load_keep, blend = rows_loader(states), register_jitable(_blend(states))
 
-    def epilogue(i, z, args):
+    @register_jitable
+    def finish(i, j, z, args):
         s, out, u = args[1], args[2], args[3]
         n = lane_count(out.y)
         to = s.following if i < s.lasting else s.final
-        for j in range(len(z)) if single else range(1):
-            unit = s.unit + j * n
-            previous = load_each(s.each, (s.here + i) * s.stride + unit)
-            p = load_units(u.parameters, unit, u.stride)
-            saved, new = step((z[j],) if single else z, previous, p)
-            if regularised:
-                keep = load_keep(u.keep, u.keep_offset + i * u.keep_stride + unit, u.stride)
-                new = blend(new, previous, keep)
-            at = (to + i) * s.stride + unit
-            store_each(s.each, at, new)
-            if regularised and i < s.lasting:
-                mask = load(u.recurrent, u.recurrent_offset + i * u.stride + unit)
-                store(s.each[0], at, new[0] * mask)
-            y_at = out.y_offset + i * out.y_stride + j * n
-            store_first(out.y, y_at, new[0], out.remaining - j * n)
-            if out.save:
-                g_at = out.gates_offset + i * out.gates_stride + j * n
-                store_panel(out.gates, g_at, saved)
+        unit = s.unit + j * n
+        previous = load_each(s.each, (s.here + i) * s.stride + unit)
+        saved, new = step(z, previous, load_units(u.parameters, unit, u.stride))
+        if regularised:
+            m = args[4]
+            keep = load_keep(m.keep, m.keep_offset + i * m.keep_stride + unit, u.stride)
+            new = blend(new, previous, keep)
+        at = (to + i) * s.stride + unit
+        store_each(s.each, at, new)
+        if regularised and i < s.lasting:
+            m = args[4]
+            mask = load(m.recurrent, m.recurrent_offset + i * u.stride + unit)
+            store(s.each[0], at, new[0] * mask)
+        y_at = out.y_offset + i * out.y_stride + j * n
+        store_first(out.y, y_at, new[0], out.remaining - j * n)
+        if out.save:
+            store_panel(out.gates, out.gates_offset + i * out.gates_stride + j * n, saved)
 
-    return epilogue
+    def one_vector(i, z, args):
+        finish(i, 0, z, args)
+
+    def several_vectors(i, z, args):
+        for j in range(len(z)):
+            finish(i, j, (z[j],), args)
+
+    return several_vectors if cell.accumulators == 1 else one_vector
 
 
 _dh_tile = tile(init_row, finish_row)
@@ -275,6 +287,7 @@ def loops(cell: Cell, regularised: bool) -> Loops:
     parts = None
     if not single:
         parts = (range(len(cell.input_gates)), range(first_recurrent, accumulators))
+    tile_args = register_jitable(_with_masks if regularised else _without_masks)
     step_tile = tile(_init, _epilogue(cell, regularised), parts, name=name)
     step_back, load_units = compiled(cell).backward, rows_loader(len(cell.unit_inputs))
     load_keep, load_saved = rows_loader(count), _saved_loader(accumulators)
@@ -328,10 +341,10 @@ def loops(cell: Cell, regularised: bool) -> Loops:
                         wh_p, q * units * h_panel, h_panel,
                     )  # fmt: skip
                     gates_at = p * g_stride + output.gates_offset + q * panel_vectors * n
-                    start = _Start(
-                        start_p, init.offset + q * init.panel_stride, init.stride, init.kind,
-                        ids_p, p, g_p, gates_at, g_stride, output.save,
-                    )  # fmt: skip
+                    start_at = init.offset + q * init.panel_stride
+                    if init.kind == PROJECTED:
+                        start_at += p * init.stride
+                    start = _Start(start_p, start_at, init.stride, init.kind == TABLE, ids_p, p)
                     state = _States(
                         states_p, u, s_stride, here, following + r, final + r, lasting - r
                     )
@@ -339,11 +352,11 @@ def loops(cell: Cell, regularised: bool) -> Loops:
                     results = _Results(
                         y_p, y_at, y_stride, units - u, g_p, gates_at, g_stride, output.save
                     )
-                    per_unit = _Units(
-                        unit_p, hp, keep_p, p * masks.keep_stride, masks.keep_stride,
-                        recurrent_p, r * hp,
-                    )  # fmt: skip
-                    step_tile(rows, vectors, (of_x, of_h), (start, state, results, per_unit))
+                    mask = _Kept(
+                        keep_p, p * masks.keep_stride, masks.keep_stride, recurrent_p, r * hp
+                    )
+                    args = tile_args(start, state, results, _Units(unit_p, hp), mask)
+                    step_tile(rows, vectors, (of_x, of_h), args)
                     r += rows
             barrier_wait(work.barrier, work.barrier_slot, work.parties, step + 1)
 
@@ -426,7 +439,8 @@ def loops(cell: Cell, regularised: bool) -> Loops:
                     _dh_tile(rows, remaining // n, (dz,), (to, to))
                     r += rows
 
-    forward = kernel(forward, f"{name}_forward")
+    made_forward = kernel(forward, f"{name}_forward")
+    run_forward = made_forward.dispatcher
 
     def step(
         x: F2, w_x: F3, w_h: F3, bias: F1, unit: F2,
@@ -453,9 +467,9 @@ def loops(cell: Cell, regularised: bool) -> Loops:
                 for k in range(units, into.shape[1]):
                     into[r, k] = 0
         y, ids, panel = out[-1], offsets[:0], panel_vectors * lane_count(pointer(w_h))
-        # Not literals, for which Numba would compile ``forward`` anew.
+        # Not literals, for which Numba would compile ``forward`` again.
         zero, one, no = np.int64(0), np.int64(1), batch < 0
-        forward(
+        run_forward(
             Geometry(offsets[:1], offsets[1:], offsets[1:], no),
             Projection(x, w_x),
             Init(zero, bias, ids, zero, zero, panel),
@@ -471,7 +485,7 @@ def loops(cell: Cell, regularised: bool) -> Loops:
                     out[s * state[s].shape[0] + layer, r, k] = after[batch + r, k]
         return finite
 
-    return Loops(forward, kernel(backward, f"{name}_backward"), kernel(step, f"{name}_step"))
+    return Loops(made_forward, kernel(backward, f"{name}_backward"), kernel(step, f"{name}_step"))
 
 
 def _saved_loader(count: int):

@@ -22,7 +22,7 @@ _PACK_COST = MOVE_COST // 4
 def product(a, runs: Runs, panels, bias, out, columns: int) -> Job:
     """`gemm.product` over all rows of ``a`` into the first columns of ``out``."""
     args = (a, runs, panels, bias, Panels(out, 0, panels.shape[2], columns))
-    return Job(gemm.product, args, len(a), len(a) * panels.size)
+    return Job(gemm.product.of(out.dtype), args, len(a), len(a) * panels.size)
 
 
 def accumulate(a, b: Panels, packed, sums, columns, out) -> Job:
@@ -33,10 +33,10 @@ def accumulate(a, b: Panels, packed, sums, columns, out) -> Job:
     def share(first, last):
         if len(a):
             scratch = np.empty((gemm.BLOCK, panel), packed.dtype)
-            gemm.accumulate(a, depth, b, packed, sums, scratch, first, last)
+            gemm.accumulate.of(packed.dtype)(a, depth, b, packed, sums, scratch, first, last)
         else:
             packed.reshape(-1, panel)[first:last] = 0
-        panels.unpack_gradient(packed, columns, out, first, last)
+        panels.unpack_gradient.of(packed.dtype)(packed, columns, out, first, last)
 
     if not len(a):
         sums[:] = 0
@@ -45,13 +45,15 @@ def accumulate(a, b: Panels, packed, sums, columns, out) -> Job:
 
 def pack_forward(w, columns, out) -> Job:
     """`panels.pack_forward` of all panels."""
-    return Job(panels.pack_forward, (w, columns, out), len(out), out.size * _PACK_COST)
+    return Job(
+        panels.pack_forward.of(out.dtype), (w, columns, out), len(out), out.size * _PACK_COST
+    )
 
 
 def pack_backward(w, columns, out, offset=0) -> Job:
     """`panels.pack_backward` of all panels."""
     cost = len(columns) * len(out) * out.shape[2] * _PACK_COST
-    return Job(panels.pack_backward, (w, columns, out, offset), len(out), cost)
+    return Job(panels.pack_backward.of(out.dtype), (w, columns, out, offset), len(out), cost)
 
 
 class LinearWeights:

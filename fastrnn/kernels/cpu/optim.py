@@ -39,7 +39,7 @@ def _squares(x: F1, out: D1, first: I, last: I):
 def norm(x: np.ndarray) -> float:
     """Euclidean norm, summed in float64 in a fixed order."""
     sums = np.empty(-(-len(x) // CHUNK))
-    parallel_for(Job(_squares, (x, sums), len(sums), len(x) * MOVE_COST))
+    parallel_for(Job(_squares.of(x.dtype), (x, sums), len(sums), len(x) * MOVE_COST))
     return math.sqrt(math.fsum(sums))
 
 
@@ -90,10 +90,10 @@ def sgd(w, g, velocity, options: SGDStep) -> None:
     """Stochastic gradient descent, see `SGDStep`."""
     scale, lr, momentum, decay = map(w.dtype.type, options[:4])
     numbers = _SGD(scale, lr, momentum, decay, options.nesterov)
-    parallel_for(Job(_sgd, (w, g, velocity, numbers), len(w), len(w) * MOVE_COST))
+    parallel_for(Job(_sgd.of(w.dtype), (w, g, velocity, numbers), len(w), len(w) * MOVE_COST))
 
 
 def adam(w, g, moments, options: AdamStep) -> None:
     """Adam, see `AdamStep`."""
     numbers = _Adam(*map(w.dtype.type, options.coefficients))
-    parallel_for(Job(_adam, (w, g, *moments, numbers), len(w), len(w) * MOVE_COST))
+    parallel_for(Job(_adam.of(w.dtype), (w, g, *moments, numbers), len(w), len(w) * MOVE_COST))

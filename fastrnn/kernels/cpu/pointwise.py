@@ -28,4 +28,4 @@ def dropout(x: np.ndarray, p: float, key: int) -> None:
     """
     flat = x.reshape(-1)
     args = (flat, np.uint64(key), np.uint64(p * 2**53), x.dtype.type(1 / (1 - p)))
-    parallel_for(Job(_dropout, args, len(flat), len(flat) * 8))
+    parallel_for(Job(_dropout.of(x.dtype), args, len(flat), len(flat) * 8))

@@ -114,8 +114,7 @@ def _place_initial(state, initial, packed: PackedBatch, save: bool, reverse: boo
 def _masks(w: RecurrentWeights, given: StepMasks | None, d: int) -> Masks:
     """The masks of a direction in the layout of the kernels."""
     if given is None:
-        none = np.empty((0, 0), w.dtype)
-        return Masks(none, 0, none)
+        return w.no_masks
     keep = np.ones((*given.keep.shape[1:3], w.hp), w.dtype)
     keep[..., : w.units] = given.keep[d]
     recurrent = np.ones((given.recurrent.shape[1], w.hp), w.dtype)
@@ -128,7 +127,7 @@ def _project_and_loop(w: RecurrentWeights, x, gates, d: int, a: int, b: int, loo
     """x @ W_ih.T for the panels [a, b) of one direction and all rows, then its time loop."""
     bias, offset = w.bias[d, a:b], d * w.gates_size + a * w.panel
     out = Panels(gates, offset, w.panel, w.gates_size - a * w.panel)
-    gemm.product(x, Runs(1, w.inputs, 0), w["x"][d, a:b], bias, out, 0, len(x))
+    gemm.product.of(w.dtype)(x, Runs(1, w.inputs, 0), w["x"][d, a:b], bias, out, 0, len(x))
     width = w["x"].shape[3]
     if width < w.panel:  # accumulators without a product start from the bias alone
         rest = gates[:, offset : offset + (b - a) * w.panel].reshape(len(x), b - a, w.panel)
@@ -160,7 +159,7 @@ def recurrent_forward(
     hoist = whole and not is_index and packed.size > batch and batch < ISA.tile_rows
     save = training or hoist
     gates = buffers.empty((packed.size if save else 0, w.directions * w.gates_size), dtype)
-    loops = fused.loops(cell, masks is not None)
+    time_loop = fused.loops(cell, masks is not None).forward.of(dtype)
     state_offsets = _state_offsets(packed, training)
     state_rows = (packed.size if training else 2 * batch) + batch
     barrier = Barrier(w.directions)
@@ -189,7 +188,7 @@ def recurrent_forward(
         for first, last, a, b in slices:
             work = Work(first, last, a, b, *barrier.counter(d), parties)
             loop = partial(
-                loops.forward, geometry, projection, init, w["h"][d], w.unit[d], own,
+                time_loop, geometry, projection, init, w["h"][d], w.unit[d], own,
                 all_masks[d], output, work,
             )  # fmt: skip
             tasks.append((_project_and_loop, w, x, gates, d, a, b, loop) if hoist else (loop,))
@@ -216,7 +215,7 @@ def recurrent_step(layers: Sequence[RecurrentWeights], x, state):
         scratch = both, np.array((batch, 0, batch))
     finite = True
     for number, w in enumerate(layers):
-        finite &= w.loops.step(x, *w.for_step, state, number, out, *scratch)
+        finite &= w.step(x, *w.for_step, state, number, out, *scratch)
         x = out[number]
     layers[0].scratch.setdefault(batch, []).append(scratch)
     return out[-1], tuple([out[s * count : (s + 1) * count] for s in range(states)]), finite
@@ -235,7 +234,7 @@ def recurrent_backward(
     w.prepare(training=True, dx=need_dx)
     cost = packed.size * w.directions * len(cell.gates) * units * units
     slices, parties = _slices(packed, cost, w.directions, w["back_h"].shape[1])
-    loops = fused.loops(cell, tape.regularised)
+    time_loop = fused.loops(cell, tape.regularised).backward.of(dtype)
     barrier = Barrier(w.directions)
     unit_size = len(cell.unit_parameters) * w.hp
     dunit = buffers.empty((packed.size if unit_size else 0, w.directions * unit_size), dtype)
@@ -251,7 +250,7 @@ def recurrent_backward(
         for first, last, a, b in slices:
             work = Work(first, last, a, b, *barrier.counter(d), parties)
             tasks.append((
-                loops.backward, geometry, Gradient(dy, d * units, units), output, tape.states[d],
+                time_loop, geometry, Gradient(dy, d * units, units), output, tape.states[d],
                 recurrent, w.unit[d], UnitGradient(dunit, d * unit_size), tape.masks[d], own, work,
             ))  # fmt: skip
     run(tasks, len(tasks) if parties > 1 else None, barrier.abandon)
@@ -269,16 +268,17 @@ def recurrent_backward(
         jobs += (gradients[-2].job(tape.x, gates), gradients[-1].job(h_prev, gates))
     unit_sums = np.zeros(dunit.shape[1], dtype)
     if unit_size:
-        items = dunit.shape[1] // w.lanes
-        jobs.append(Job(gemm.sum_columns, (dunit, unit_sums), items, dunit.size * MOVE_COST))
+        sum_columns, items = gemm.sum_columns.of(dtype), dunit.shape[1] // w.lanes
+        jobs.append(Job(sum_columns, (dunit, unit_sums), items, dunit.size * MOVE_COST))
     parallel_for(*jobs)
-    unit_sums = unit_sums.reshape(w.directions, len(cell.unit_parameters), w.hp)[..., :units]
     grads = []
     for d, (of_x, of_h) in enumerate(zip(gradients[::2], gradients[1::2], strict=True)):
         named: dict[str, Any] = {"weight_ih": of_x.weight, "weight_hh": of_h.weight}
         if "bias_ih" in w.parameters[d]:
             named |= {"bias_ih": of_x.bias(is_index), "bias_hh": of_h.bias(False)}
-        named |= dict(zip(cell.unit_parameters, unit_sums[d].copy(), strict=True))
+        for i, name in enumerate(cell.unit_parameters):
+            first = d * unit_size + i * w.hp
+            named[name] = unit_sums[first : first + units].copy()
         grads.append(named)
     dstate_0 = []
     for k in range(len(cell.states)):
@@ -305,14 +305,16 @@ class _WeightGradient:
     def job(self, a, gates) -> Job:
         """The job that computes it, for the input ``a`` of the product: [N, .] or indices [N]."""
         b = Panels(gates, self.offset, self.panel, self.remaining)
-        columns, depth = self.side.columns, self.packed.shape[1]
+        columns, depth, dtype = self.side.columns, self.packed.shape[1], self.packed.dtype
         if a.ndim == 2:
             return linear.accumulate(a, b, self.packed, self.sums, columns, self.weight)
 
         def share(first, last):
             self.packed[first:last] = 0
-            gemm.segment_sum(a, b, self.packed, first, last)
-            panels.unpack_gradient(self.packed, columns, self.weight, first * depth, last * depth)
+            gemm.segment_sum.of(dtype)(a, b, self.packed, first, last)
+            panels.unpack_gradient.of(dtype)(
+                self.packed, columns, self.weight, first * depth, last * depth
+            )
 
         return Job(share, (), len(self.packed), (gates.size + self.weight.size) * MOVE_COST)
 

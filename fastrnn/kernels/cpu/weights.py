@@ -1,5 +1,6 @@
 """The parameters of a recurrent layer, packed for the kernels."""
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -134,15 +135,21 @@ class RecurrentWeights:
         return out
 
     @cached_property
-    def loops(self) -> fused.Loops:
-        """The time loops of the cell without masks."""
-        return fused.loops(self.cell, False)
+    def step(self) -> Callable:
+        """The kernel of a single step."""
+        return fused.loops(self.cell, False).step.of(self.dtype)
 
     @cached_property
     def for_step(self) -> tuple[np.ndarray, ...]:
-        """What `recurrent_step` reads: the weights of the one direction, bias, unit parameters."""
+        """What `step` reads: the weights of the one direction, bias, per-unit parameters."""
         self.prepare(training=False, dx=False)
         return self["x"][0], self["h"][0], self.bias.reshape(-1), self.unit[0]
+
+    @cached_property
+    def no_masks(self) -> fused.Masks:
+        """The masks of a layer without zoneout and recurrent dropout."""
+        none = np.empty((0, 0), self.dtype)
+        return fused.Masks(none, 0, none)
 
     @cached_property
     def table(self) -> np.ndarray:
