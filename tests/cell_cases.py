@@ -27,6 +27,13 @@ def _lstm(x, h, state, p):
     return s(o) * math.tanh(c), c
 
 
+def _lstm_clipped(x, h, state, p):
+    i, f, g, o = (a + b for a, b in zip(x, h, strict=True))
+    c = s(f) * state[1] + s(i) * math.tanh(g)
+    c = max(min(c, p["cell_clip"]), -p["cell_clip"])
+    return s(o) * math.tanh(c), c
+
+
 def _gru(x, h, state, p):
     n = math.tanh(x[2] + s(x[0] + h[0]) * h[2])
     u = s(x[1] + h[1])
@@ -37,8 +44,13 @@ def _rnn(function):
     return lambda x, h, state, p: (function(x[0] + h[0]),)
 
 
+def _variant(name, **options):
+    return functools.partial(LSTM, variant=name, **options)
+
+
 CASES = {
     "lstm": CellCase(LSTM, _lstm, ("LSTM", {})),
+    "lstm_clipped": CellCase(_variant("clipped", constants={"cell_clip": 0.5}), _lstm_clipped),
     "gru": CellCase(GRU, _gru, ("GRU", {})),
     "rnn_tanh": CellCase(RNN, _rnn(math.tanh), ("RNN", {})),
     "rnn_relu": CellCase(

@@ -66,6 +66,8 @@ def test_the_gradients_of_the_equations(rng, name):
     equations, states = cell.made(), len(cell.states)
     count = cell.accumulators + states
     inputs = list(rng.standard_normal((count + len(cell.unit_inputs), 5)))
+    for i in range(count + len(cell.unit_parameters), len(inputs)):
+        inputs[i] = np.abs(inputs[i])  # constants, such as a limit
     dstate = tuple(rng.standard_normal((states, 5)))
 
     def parts(values):

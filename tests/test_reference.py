@@ -25,6 +25,7 @@ def problem(rng, cell, steps, batch, inputs, units):
         "bias_ih": (rows,), "bias_hh": (rows,), **dict.fromkeys(cell.unit_inputs, (units,)),
     }  # fmt: skip
     w = {n: rng.standard_normal(shape) for n, shape in shapes.items()}
+    w |= {n: np.abs(w[n]) for n in cell.unit_constants}  # such as a limit
     states = tuple(rng.standard_normal((batch, units)) for _ in cell.states)
     return rng.standard_normal((steps, batch, inputs)), w, states
 

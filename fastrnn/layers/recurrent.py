@@ -1,12 +1,13 @@
 """What the recurrent layers share: parameters, states and lengths around a backend's kernels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastrnn import checks
-from fastrnn.cells import Cell
+from fastrnn.cells import CELLS, Cell
+from fastrnn.kernels.backend import StepMasks
 from fastrnn.kernels.device import Door
 from fastrnn.packed import PackedBatch
 
@@ -28,24 +29,39 @@ class Tape(NamedTuple):
 
 
 class Recurrent(PackedLayer):
-    """Stacked recurrent cells; a subclass names its cell."""
+    """Stacked recurrent cells; a subclass names their family in the table `fastrnn.cells.CELLS`."""
+
+    _family: str
 
     def __init__(
         self,
-        cell: Cell,
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
         *,
+        variant: str | None = None,
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        activations: Sequence[str] | None = None,
+        zoneout: float | tuple[float, ...] = 0.0,
+        recurrent_dropout: float = 0.0,
+        constants: Mapping[str, float] | None = None,
         dtype="float32",
         backend: str = "cpu",
         seed: int | None = None,
     ):
-        self.cell = cell
+        cell = self.cell = self._choose(variant)
+        if activations is not None:
+            self.cell = cell.with_activations(*activations)
+        self.variant = variant
+        self.zoneout = self._checked_zoneout(zoneout)
+        self.recurrent_dropout = checks.number("recurrent_dropout", recurrent_dropout, 0.0, 1.0)
+        self.constants = dict(constants or {})
+        if set(self.constants) != set(cell.unit_constants):
+            wanted = ", ".join(cell.unit_constants) or "none"
+            raise ValueError(f"constants must be {wanted}, got {sorted(self.constants)}")
         self.input_size = checks.positive_int("input_size", input_size)
         self.hidden_size = checks.positive_int("hidden_size", hidden_size)
         self.num_layers = checks.positive_int("num_layers", num_layers)
@@ -60,6 +76,26 @@ class Recurrent(PackedLayer):
             for suffix in self._suffixes(layer):
                 values.update({k + suffix: v for k, v in self._initial(inputs).items()})
         super().__init__(values, checks.float_dtype("dtype", dtype), backend)
+
+    @classmethod
+    def _choose(cls, variant: str | None) -> Cell:
+        """A cell of the family."""
+        prefix = f"{cls._family}_"
+        name = cls._family if variant is None else prefix + str(variant)
+        if name not in CELLS:
+            variants = [n.removeprefix(prefix) for n in CELLS if n.startswith(prefix)]
+            raise ValueError(f"variant must be one of {', '.join(variants)}; got {variant!r}")
+        return CELLS[name]
+
+    def _checked_zoneout(self, value) -> tuple[float, ...]:
+        """A probability for each state."""
+        states = self.cell.states
+        values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * len(states)
+        if len(values) != len(states):
+            raise ValueError(
+                f"zoneout must be a number or one for each of {', '.join(states)}, got {value!r}"
+            )
+        return tuple(checks.number("zoneout", v, 0.0, 1.0, closed=True) for v in values)
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"][: self.directions]
@@ -79,17 +115,41 @@ class Recurrent(PackedLayer):
         return out
 
     def _pack(self):
-        by_name = self._kernels.parameters_on(self.parameters)
+        kernels, h = self._kernels, self.hidden_size
+        by_name = kernels.parameters_on(self.parameters)
+        constants = {
+            name: kernels.to_device(np.full(h, value, self.dtype))
+            for name, value in self.constants.items()
+        }
+
+        def direction(suffix):
+            return {
+                name.removesuffix(suffix): value
+                for name, value in by_name.items()
+                if name.endswith(suffix)
+            } | constants
+
         return [
-            self._kernels.RecurrentWeights(
-                self.cell,
-                [
-                    {k.removesuffix(s): v for k, v in by_name.items() if k.endswith(s)}
-                    for s in self._suffixes(layer)
-                ],
-            )
+            kernels.RecurrentWeights(self.cell, list(map(direction, self._suffixes(layer))))
             for layer in range(self.num_layers)
         ]
+
+    def _masks(self, packed: PackedBatch, training: bool) -> StepMasks | None:
+        """Zoneout and recurrent dropout for one layer and one call."""
+        drop = self.recurrent_dropout if training else 0.0
+        if not (any(self.zoneout) or drop):
+            return None
+        d, h, states = self.directions, self.hidden_size, len(self.cell.states)
+        zoneout = np.reshape(self.zoneout, (-1, 1))
+        if training and any(self.zoneout):
+            keep = self.rng.random((d, packed.size, states, h)) >= zoneout
+        else:  # the expected value
+            keep = np.broadcast_to(1 - zoneout, (d, 1, states, h))
+        recurrent = np.ones((d, packed.batch, h))
+        if drop:
+            recurrent = (self.rng.random(recurrent.shape) >= drop) / (1 - drop)
+        move = self._kernels.to_device
+        return StepMasks(*(move(m.astype(self.dtype)) for m in (keep, recurrent)))
 
     # Rows in, rows out: for models, which keep their batch packed from end to end. Arrays lie where
     # the backend computes, a state is always a tuple, and nothing is checked.
@@ -112,7 +172,12 @@ class Recurrent(PackedLayer):
                 key = new_key(self.rng)
                 kernels.dropout(x, self.dropout, key)
             x, after, tape = kernels.recurrent_forward(
-                of_layer, x, packed, self._of_layer(state_0, layer), training=training
+                of_layer,
+                x,
+                packed,
+                self._of_layer(state_0, layer),
+                training=training,
+                masks=self._masks(packed, training),
             )
             tapes.append(tape)
             keys.append(key)
@@ -316,8 +381,8 @@ class Recurrent(PackedLayer):
         """
         if self.bidirectional:
             raise ValueError("step needs a layer of one direction; this one is bidirectional")
-        if self._kernels.on_device:
-            return self._step_on_device(x_t, state)
+        if self._kernels.on_device or any(self.zoneout):
+            return self._checked_step(x_t, state)
         # Checking the input with NumPy can take longer than the step. So arrays that are already in
         # the right form go straight to the kernel, which reports numbers that are not finite.
         dtype, states = self.dtype, self.cell.states
@@ -343,7 +408,7 @@ class Recurrent(PackedLayer):
         packed = PackedBatch(1, len(x_t))
         return self._state_in(Door(self._kernels, x_t), "state", "{}", state, packed, False)
 
-    def _step_on_device(self, x_t, state):
+    def _checked_step(self, x_t, state):
         door = Door(self._kernels, x_t)
         with door.stream():
             x = door.take("x_t", x_t, self.dtype, (None, self.input_size))
@@ -360,9 +425,12 @@ class Recurrent(PackedLayer):
     def __repr__(self):
         shown: Mapping = {
             "num_layers": self.num_layers,
+            **({"variant": self.variant} if self.variant else {}),
             **self._shown(),
             "bidirectional": self.bidirectional,
             "dropout": self.dropout,
+            **({"zoneout": self.zoneout} if any(self.zoneout) else {}),
+            **({"recurrent_dropout": self.recurrent_dropout} if self.recurrent_dropout else {}),
             "dtype": self.dtype.name,
             "backend": self.backend,
         }

@@ -1,7 +1,5 @@
 """The recurrent layers. Their common interface is in recurrent.py."""
 
-from fastrnn.cells import CELLS
-
 from .recurrent import Recurrent
 
 
@@ -17,6 +15,10 @@ class LSTM(Recurrent):
         I and H, features per step and units per direction.
     num_layers : int, default 1
         Number of stacked layers.
+    variant : str, optional
+        Another cell of the family:
+
+        - "clipped": c is limited to ``[-cell_clip, cell_clip]`` (Sak et al. 2014).
     bias : bool, default True
         Whether to have ``bias_ih`` and ``bias_hh``.
     batch_first : bool, default False
@@ -25,6 +27,19 @@ class LSTM(Recurrent):
         Dropout probability of the outputs of each layer but the last, in `forward` only.
     bidirectional : bool, default False
         Add a second direction that starts at each sequence's own end; D is then 2, else 1.
+    activations : sequence of str, optional
+        Of the gates, of the candidate g and of c in h; ("sigmoid", "tanh", "tanh") when left out.
+        Names are "sigmoid", "tanh", "relu", "affine", "leaky_relu", "thresholded_relu",
+        "scaled_tanh", "hard_sigmoid", "elu", "softsign" and "softplus", with ONNX's parameters
+        alpha and beta: "elu(0.5)", "affine(2, 1)".
+    zoneout : float or (float, float), default 0.0
+        Probability that a unit keeps its previous h, or h and c, in `forward`; inference uses the
+        expected value (Krueger et al. 2016).
+    recurrent_dropout : float, default 0.0
+        Dropout probability of h on its way to the next step, in `forward` only. The mask of a
+        sequence is the same at every step (Gal & Ghahramani 2016).
+    constants : mapping of str to float, optional
+        ``{"cell_clip": 3.0}`` for the variant "clipped".
     dtype : {"float32", "float64"}
     backend : {"cpu", "cuda", "reference"}
     seed : int, optional
@@ -46,8 +61,7 @@ class LSTM(Recurrent):
     ((5, 3, 32), (2, 3, 16))
     """
 
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, **options):
-        super().__init__(CELLS["lstm"], input_size, hidden_size, num_layers, **options)
+    _family = "lstm"
 
 
 class GRU(Recurrent):
@@ -56,8 +70,9 @@ class GRU(Recurrent):
     The equations, parameter names and shapes are those of ``torch.nn.GRU`` (Cho et al. 2014,
     with the reset gate applied after the product; gate order r, z, n).
 
-    Arguments, defaults and errors are those of `LSTM`; the state is h alone, an array instead
-    of a pair. Input weights are Glorot uniform and recurrent weights orthogonal per gate, biases
+    Arguments, defaults and errors are those of `LSTM`, but for the variants; ``activations`` are
+    those of the gates and of the candidate n. The state is h alone, an array instead of a pair.
+    Input weights are Glorot uniform and recurrent weights orthogonal per gate, biases
     are 0.
 
     Examples
@@ -70,8 +85,7 @@ class GRU(Recurrent):
     ((5, 3, 16), (1, 3, 16))
     """
 
-    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, **options):
-        super().__init__(CELLS["gru"], input_size, hidden_size, num_layers, **options)
+    _family = "gru"
 
 
 class RNN(Recurrent):
@@ -97,6 +111,8 @@ class RNN(Recurrent):
     ((5, 3, 16), (1, 3, 16))
     """
 
+    _family = "rnn"
+
     def __init__(
         self,
         input_size: int,
@@ -109,8 +125,8 @@ class RNN(Recurrent):
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
         self.nonlinearity = nonlinearity
-        cell = CELLS[f"rnn_{nonlinearity}"]
-        super().__init__(cell, input_size, hidden_size, num_layers, **options)
+        super().__init__(input_size, hidden_size, num_layers, variant=nonlinearity, **options)
+        self.variant = None  # its repr and arguments have the nonlinearity instead
 
     def _shown(self) -> dict:
         return {"nonlinearity": self.nonlinearity}

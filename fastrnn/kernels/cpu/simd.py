@@ -165,12 +165,12 @@ def _overload_fma(a, b, c):
 @intrinsic
 def _clamp(typingctx, x, limit):
     def codegen(context, builder, sig, args):
-        high = x.splat(builder, args[1])
-        low = x.splat(builder, builder.fneg(args[1]))
+        (high,) = _widen(builder, x, sig.args[1:], args[1:])
+        low = builder.fneg(high)
         v = builder.select(builder.fcmp_ordered("<", high, args[0]), high, args[0])
         return builder.select(builder.fcmp_ordered("<", v, low), low, v)
 
-    return x(x, x.dtype), codegen
+    return x(x, limit if isinstance(limit, Lanes) else x.dtype), codegen
 
 
 @overload(activations.clamp)
