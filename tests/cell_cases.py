@@ -27,6 +27,12 @@ def _lstm(x, h, state, p):
     return s(o) * math.tanh(c), c
 
 
+def _lstm_coupled(x, h, state, p):
+    i, g, o = (a + b for a, b in zip(x, h, strict=True))
+    c = (1 - s(i)) * state[1] + s(i) * math.tanh(g)
+    return s(o) * math.tanh(c), c
+
+
 def _lstm_clipped(x, h, state, p):
     i, f, g, o = (a + b for a, b in zip(x, h, strict=True))
     c = s(f) * state[1] + s(i) * math.tanh(g)
@@ -50,6 +56,7 @@ def _variant(name, **options):
 
 CASES = {
     "lstm": CellCase(LSTM, _lstm, ("LSTM", {})),
+    "lstm_coupled": CellCase(_variant("coupled"), _lstm_coupled),
     "lstm_clipped": CellCase(_variant("clipped", constants={"cell_clip": 0.5}), _lstm_clipped),
     "gru": CellCase(GRU, _gru, ("GRU", {})),
     "rnn_tanh": CellCase(RNN, _rnn(math.tanh), ("RNN", {})),

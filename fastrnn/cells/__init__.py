@@ -4,10 +4,12 @@ from .elman import RNN_RELU, RNN_TANH
 from .gru import GRU
 from .lstm import LSTM
 from .lstm_clipped import LSTM_CLIPPED
+from .lstm_coupled import LSTM_COUPLED
 from .spec import Cell, check
 
 CELLS = {
     "lstm": check(LSTM),
+    "lstm_coupled": check(LSTM_COUPLED),
     "lstm_clipped": check(LSTM_CLIPPED),
     "gru": check(GRU),
     "rnn_tanh": check(RNN_TANH),

@@ -18,6 +18,7 @@ class LSTM(Recurrent):
     variant : str, optional
         Another cell of the family:
 
+        - "coupled": the forget gate is ``1 - i`` (Greff et al. 2017); gate order i, g, o.
         - "clipped": c is limited to ``[-cell_clip, cell_clip]`` (Sak et al. 2014).
     bias : bool, default True
         Whether to have ``bias_ih`` and ``bias_hh``.
