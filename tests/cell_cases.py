@@ -27,6 +27,13 @@ def _lstm(x, h, state, p):
     return s(o) * math.tanh(c), c
 
 
+def _lstm_peephole(x, h, state, p):
+    i, f, g, o = (a + b for a, b in zip(x, h, strict=True))
+    i, f = s(i + p["weight_ci"] * state[1]), s(f + p["weight_cf"] * state[1])
+    c = f * state[1] + i * math.tanh(g)
+    return s(o + p["weight_co"] * c) * math.tanh(c), c
+
+
 def _lstm_coupled(x, h, state, p):
     i, g, o = (a + b for a, b in zip(x, h, strict=True))
     c = (1 - s(i)) * state[1] + s(i) * math.tanh(g)
@@ -56,6 +63,7 @@ def _variant(name, **options):
 
 CASES = {
     "lstm": CellCase(LSTM, _lstm, ("LSTM", {})),
+    "lstm_peephole": CellCase(_variant("peephole"), _lstm_peephole),
     "lstm_coupled": CellCase(_variant("coupled"), _lstm_coupled),
     "lstm_clipped": CellCase(_variant("clipped", constants={"cell_clip": 0.5}), _lstm_clipped),
     "gru": CellCase(GRU, _gru, ("GRU", {})),

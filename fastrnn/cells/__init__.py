@@ -5,10 +5,12 @@ from .gru import GRU
 from .lstm import LSTM
 from .lstm_clipped import LSTM_CLIPPED
 from .lstm_coupled import LSTM_COUPLED
+from .lstm_peephole import LSTM_PEEPHOLE
 from .spec import Cell, check
 
 CELLS = {
     "lstm": check(LSTM),
+    "lstm_peephole": check(LSTM_PEEPHOLE),
     "lstm_coupled": check(LSTM_COUPLED),
     "lstm_clipped": check(LSTM_CLIPPED),
     "gru": check(GRU),

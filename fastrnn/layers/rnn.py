@@ -18,6 +18,8 @@ class LSTM(Recurrent):
     variant : str, optional
         Another cell of the family:
 
+        - "peephole": gates also see c (Gers & Schmidhuber 2000): ``weight_ci``, ``weight_cf``,
+          ``weight_co``, [H] each.
         - "coupled": the forget gate is ``1 - i`` (Greff et al. 2017); gate order i, g, o.
         - "clipped": c is limited to ``[-cell_clip, cell_clip]`` (Sak et al. 2014).
     bias : bool, default True
