@@ -15,6 +15,7 @@ class CellCase(NamedTuple):
     hand: Callable  # ``(x, h, state, p) -> new state`` for one unit, written out in floats;
     # x and h are the sums W_ih x + b_ih and W_hh h + b_hh of each gate in PyTorch's order
     torch: tuple[str, dict] | None = None  # the class in torch.nn and its options
+    condition: float = 1.0  # how much it amplifies rounding, for tolerances
 
 
 def s(z: float) -> float:
@@ -57,8 +58,49 @@ def _rnn(function):
     return lambda x, h, state, p: (function(x[0] + h[0]),)
 
 
+def _projected(inputs, units, *sizes, **options):
+    return LSTM(inputs, units, *sizes, proj_size=5, **options)
+
+
 def _variant(name, **options):
     return functools.partial(LSTM, variant=name, **options)
+
+
+def _lstm_layer_norm(x, h, state, p):
+    """Of a single unit: the norm of 4 gates, and of one number, which is 0."""
+
+    def norm(v):
+        mean = sum(v) / len(v)
+        variance = sum((a - mean) ** 2 for a in v) / len(v)
+        return [(a - mean) / math.sqrt(variance + 1e-5) for a in v]
+
+    # x and h come with their biases, which are added after the norm.
+    pre = [
+        gain_x * a + bias_x + gain_h * b + bias_h
+        for gain_x, a, bias_x, gain_h, b, bias_h in zip(
+            p["gain_ih"],
+            norm([a - b for a, b in zip(x, p["bias_ih"], strict=True)]),
+            p["bias_ih"],
+            p["gain_hh"],
+            norm([a - b for a, b in zip(h, p["bias_hh"], strict=True)]),
+            p["bias_hh"],
+            strict=True,
+        )
+    ]
+    i, f, g, o = pre
+    c = s(f) * state[1] + s(i) * math.tanh(g)
+    return s(o) * math.tanh(p["bias_c"][0]), c
+
+
+def _lstm_projected(x, h, state, p):
+    m, c = _lstm(x, h, state, p)
+    return p["weight_hr"][0] * m, c
+
+
+def _gru_reset_before(x, h, state, p):
+    r, u = s(x[0] + h[0]), s(x[1] + h[1])
+    n = math.tanh(x[2] + r * (h[2] - p["bias_hh"][2]) + p["bias_hh"][2])
+    return ((1 - u) * n + u * state[0],)
 
 
 CASES = {
@@ -66,6 +108,14 @@ CASES = {
     "lstm_peephole": CellCase(_variant("peephole"), _lstm_peephole),
     "lstm_coupled": CellCase(_variant("coupled"), _lstm_coupled),
     "lstm_clipped": CellCase(_variant("clipped", constants={"cell_clip": 0.5}), _lstm_clipped),
+    "lstm_projected": CellCase(_projected, _lstm_projected, ("LSTM", {"proj_size": 5})),
+    "lstm_layer_norm": CellCase(
+        # The norm of a few numbers divides by their small deviation.
+        _variant("layer_norm"),
+        _lstm_layer_norm,
+        condition=20.0,
+    ),
+    "gru_reset_before": CellCase(functools.partial(GRU, variant="reset_before"), _gru_reset_before),
     "gru": CellCase(GRU, _gru, ("GRU", {})),
     "rnn_tanh": CellCase(RNN, _rnn(math.tanh), ("RNN", {})),
     "rnn_relu": CellCase(

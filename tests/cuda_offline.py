@@ -39,8 +39,8 @@ def kernels():
                     wide = ", in float64" if name in WIDE else ""
                     yield f"{name} of {dtype}{wide}", make(dtype), EVERYWHERE
         for key, cell in CELLS.items():
-            if dtype == "float64" and key != "lstm":
-                continue  # the same source
+            if cell.program or (dtype == "float64" and key != "lstm"):
+                continue  # no loop, or the same source
             for keep in (True, False):
                 name = f"{key} {dtype}{', weights kept' if keep else ''}"
                 for make in (fused.forward_loop, fused.backward_loop):

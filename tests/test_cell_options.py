@@ -23,7 +23,7 @@ def test_activations_as_vectors(spec, dtype):
     """Values and slopes, compiled and in plain Python, against NumPy in float64."""
     made = activation(spec)
     for name, part in made._asdict().items():
-        equations._register(part, f"test.{spec}.{name}")
+        equations.register(part, f"test.{spec}.{name}")
     run_function, run_slope = made
 
     def both(x: F1, y: F1, slope: F1):

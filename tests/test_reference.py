@@ -20,13 +20,16 @@ each_direction = pytest.mark.parametrize("reverse", [False, True])
 def problem(rng, cell, steps, batch, inputs, units):
     """``x``, the parameters by name, and the states."""
     rows = len(cell.gates) * units
+    size = units - 1 if any("P" in p.shape for p in cell.parameters) else units  # of h
     shapes = {
-        "weight_ih": (rows, inputs), "weight_hh": (rows, units),
+        "weight_ih": (rows, inputs), "weight_hh": (rows, size),
         "bias_ih": (rows,), "bias_hh": (rows,), **dict.fromkeys(cell.unit_inputs, (units,)),
+        **{p.name: cell.shape(p, units, size) for p in cell.parameters},
     }  # fmt: skip
     w = {n: rng.standard_normal(shape) for n, shape in shapes.items()}
     w |= {n: np.abs(w[n]) for n in cell.unit_constants}  # such as a limit
-    states = tuple(rng.standard_normal((batch, units)) for _ in cell.states)
+    sizes = [size if s == "h" else units for s in cell.states]
+    states = tuple(rng.standard_normal((batch, n)) for n in sizes)
     return rng.standard_normal((steps, batch, inputs)), w, states
 
 
@@ -45,10 +48,14 @@ def test_one_step_by_hand(name):
     cell = cells.CELLS[name]
     n, state = len(cell.gates), STATE[: len(cell.states)]
     p = dict(zip(cell.unit_inputs, P, strict=False))
+    for parameter in cell.parameters:
+        shape = cell.shape(parameter, 1, 1)
+        p[parameter.name] = np.linspace(0.5, 1.4, shape[0]).tolist()
+    matrices = {q.name: cell.shape(q, 1, 1) for q in cell.parameters}
     w = {
         "weight_ih": np.array(W[:n])[:, None], "weight_hh": np.array(U[:n])[:, None],
         "bias_ih": np.array(B[:n]), "bias_hh": np.array(B2[:n]),
-        **{k: np.array([v]) for k, v in p.items()},
+        **{k: np.array(v).reshape(matrices.get(k, (1,))) for k, v in p.items()},
     }  # fmt: skip
     y, new, _ = recurrent.forward(
         cell, np.array([[[X]]]), np.array([1]), w, tuple(np.array([[v]]) for v in state)
@@ -56,6 +63,7 @@ def test_one_step_by_hand(name):
     assert y[0, 0, 0] == new[0][0, 0]
     of_x = [w * X + b for w, b in zip(W[:n], B, strict=False)]
     of_h = [u * state[0] + b for u, b in zip(U[:n], B2, strict=False)]
+    p |= {"bias_ih": B[:n], "bias_hh": B2[:n]}
     wanted = CASES[name].hand(of_x, of_h, state, p)
     assert [float(v[0, 0]) for v in new] == pytest.approx(list(wanted), abs=1e-15)
 
@@ -66,7 +74,8 @@ def test_gradients_of_every_input(rng, name, reverse):
     cell = cells.CELLS[name]
     lengths = np.array([4, 0, 2, 1])
     x, w, states = problem(rng, cell, 4, 4, 3, 2)
-    dy, *dstates = (rng.standard_normal(s) for s in ((4, 4, 2), *[(4, 2)] * len(states)))
+    dy = rng.standard_normal((4, *states[0].shape))
+    dstates = [rng.standard_normal(s.shape) for s in states]
     constants = {n: w.pop(n) for n in cell.unit_constants}
 
     def loss(x, *rest):
@@ -127,13 +136,14 @@ def test_agrees_with_torch(rng, name, reverse):
             parameter.copy_(torch.from_numpy(w[n]))
     leaf = [torch.tensor(v, requires_grad=True) for v in (x, *states)]
     packed = torch.nn.utils.rnn.pack_padded_sequence(leaf[0], lengths, enforce_sorted=False)
-    zero = torch.zeros(batch, units, dtype=torch.float64)
-    both = tuple(torch.stack([zero, s] if reverse else [s, zero]) for s in leaf[1:])
+    pairs = [(torch.zeros_like(s), s) for s in leaf[1:]]
+    both = tuple(torch.stack(pair if reverse else pair[::-1]) for pair in pairs)
     out, state_n = twin(packed, both if len(both) == 2 else both[0])
     out = torch.nn.utils.rnn.pad_packed_sequence(out)[0]
     d = int(reverse)
     state_n = state_n if len(both) == 2 else (state_n,)
-    theirs = [out[..., d * units : (d + 1) * units], *(s[d] for s in state_n)]
+    size = states[0].shape[1]
+    theirs = [out[..., d * size : (d + 1) * size], *(s[d] for s in state_n)]
     dy, *dstates = (rng.standard_normal(v.shape) for v in theirs)
     torch.autograd.backward(theirs, [torch.from_numpy(g) for g in (dy, *dstates)])
 

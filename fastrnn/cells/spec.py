@@ -39,6 +39,36 @@ class Reference(NamedTuple):
     backward: Callable
 
 
+class Parameter(NamedTuple):
+    """A parameter beyond weight_ih, weight_hh and the biases."""
+
+    name: str
+    shape: tuple[str, ...]  # of "H" units, "P" the size of h, "GH" gates times units
+    initial: str  # "glorot", "zeros" or "ones"
+
+
+class Program(NamedTuple):
+    """A cell whose step is not elementwise: products and functions of whole rows, in order.
+
+    ``ops`` (`kernels.unfused.Ops`) computes on arrays [n, .] of any backend; w are the parameters
+    by name. All functions return new arrays.
+
+    ``prepare(ops, x, w) -> (a, saved)`` and ``unprepare(ops, da, w, saved) -> (dproduct, dw)``
+        For all rows at once, before and after the time loop: what x brings to each step, and the
+        gradient of ``W_ih x``.
+    ``forward(ops, a, state, w) -> (new_state, saved, sources)``
+        One step; sources are what each recurrent weight multiplied, by its name.
+    ``backward(ops, state, w, saved, dstate) -> (da, dprevious, dproducts, dw)``
+        dproducts are the gradients of the products by the names of the weights. dw are the
+        gradients of vectors by name for each row, which are summed over the rows afterwards.
+    """
+
+    prepare: Callable
+    unprepare: Callable
+    forward: Callable
+    backward: Callable
+
+
 class Cell(NamedTuple):
     """A recurrent cell."""
 
@@ -54,6 +84,8 @@ class Cell(NamedTuple):
     unit_parameters: tuple[str, ...] = ()  # trained, [H] each
     unit_constants: tuple[str, ...] = ()  # not trained, [H] each; they follow the parameters in p
     initial_biases: tuple[tuple[str, float], ...] = ()  # gates whose bias_ih does not start at 0
+    parameters: tuple[Parameter, ...] = ()  # of a cell with a program
+    program: Callable[..., Program] | None = None  # of the functions of `activations`; None: fused
 
     @property
     def input_order(self) -> tuple[int, ...]:
@@ -96,6 +128,16 @@ class Cell(NamedTuple):
         """The equations with the cell's activation functions."""
         return self.equations(*map(activation, self.activations))
 
+    def made_program(self) -> Program:
+        """The program with the cell's activation functions."""
+        assert self.program
+        return self.program(*map(activation, self.activations))
+
+    def shape(self, parameter: Parameter, units: int, size: int) -> tuple[int, ...]:
+        """The shape of a parameter for H ``units`` and an h of ``size``."""
+        sizes = {"H": units, "P": size, "GH": len(self.gates) * units}
+        return tuple(sizes[symbol] for symbol in parameter.shape)
+
     def oracle(self) -> Reference:
         """The reference with the cell's activation functions."""
         return self.reference(*map(parse, self.activations))
@@ -109,12 +151,15 @@ class Cell(NamedTuple):
 def check(cell: Cell) -> Cell:
     """The cell, or AssertionError if it is not one that the kernels can compute."""
     assert cell.states[0] == "h", cell
+    assert {gate for gate, _ in cell.initial_biases} <= set(cell.gates), cell
     assert 1 <= cell.accumulators <= MAX_ACCUMULATORS, cell
+    if cell.program:
+        cell.made_program()
+        return cell
     for gates in (cell.input_gates, cell.recurrent_gates):
         # Every row of a weight is packed exactly once.
         assert sorted(gates) == sorted(cell.gates) and len(gates) <= cell.accumulators, cell
     # Every accumulator has a sum.
     assert len(cell.input_gates) + len(cell.recurrent_gates) >= cell.accumulators, cell
     cell.made()  # the activations exist
-    assert {gate for gate, _ in cell.initial_biases} <= set(cell.gates), cell
     return cell

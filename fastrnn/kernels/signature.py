@@ -19,7 +19,7 @@ class Of(NamedTuple):
 class TupleOf(NamedTuple):
     """Several arguments of one type in a tuple: ``Annotated[Any, TupleOf(Of("F", 2), 3)]``."""
 
-    item: Of
+    item: Any  # an `Of` or a record
     size: int
 
 
@@ -49,7 +49,10 @@ def _hints(of: Any) -> dict[str, Any]:
 
 def _read(hint: Any) -> Any:
     if hasattr(hint, "__metadata__"):
-        return hint.__metadata__[0]
+        of = hint.__metadata__[0]
+        if isinstance(of, TupleOf) and isinstance(of.item, type):
+            return TupleOf(_read(of.item), of.size)
+        return of
     if isinstance(hint, type) and issubclass(hint, tuple):
         return hint, {name: _read(field) for name, field in _hints(hint).items()}
     raise TypeError(f"an argument of a kernel must say its type, got {hint!r}")

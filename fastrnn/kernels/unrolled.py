@@ -22,6 +22,13 @@ def statements(arguments: str, statement: str, count: int, **names) -> Callable:
     return _made(f"def function({arguments}):\n{lines}    return\n", names)
 
 
+def applied(function: Callable, count: int) -> Callable:
+    """``(v) -> function(*v)``, where a compiler knows no starred arguments."""
+    arguments = ", ".join(f"v[{k}]" for k in range(count))
+    source = f"def function(v):\n    return inner({arguments})\n"
+    return _made(source, {"inner": function})
+
+
 def with_first(count: int) -> Callable:
     """``(first, values) -> values`` with another first element."""
     return tuple_function("first, values", "(first if {k} == 0 else values[{k}])", count)

@@ -40,6 +40,7 @@ class Recurrent(PackedLayer):
         num_layers: int = 1,
         *,
         variant: str | None = None,
+        proj_size: int = 0,
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
@@ -52,7 +53,14 @@ class Recurrent(PackedLayer):
         backend: str = "cpu",
         seed: int | None = None,
     ):
+        self.proj_size = checks.positive_int("proj_size", proj_size, 0)
+        if self.proj_size and variant is None:
+            variant = "projected"
         cell = self.cell = self._choose(variant)
+        if (variant == "projected") != bool(self.proj_size):
+            raise ValueError(
+                f"proj_size must be above 0 for the variant 'projected', got {proj_size}"
+            )
         if activations is not None:
             self.cell = cell.with_activations(*activations)
         self.variant = variant
@@ -65,6 +73,9 @@ class Recurrent(PackedLayer):
         self.input_size = checks.positive_int("input_size", input_size)
         self.hidden_size = checks.positive_int("hidden_size", hidden_size)
         self.num_layers = checks.positive_int("num_layers", num_layers)
+        self.output_size = self.proj_size or self.hidden_size  # of h, for each direction
+        if cell.program and (any(self.zoneout) or self.recurrent_dropout):
+            raise ValueError(f"zoneout and recurrent_dropout must be 0 for the variant {variant!r}")
         self.dropout = checks.number("dropout", dropout, 0.0, 1.0)
         self.bias, self.batch_first = bool(bias), bool(batch_first)
         self.bidirectional = bool(bidirectional)
@@ -72,7 +83,7 @@ class Recurrent(PackedLayer):
         self.rng = np.random.default_rng(seed)
         values = {}
         for layer in range(self.num_layers):
-            inputs = self.input_size if layer == 0 else self.directions * self.hidden_size
+            inputs = self.input_size if layer == 0 else self.directions * self.output_size
             for suffix in self._suffixes(layer):
                 values.update({k + suffix: v for k, v in self._initial(inputs).items()})
         super().__init__(values, checks.float_dtype("dtype", dtype), backend)
@@ -105,14 +116,32 @@ class Recurrent(PackedLayer):
         h, gates = self.hidden_size, self.cell.gates
         out = {
             "weight_ih": np.vstack([glorot(self.rng, h, inputs) for _ in gates]),
-            "weight_hh": np.vstack([orthogonal(self.rng, h) for _ in gates]),
+            "weight_hh": np.vstack([self._initial_recurrent() for _ in gates]),
         }
         if self.bias:
             initial = dict(self.cell.initial_biases)
             out["bias_ih"] = np.repeat([initial.get(gate, 0.0) for gate in gates], h)
             out["bias_hh"] = np.zeros(len(gates) * h)
         out |= {name: np.zeros(h) for name in self.cell.unit_parameters}
+        for parameter in self.cell.parameters:
+            shape = self.cell.shape(parameter, h, self.output_size)
+            if parameter.initial == "glorot":
+                out[parameter.name] = glorot(self.rng, *shape)
+            else:
+                out[parameter.name] = np.full(shape, float(parameter.initial == "ones"))
         return out
+
+    def _initial_recurrent(self) -> np.ndarray:
+        """Of one gate, [H, size of h]."""
+        if self.output_size == self.hidden_size:
+            return orthogonal(self.rng, self.hidden_size)
+        return glorot(self.rng, self.hidden_size, self.output_size)
+
+    def _state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
+        """Of each state, for all layers."""
+        rows = self.num_layers * self.directions
+        sizes = [self.output_size if s == "h" else self.hidden_size for s in self.cell.states]
+        return [(rows, batch, size) for size in sizes]
 
     def _pack(self):
         kernels, h = self._kernels, self.hidden_size
@@ -219,9 +248,8 @@ class Recurrent(PackedLayer):
         return tuple(s[layer * self.directions : (layer + 1) * self.directions] for s in state)
 
     def _zero_state(self, batch: int) -> State:
-        shape = (self.num_layers * self.directions, batch, self.hidden_size)
-        zero = self._kernels.to_device(np.zeros(shape, self.dtype))
-        return (zero,) * len(self.cell.states)
+        move = self._kernels.to_device
+        return tuple(move(np.zeros(shape, self.dtype)) for shape in self._state_shapes(batch))
 
     # Padded arrays in, padded arrays out: the public interface.
 
@@ -311,12 +339,12 @@ class Recurrent(PackedLayer):
             raise TypeError(
                 f"{name} must be a pair ({', '.join(parts)}), got {type(state).__name__}"
             )
-        sizes = (self.num_layers * self.directions, packed.batch, self.hidden_size)
-        shape = (sizes[0], sizes[2]) if unbatched else sizes
-        return tuple(
-            self._kernels.sort(door.take(part, value, self.dtype, shape).reshape(*sizes), packed)
-            for part, value in zip(parts, state, strict=True)
-        )
+        out = []
+        for part, value, sizes in zip(parts, state, self._state_shapes(packed.batch), strict=True):
+            shape = (sizes[0], sizes[2]) if unbatched else sizes
+            array = door.take(part, value, self.dtype, shape).reshape(*sizes)
+            out.append(self._kernels.sort(array, packed))
+        return tuple(out)
 
     def backward(self, tape: Tape, dy, dstate=None):
         """Gradients of `forward` with respect to its inputs and the parameters.
@@ -349,7 +377,7 @@ class Recurrent(PackedLayer):
         if not isinstance(tape, Tape):
             raise TypeError(f"tape must come from forward, got {type(tape).__name__}")
         packed, first, kernels = tape.packed, self.batch_first, self._kernels
-        width = self.directions * self.hidden_size
+        width = self.directions * self.output_size
         outer = (packed.batch, packed.steps) if first else (packed.steps, packed.batch)
         shape = (packed.steps, width) if tape.unbatched else (*outer, width)
         door = Door(kernels, dy)
@@ -381,7 +409,7 @@ class Recurrent(PackedLayer):
         """
         if self.bidirectional:
             raise ValueError("step needs a layer of one direction; this one is bidirectional")
-        if self._kernels.on_device or any(self.zoneout):
+        if self._kernels.on_device or any(self.zoneout) or self.cell.program:
             return self._checked_step(x_t, state)
         # Checking the input with NumPy can take longer than the step. So arrays that are already in
         # the right form go straight to the kernel, which reports numbers that are not finite.
@@ -426,6 +454,7 @@ class Recurrent(PackedLayer):
         shown: Mapping = {
             "num_layers": self.num_layers,
             **({"variant": self.variant} if self.variant else {}),
+            **({"proj_size": self.proj_size} if self.proj_size else {}),
             **self._shown(),
             "bidirectional": self.bidirectional,
             "dropout": self.dropout,

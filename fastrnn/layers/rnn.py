@@ -21,7 +21,12 @@ class LSTM(Recurrent):
         - "peephole": gates also see c (Gers & Schmidhuber 2000): ``weight_ci``, ``weight_cf``,
           ``weight_co``, [H] each.
         - "coupled": the forget gate is ``1 - i`` (Greff et al. 2017); gate order i, g, o.
+        - "layer_norm": layer normalisation (Ba et al. 2016): ``gain_ih``, ``gain_hh``, [4 H] each,
+          ``gain_c`` and ``bias_c``, [H] each. A step is several kernels, so it is slower.
         - "clipped": c is limited to ``[-cell_clip, cell_clip]`` (Sak et al. 2014).
+    proj_size : int, default 0
+        P, the size of h if above 0: h is projected by ``weight_hr [P, H]`` (Sak et al. 2014), as
+        in PyTorch. A step is several kernels, so it is slower.
     bias : bool, default True
         Whether to have ``bias_ih`` and ``bias_hh``.
     batch_first : bool, default False
@@ -37,7 +42,7 @@ class LSTM(Recurrent):
         alpha and beta: "elu(0.5)", "affine(2, 1)".
     zoneout : float or (float, float), default 0.0
         Probability that a unit keeps its previous h, or h and c, in `forward`; inference uses the
-        expected value (Krueger et al. 2016).
+        expected value (Krueger et al. 2016). Not with a projection or layer normalisation.
     recurrent_dropout : float, default 0.0
         Dropout probability of h on its way to the next step, in `forward` only. The mask of a
         sequence is the same at every step (Gal & Ghahramani 2016).
@@ -74,7 +79,9 @@ class GRU(Recurrent):
     with the reset gate applied after the product; gate order r, z, n).
 
     Arguments, defaults and errors are those of `LSTM`, but for the variants; ``activations`` are
-    those of the gates and of the candidate n. The state is h alone, an array instead of a pair.
+    those of the gates and of the candidate n. The variant "reset_before" applies the reset gate
+    before the product (Cho et al. 2014; Keras's ``reset_after=False``, ONNX's
+    ``linear_before_reset=0``). The state is h alone, an array instead of a pair.
     Input weights are Glorot uniform and recurrent weights orthogonal per gate, biases
     are 0.
 

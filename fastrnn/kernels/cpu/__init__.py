@@ -26,8 +26,12 @@ from .crf import crf_gradient, crf_viterbi
 from .linear import LinearWeights, linear_backward, linear_forward
 from .optim import adam, norm, sgd
 from .pointwise import dropout
-from .recurrent import recurrent_backward, recurrent_forward, recurrent_step
-from .weights import RecurrentWeights
+from .recurrent import (
+    RecurrentWeights,
+    recurrent_backward,
+    recurrent_forward,
+    recurrent_step,
+)
 
 __all__ = [
     "LinearWeights",

@@ -19,11 +19,11 @@ def compiled(cell: Cell) -> Equations:
     """The equations of a cell, to be called by kernels."""
     made = cell.made()
     for name, function in made._asdict().items():
-        _register(function, f"{cell.key}.{name}")
+        register(function, f"{cell.key}.{name}")
     return made
 
 
-def _register(function: FunctionType, name: str) -> None:
+def register(function: FunctionType, name: str) -> None:
     """Let kernels call a function of `fastrnn.cells` and everything that it calls.
 
     Each made function needs a name of its own, see `compiler.kernel`.
@@ -34,7 +34,7 @@ def _register(function: FunctionType, name: str) -> None:
     if function.__closure__:
         function.__qualname__ = name
     for inner in called(function):
-        _register(inner, f"{name}.{inner.__name__}")
+        register(inner, f"{name}.{inner.__name__}")
     register_jitable(function)
 
 

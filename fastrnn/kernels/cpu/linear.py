@@ -98,16 +98,41 @@ def linear_forward(weights: LinearWeights, x) -> np.ndarray:
 
 def linear_backward(weights: LinearWeights, x, dy, *, need_dx: bool = True):
     """``(dx or None, dweight, dbias)`` for ``dy [N, O]``."""
-    w = weights
-    dx, jobs = None, []
+    dx, jobs = None, list[Job]()
     if need_dx:
-        dx = buffers.empty((len(x), w.inputs), w.dtype)
-        zero = np.zeros((len(w.backward), w.panel), w.dtype)
-        jobs.append(product(dy, Runs(1, w.outputs, 0), w.backward, zero, dx, w.inputs))
-    packed = buffers.empty((len(w.columns) // w.panel, w.inputs, w.panel), w.dtype)
-    dbias = np.zeros((len(packed), w.panel), w.dtype)
-    dweight = buffers.empty(w.weight.shape, w.dtype)
-    b = Panels(dy, 0, w.panel, w.outputs)
-    jobs.append(accumulate(x, b, packed, dbias, w.columns, dweight))
-    parallel_for(*jobs)
-    return dx, dweight, dbias.reshape(-1)[: w.outputs].copy()
+        dx, job = _input_gradient(weights, dy)
+        jobs.append(job)
+    dweight, sums, job = _weight_gradient(x, dy)
+    parallel_for(*jobs, job)
+    return dx, dweight, sums.reshape(-1)[: weights.outputs].copy()
+
+
+def input_gradient(weights: LinearWeights, dy) -> np.ndarray:
+    """``dy @ weight``, [N, I]."""
+    dx, job = _input_gradient(weights, dy)
+    parallel_for(job)
+    return dx
+
+
+def weight_gradient(x, dy) -> np.ndarray:
+    """``dy.T @ x``, [O, I]."""
+    dweight, _, job = _weight_gradient(x, dy)
+    parallel_for(job)
+    return dweight
+
+
+def _input_gradient(w: LinearWeights, dy) -> tuple[np.ndarray, Job]:
+    dx = buffers.empty((len(dy), w.inputs), w.dtype)
+    zero = np.zeros((len(w.backward), w.panel), w.dtype)
+    return dx, product(dy, Runs(1, w.outputs, 0), w.backward, zero, dx, w.inputs)
+
+
+def _weight_gradient(x, dy) -> tuple[np.ndarray, np.ndarray, Job]:
+    """``(dweight, sums of dy in panels, the job that computes both)``."""
+    (outputs, inputs), dtype = (dy.shape[1], x.shape[1]), dy.dtype
+    panel, columns = PANEL * width(dtype), panels.plain_columns(outputs, dtype)
+    packed = buffers.empty((len(columns) // panel, inputs, panel), dtype)
+    sums = np.zeros((len(packed), panel), dtype)
+    dweight = buffers.empty((outputs, inputs), dtype)
+    job = accumulate(x, Panels(dy, 0, panel, outputs), packed, sums, columns, dweight)
+    return dweight, sums, job

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from fastrnn.cells import Cell
+from fastrnn.kernels import unfused
 from fastrnn.kernels.backend import StepMasks
 from fastrnn.packed import PackedBatch
 from fastrnn.runtime import buffers
@@ -42,7 +44,8 @@ from .fused import (
 from .gemm import Panels, Runs
 from .simd import ISA
 from .tile import PANEL
-from .weights import RecurrentWeights
+from .unfused import Ops
+from .weights import FusedWeights
 
 # The least work per step that is worth a thread, in multiply-adds; below it the barrier costs more.
 MIN_STEP_WORK = 1 << 14
@@ -58,6 +61,13 @@ class Tape:
     gates: np.ndarray | None
     masks: list[Masks]  # of each direction
     regularised: bool
+
+
+def RecurrentWeights(cell: Cell, parameters) -> FusedWeights | unfused.UnfusedWeights:
+    """The parameters of one layer, see kernels/backend.py."""
+    if cell.program:
+        return unfused.UnfusedWeights(cell, parameters, Ops)
+    return FusedWeights(cell, parameters)
 
 
 def _slices(packed: PackedBatch, cost: float, directions: int, panels: int):
@@ -111,7 +121,7 @@ def _place_initial(state, initial, packed: PackedBatch, save: bool, reverse: boo
         state[rows, :units] = initial[started]
 
 
-def _masks(w: RecurrentWeights, given: StepMasks | None, d: int) -> Masks:
+def _masks(w: FusedWeights, given: StepMasks | None, d: int) -> Masks:
     """The masks of a direction in the layout of the kernels."""
     if given is None:
         return w.no_masks
@@ -123,7 +133,7 @@ def _masks(w: RecurrentWeights, given: StepMasks | None, d: int) -> Masks:
     return Masks(rows, rows.shape[1] if len(rows) > 1 else 0, recurrent)
 
 
-def _project_and_loop(w: RecurrentWeights, x, gates, d: int, a: int, b: int, loop) -> None:
+def _project_and_loop(w: FusedWeights, x, gates, d: int, a: int, b: int, loop) -> None:
     """x @ W_ih.T for the panels [a, b) of one direction and all rows, then its time loop."""
     bias, offset = w.bias[d, a:b], d * w.gates_size + a * w.panel
     out = Panels(gates, offset, w.panel, w.gates_size - a * w.panel)
@@ -136,7 +146,7 @@ def _project_and_loop(w: RecurrentWeights, x, gates, d: int, a: int, b: int, loo
 
 
 def recurrent_forward(
-    weights: RecurrentWeights,
+    weights: FusedWeights,
     x,
     packed: PackedBatch,
     state_0,
@@ -145,6 +155,8 @@ def recurrent_forward(
     masks: StepMasks | None = None,
 ):
     """All directions of one layer, see kernels/backend.py."""
+    if isinstance(weights, unfused.UnfusedWeights):
+        return unfused.recurrent_forward(weights, x, packed, state_0, training=training)
     w, cell = weights, weights.cell
     units, batch, dtype = w.units, packed.batch, w.dtype
     is_index = x.ndim == 1
@@ -201,8 +213,10 @@ def recurrent_forward(
     return y, state_n, tape
 
 
-def recurrent_step(layers: Sequence[RecurrentWeights], x, state):
+def recurrent_step(layers: Sequence[FusedWeights], x, state):
     """One step through all layers on this thread, see kernels/backend.py."""
+    if isinstance(layers[0], unfused.UnfusedWeights):
+        return unfused.recurrent_step(layers, x, state)
     w, batch, count, states = layers[0], len(x), len(layers), len(state)
     out = np.empty((count * states + 1, batch, w.units), w.dtype)
     try:  # not shared: concurrent callers take one each
@@ -221,10 +235,10 @@ def recurrent_step(layers: Sequence[RecurrentWeights], x, state):
     return out[-1], tuple([out[s * count : (s + 1) * count] for s in range(states)]), finite
 
 
-def recurrent_backward(
-    weights: RecurrentWeights, tape: Tape, dy, dstate_n, *, need_dx: bool = True
-):
+def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_dx: bool = True):
     """Gradients of `recurrent_forward`, see kernels/backend.py."""
+    if isinstance(weights, unfused.UnfusedWeights):
+        return unfused.recurrent_backward(weights, tape, dy, dstate_n, need_dx=need_dx)
     w, cell, packed, gates = weights, weights.cell, tape.packed, tape.gates
     if gates is None:
         raise ValueError("tape was used by an earlier backward: run forward again for a new one")
@@ -294,7 +308,7 @@ def recurrent_backward(
 class _WeightGradient:
     """The gradient of a weight and of its bias, from the gradients of the accumulators."""
 
-    def __init__(self, w: RecurrentWeights, which: str, d: int):
+    def __init__(self, w: FusedWeights, which: str, d: int):
         self.side, name = (w.x, "weight_ih") if which == "x" else (w.h, "weight_hh")
         self.weight = buffers.empty(w.parameters[d][name].shape, w.dtype)
         self.packed = buffers.empty(w[which].shape[1:], w.dtype)

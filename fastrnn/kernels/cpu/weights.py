@@ -25,7 +25,7 @@ class Side:
         self.offset = first * width(dtype)  # of these columns in a panel of all accumulators
 
 
-class RecurrentWeights:
+class FusedWeights:
     """The parameters of one layer, packed when first needed and kept until they change.
 
     Parameters

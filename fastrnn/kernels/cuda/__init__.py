@@ -7,8 +7,12 @@ from .memory import copy, device_view, empty, stream_of, to_caller, to_device, t
 from .moves import concatenate, pack, sort, unpack, unsort
 from .optim import adam, norm, sgd
 from .pointwise import cross_entropy, dropout, embedding_backward, embedding_forward, scale
-from .recurrent import recurrent_backward, recurrent_forward, recurrent_step
-from .weights import RecurrentWeights
+from .recurrent import (
+    RecurrentWeights,
+    recurrent_backward,
+    recurrent_forward,
+    recurrent_step,
+)
 
 on_device = True
 

@@ -49,6 +49,12 @@ def compiled(cell: Cell, dtype, tanh: Callable | None = None) -> Equations:
     return Equations(*(_compiled(f, np.dtype(dtype).type, made) for f in cell.made()))
 
 
+@cache
+def scalar(function: Callable, dtype) -> Callable:
+    """A function over numbers, made of those of `fastrnn.cells.activations`."""
+    return _compiled(function, np.dtype(dtype).type, dict(_PRIMITIVES))
+
+
 def _compiled(function: Any, number: type, made: dict) -> Callable:
     """A function of `fastrnn.cells` with its constants as ``number`` (a Python float would make
     everything float64) and the functions that it calls compiled as well."""

@@ -113,7 +113,8 @@ def _declared_leaves(argument) -> Iterator[Of]:
     if isinstance(argument, Of):
         yield argument
     elif isinstance(argument, TupleOf):
-        yield from [argument.item] * argument.size
+        for _ in range(argument.size):
+            yield from _declared_leaves(argument.item)
     else:
         for field in argument[1].values():
             yield from _declared_leaves(field)

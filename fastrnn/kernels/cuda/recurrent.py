@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastrnn.cells import Cell
+from fastrnn.kernels import unfused
 from fastrnn.kernels.backend import StepMasks
 from fastrnn.packed import PackedBatch
 
@@ -14,7 +16,8 @@ from . import cluster, gemm, moves
 from .fused import ROWS, Columns, Geometry, Loop, Masks, Units, backward_loop, forward_loop
 from .gemm import Matrix, Sizes
 from .memory import copy, empty, to_device, to_host
-from .weights import RecurrentWeights
+from .unfused import Ops
+from .weights import FusedWeights
 
 
 @dataclass
@@ -30,7 +33,14 @@ class Tape:
     masks: StepMasks | None
 
 
-def _over_grid(make: Callable[..., Loop], w: RecurrentWeights, batch: int, masks, *args) -> None:
+def RecurrentWeights(cell: Cell, parameters) -> FusedWeights | unfused.UnfusedWeights:
+    """The parameters of one layer, see kernels/backend.py."""
+    if cell.program:
+        return unfused.UnfusedWeights(cell, parameters, Ops)
+    return FusedWeights(cell, parameters)
+
+
+def _over_grid(make: Callable[..., Loop], w: FusedWeights, batch: int, masks, *args) -> None:
     """Run a time loop on as many blocks as can be resident, and as there is work for."""
     for keep in (True, False):
         made = make(w.cell, w.units, w.dtype, keep, masks is not None)
@@ -42,7 +52,7 @@ def _over_grid(make: Callable[..., Loop], w: RecurrentWeights, batch: int, masks
     made.kernel((across, down), *args, shared=made.shared)
 
 
-def _masks(w: RecurrentWeights, masks: StepMasks | None, d: int, none) -> Masks:
+def _masks(w: FusedWeights, masks: StepMasks | None, d: int, none) -> Masks:
     """The masks of a direction; ``none`` is any array, which is not read."""
     if masks is None:
         return Masks(none, 0, none)
@@ -51,7 +61,7 @@ def _masks(w: RecurrentWeights, masks: StepMasks | None, d: int, none) -> Masks:
 
 
 def recurrent_forward(
-    weights: RecurrentWeights,
+    weights: FusedWeights,
     x,
     packed: PackedBatch,
     state_0,
@@ -60,6 +70,8 @@ def recurrent_forward(
     masks: StepMasks | None = None,
 ):
     """All directions of one layer, see kernels/backend.py."""
+    if isinstance(weights, unfused.UnfusedWeights):
+        return unfused.recurrent_forward(weights, x, packed, state_0, training=training)
     w, cell, batch, steps = weights, weights.cell, packed.batch, len(packed.batch_sizes)
     plan = None if masks else w.plan()
     is_index = x.ndim == 1
@@ -113,7 +125,7 @@ def recurrent_forward(
     return y, tuple(state_n), tape
 
 
-def recurrent_step(layers: Sequence[RecurrentWeights], x, state):
+def recurrent_step(layers: Sequence[FusedWeights], x, state):
     """One step through all layers, see kernels/backend.py; numbers are not checked."""
     packed, after = PackedBatch(1, len(x)), []
     for layer, weights in enumerate(layers):
@@ -123,10 +135,10 @@ def recurrent_step(layers: Sequence[RecurrentWeights], x, state):
     return x, tuple(moves.concatenate(parts) for parts in zip(*after, strict=True)), True
 
 
-def recurrent_backward(
-    weights: RecurrentWeights, tape: Tape, dy, dstate_n, *, need_dx: bool = True
-):
+def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_dx: bool = True):
     """Gradients of `recurrent_forward`, see kernels/backend.py."""
+    if isinstance(weights, unfused.UnfusedWeights):
+        return unfused.recurrent_backward(weights, tape, dy, dstate_n, need_dx=need_dx)
     w, cell, packed, gates, plan = weights, weights.cell, tape.packed, tape.gates, tape.plan
     if gates is None:
         raise ValueError("tape was used by an earlier backward: run forward again for a new one")
@@ -172,7 +184,7 @@ def recurrent_backward(
     return dx, tuple(dstate), grads
 
 
-def _add_dx(w: RecurrentWeights, d: int, gates, w_ih, dx) -> None:
+def _add_dx(w: FusedWeights, d: int, gates, w_ih, dx) -> None:
     """Add a direction's part of the gradient of x; the first one starts it."""
     for run in w.runs():
         offset, columns = d * w.gates_size + run.accumulator * w.units, run.size * w.units
@@ -182,7 +194,7 @@ def _add_dx(w: RecurrentWeights, d: int, gates, w_ih, dx) -> None:
         gemm.product(dz, part, Matrix(dx, 0, w.inputs), sizes, add=add)
 
 
-def _weight_gradients(w: RecurrentWeights, tape: Tape, d: int, gates, ids) -> dict[str, Any]:
+def _weight_gradients(w: FusedWeights, tape: Tape, d: int, gates, ids) -> dict[str, Any]:
     """The gradients of the weights and biases of a direction; ``ids`` is a one-hot input."""
     cell, count, size = w.cell, tape.packed.size, len(w.cell.gates) * w.units
     first = d * w.gates_size

@@ -35,7 +35,7 @@ class Direction(NamedTuple):
     unit: Any  # [P, H]: per-unit parameters and constants
 
 
-class RecurrentWeights:
+class FusedWeights:
     """The parameters of one layer, see kernels/backend.py."""
 
     def __init__(self, cell: Cell, parameters):
