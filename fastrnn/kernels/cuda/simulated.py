@@ -1,8 +1,10 @@
 """Kernels as plain Python, for machines without a GPU: what Numba's own simulator cannot do.
 
-There blocks run one after another, so nothing that waits for another block can be tried. Here
-all threads of a grid are coroutines that change places where they wait for each other, in an
-order drawn anew at every turn: what forgets to wait is found out. Memory begins as NaN.
+There, blocks run one after another, so waiting for another block cannot be tried. Here all threads
+of a grid are coroutines that switch where they wait for each other, in an order drawn again at
+every switch. Memory is NaN at first, negative indices are refused, a deadlock is reported, and so
+is a data race: two threads access a number, at least one of them writes, and there is no barrier
+between the two.
 """
 
 import threading
@@ -20,8 +22,8 @@ class _Dim(NamedTuple):
     z: int = 1
 
 
-class _Array(np.ndarray):
-    """Refuses indices below 0, which a GPU would not count from the end."""
+class _Local(np.ndarray):
+    """A thread's own memory. Refuses negative indices, which a GPU would not count from the end."""
 
     def __getitem__(self, key):
         _check_index(key)
@@ -32,17 +34,68 @@ class _Array(np.ndarray):
         super().__setitem__(key, value)
 
 
+class _Memory(_Local):
+    """Memory that threads share: every access by a kernel is checked for races."""
+
+    def __getitem__(self, key):
+        if _machine is not None and not isinstance(key, slice):
+            _machine.accessed(self, key, write=False)
+        return super().__getitem__(key)
+
+    def __setitem__(self, key, value):
+        if _machine is not None and not isinstance(key, slice):
+            _machine.accessed(self, key, write=True)
+        super().__setitem__(key, value)
+
+    @property
+    def address(self) -> int:
+        """Of the first number; views of one array overlap."""
+        try:
+            return self._address
+        except AttributeError:
+            self._address = self.__array_interface__["data"][0]
+            return self._address
+
+    def __array_finalize__(self, other):
+        self.__dict__.pop("_address", None)  # a view may begin elsewhere
+
+
 def _check_index(key):
     for part in key if isinstance(key, tuple) else (key,):
         if not isinstance(part, slice) and part < 0:
             raise IndexError(f"index {key} is below 0")
 
 
-def new(shape, dtype) -> np.ndarray:
-    """Memory as it is at first: not a number, or as large as can be."""
+def new(shape, dtype, kind=_Memory) -> np.ndarray:
+    """Uninitialised memory: NaN, or the largest integer."""
     dtype = np.dtype(getattr(dtype, "name", dtype))
     blank = np.nan if dtype.kind == "f" else np.iinfo(dtype).max
-    return np.full(shape, blank, dtype).view(_Array)
+    return np.full(shape, blank, dtype).view(kind)
+
+
+def _new_local(shape, dtype) -> np.ndarray:
+    return new(shape, dtype, _Local)
+
+
+class _Access(NamedTuple):
+    """Who accessed a number, and how many barriers of each scope that thread had passed."""
+
+    thread: tuple[int, int]  # block and rank
+    scopes: tuple[int, int, int, int]  # warp, block, cluster, grid
+    passed: tuple[int, int, int, int]
+
+
+def _ordered(a: _Access, b: _Access) -> bool:
+    """Whether a barrier that both threads passed lies between two accesses."""
+    (warp, block, cluster, _), (w, bl, c, g) = a.scopes, a.passed
+    warp_b, block_b, cluster_b, _ = b.scopes
+    return (
+        a.thread == b.thread
+        or g < b.passed[3]
+        or (block == block_b and bl < b.passed[1])
+        or (cluster == cluster_b and c < b.passed[2])
+        or (warp == warp_b and w < b.passed[0])
+    )
 
 
 class _Thread(NamedTuple):
@@ -68,6 +121,9 @@ class _Machine:
         self._boxes: dict = {}
         self._calls: dict = defaultdict(int)
         self._threads: dict = {}
+        self._accesses: dict = {}  # what each thread's accesses are recorded as
+        self._writes: dict[int, _Access] = {}  # the last one of each number, by its address
+        self._reads: dict[int, dict] = {}  # those since, by thread
 
     # What kernels ask for.
 
@@ -92,7 +148,7 @@ class _Machine:
         block = self._me.block
         return SimpleNamespace(array=lambda shape, dtype: self.shared_of(block, shape, dtype))
 
-    local = SimpleNamespace(array=new)
+    local = SimpleNamespace(array=_new_local)
 
     # What `ptx` asks for.
 
@@ -133,6 +189,31 @@ class _Machine:
 
     def _wait(self, whom: tuple, count: int):
         self._hub.switch((whom, count))
+        current = self._current()
+        now = self._accesses[current]
+        scope, passed = _SCOPES.index(whom[0]), list(now.passed)
+        passed[scope] += 1
+        self._accesses[current] = _Access(now.thread, now.scopes, tuple(passed))
+
+    def accessed(self, array: _Memory, index: int, *, write: bool) -> None:
+        """Note an access; RuntimeError if it races with an earlier one."""
+        now = self._accesses[self._current()]
+        address = array.address + int(index) * array.itemsize
+        last = self._writes.get(address)
+        if last is not None and last is not now and not _ordered(last, now):
+            raise _race(index, last, now)
+        readers = self._reads.get(address)
+        if write:
+            for other in readers.values() if readers else ():
+                if other is not now and not _ordered(other, now):
+                    raise _race(index, other, now)
+            self._writes[address] = now
+            if readers:
+                readers.clear()
+        elif readers is None:
+            self._reads[address] = {now.thread: now}
+        else:
+            readers[now.thread] = now
 
     def run(self, function, args):
         places = [
@@ -147,7 +228,10 @@ class _Machine:
                 function(*args)
 
         for place in places:
-            self._threads[self._coroutine(body)] = _Thread(*place)
+            coroutine = self._coroutine(body)
+            me = self._threads[coroutine] = _Thread(*place)
+            scopes = me.block * 1024 + me.rank // 32, me.block, me.block // self._cluster, 0
+            self._accesses[coroutine] = _Access((me.block, me.rank), scopes, (0, 0, 0, 0))
         ready, waiting = list(self._threads), defaultdict(list)
         while ready:
             thread = ready.pop(int(self._rng.integers(len(ready))))
@@ -162,6 +246,15 @@ class _Machine:
             raise RuntimeError(f"{function.__name__}: threads wait for ever, at {stuck}")
 
 
+def _race(index, a: _Access, b: _Access) -> RuntimeError:
+    return RuntimeError(
+        f"data race at index {int(index)}: thread {a.thread} and thread {b.thread} "
+        "(block, thread) with no barrier between them"
+    )
+
+
+# What a barrier is of, from the smallest to the largest.
+_SCOPES = ("warp", "block", "cluster", "grid")
 _lock = threading.Lock()
 _machine: _Machine | None = None
 

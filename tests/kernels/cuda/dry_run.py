@@ -1,7 +1,7 @@
 """The host's side of the CUDA backend without a GPU: a driver that only has memory, and launches
-that are compiled, checked and not run. A script of its own, as tests/cuda_offline.py.
+that are compiled, checked and not run. A script of its own, as tests/kernels/cuda/offline.py.
 
-    NUMBA_ENABLE_CUDASIM=0 python tests/cuda_dry_run.py
+    NUMBA_ENABLE_CUDASIM=0 python tests/kernels/cuda/dry_run.py
 """
 
 import ctypes

@@ -108,6 +108,7 @@ def test_plot_several_runs(run, tmp_path, suffix):
         assert f"<!-- {run} -->" in drawn and f"<!-- {other} -->" in drawn
 
 
+@pytest.mark.slow
 def test_demo(tmp_path):
     pytest.importorskip("matplotlib", reason="the extra [plot] is not installed")
     out = tmp_path / "demo"
@@ -117,6 +118,7 @@ def test_demo(tmp_path):
         assert (out / "curve.png").stat().st_size > 5000 and str(out / "curve.png") in said
 
 
+@pytest.mark.slow
 def test_bench():
     said = fastrnn("bench", "--only", "padding", "--seconds", 0)
     assert "multiply-add peak measured in the same run" in said

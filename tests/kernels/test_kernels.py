@@ -1,9 +1,5 @@
 """The pieces that the layers are put together from: activations, rows, products, threads."""
 
-import multiprocessing
-import threading
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +14,6 @@ from fastrnn.kernels.cpu.compiler import kernel
 from fastrnn.kernels.cpu.gemm import Panels, Runs
 from fastrnn.kernels.signature import F1
 from fastrnn.packed import PackedBatch
-from fastrnn.runtime import buffers, threads
 from helpers import check_close, check_gradient, needs_torch
 
 
@@ -239,107 +234,3 @@ def test_backends_by_name():
     assert get_backend("reference").recurrent_forward
     with pytest.raises(ValueError, match="backend must be one of cpu, cuda, reference; got 'gpu'"):
         get_backend("gpu")
-
-
-# Buffers
-
-
-def test_memory_is_used_again_only_when_nobody_looks_at_it(monkeypatch):
-    monkeypatch.setattr(buffers, "_free", [])
-    a = buffers.empty((1 << 16,), "float32")
-    address = a.ctypes.data
-    assert address % 64 == 0
-    view = a[10:20].reshape(2, 5)
-    view[:] = 7
-    del a
-    other = buffers.empty((1 << 16,), "float32")
-    other[:] = 1
-    assert other.ctypes.data != address and (view == 7).all()
-    del view
-    again = buffers.empty((1 << 15,), "float64")
-    assert again.ctypes.data == address and again.dtype == np.float64
-
-
-def test_memory_does_not_grow_with_the_number_of_shapes(monkeypatch):
-    monkeypatch.setattr(buffers, "_free", [])
-    for size in range(20_000, 120_000, 100):
-        buffers.empty((size,), "float32")
-    assert sum(block.nbytes for block in buffers._free) < 2 * 120_000 * 4
-
-
-# Threads
-
-
-def test_set_num_threads():
-    fastrnn.set_num_threads(3)
-    assert fastrnn.get_num_threads() == 3
-    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
-        fastrnn.set_num_threads(0)
-    with pytest.raises(TypeError, match="n must be an int, got float"):
-        fastrnn.set_num_threads(2.0)
-    assert fastrnn.get_num_threads() == 3
-
-
-@pytest.mark.parametrize("failing", [0, 1, 4])
-def test_an_error_in_a_task_arrives_after_all_have_ended(failing):
-    ended = []
-
-    def task(number):
-        time.sleep(0.01 * (number + 1))
-        if number == failing:
-            raise RuntimeError(f"task {number}")
-        ended.append(number)
-
-    with pytest.raises(RuntimeError, match=f"task {failing}"):
-        threads.run([(task, n) for n in range(5)])
-    assert len(ended) >= 2
-    ended.clear()
-    threads.run([(ended.append, n) for n in range(5)])
-    assert sorted(ended) == [0, 1, 2, 3, 4]
-
-
-def test_callers_from_several_threads(rng):
-    twin, layer = (fastrnn.LSTM(16, 64, bidirectional=True, seed=0) for _ in range(2))
-    x = rng.standard_normal((20, 30, 16))
-    wanted, _ = twin(x)  # the layer itself packs its weights under the callers' feet
-    wrong = []
-
-    def call():
-        for _ in range(5):
-            if not np.array_equal(layer(x)[0], wanted):
-                wrong.append(1)
-
-    callers = [threading.Thread(target=call) for _ in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert not wrong
-
-
-def _in_child(connection, layer, x):
-    connection.send(layer(x)[0])
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_computes(rng):
-    layer = fastrnn.LSTM(16, 64, bidirectional=True, seed=0)
-    x = rng.standard_normal((20, 30, 16))
-    wanted, _ = layer(x)  # the pool is running now
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
-    child = context.Process(target=_in_child, args=(theirs, layer, x))
-    child.start()
-    assert ours.poll(60) and np.array_equal(ours.recv(), wanted)
-    child.join()
-
-
-@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 5))
-def test_balanced_slices(weights, shares):
-    slices = threads.split_by_weight(weights, shares)
-    assert len(slices) <= shares
-    assert [i for a, b in slices for i in range(a, b)] == list(range(len(weights)))
-    if weights:
-        heaviest = max(sum(weights[a:b]) for a, b in slices)
-        assert heaviest <= sum(weights) / shares + max(weights)

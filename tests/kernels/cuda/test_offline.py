@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("numba_cuda", "cuda", "nvidia"))),
-    reason="the extra [cuda] is not installed",
-)
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not all(map(importlib.util.find_spec, ("numba_cuda", "cuda", "nvidia"))),
+        reason="the extra [cuda] is not installed",
+    ),
+]
 
 
 def output(script: str) -> str:
@@ -26,7 +30,7 @@ def output(script: str) -> str:
 
 @pytest.fixture(scope="module")
 def compiled():
-    return [json.loads(line) for line in output("cuda_offline.py").splitlines()]
+    return [json.loads(line) for line in output("offline.py").splitlines()]
 
 
 def test_no_kernel_spills(compiled):
@@ -63,6 +67,6 @@ def test_clusters_hold_their_weights_and_use_tensor_cores(compiled):
 
 def test_dry_run():
     """Everything the host does, but for running the kernels; all memory is given back."""
-    printed = output("cuda_dry_run.py")
+    printed = output("dry_run.py")
     assert "cooperative" in printed and "clusters of 2" in printed
     assert "0 blocks of memory left" in printed

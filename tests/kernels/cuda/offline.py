@@ -1,7 +1,7 @@
 """Compile every CUDA kernel without a GPU, and say what the result is like: a script of its own,
 as the tests' process has the kernels as plain Python.
 
-    NUMBA_ENABLE_CUDASIM=0 python tests/cuda_offline.py
+    NUMBA_ENABLE_CUDASIM=0 python tests/kernels/cuda/offline.py
 
 prints a line of JSON for each kernel and architecture.
 """

@@ -22,12 +22,15 @@ from fastrnn.models import LanguageModel, Tagger
 from fastrnn.packed import PackedBatch
 from fastrnn.parameters import Parameters
 from helpers import check_close, difference
-from test_recurrent import CELLS, DTYPES, draw, each_cell, everything, of_states
+from recurrent_layers import CELLS, DTYPES, draw, each_cell, everything, of_states
 
-pytestmark = pytest.mark.skipif(
-    not memory.SIMULATED and not cuda.is_available(),
-    reason="NUMBA_ENABLE_CUDASIM is 0 and there is no GPU",
-)
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(
+        not memory.SIMULATED and not cuda.is_available(),
+        reason="NUMBA_ENABLE_CUDASIM is 0 and there is no GPU",
+    ),
+]
 simulated_only = pytest.mark.skipif(not memory.SIMULATED, reason="of the simulation")
 
 
@@ -327,6 +330,18 @@ def _turned_too_soon(out):
     out[cuda.blockIdx.x * 4 + t] = shared[3 - t]
 
 
+def _all_write(out):
+    out[0] = 1
+
+
+def _blocks_do_not_wait(out):
+    if cuda.threadIdx.x == 0:
+        out[cuda.blockIdx.x] = 1
+    cuda.syncthreads()
+    if cuda.blockIdx.x == 0 and cuda.threadIdx.x == 1:
+        out[1] += 1
+
+
 def _passed_on(out):
     grid = cuda.cg.this_grid()
     for step in range(3):
@@ -347,7 +362,12 @@ def _out_of_bounds(out):
 def test_the_simulation_waits_and_notices_who_does_not():
     out = memory.empty((2, 4), "float32")
     assert np.array_equal(run(_turned, (2, 1), 4, out), [[3, 2, 1, 0]] * 2)
-    assert np.isnan(run(_turned_too_soon, (2, 1), 4, memory.empty((2, 4), "float32"))).any()
+    with pytest.raises(RuntimeError, match="data race at index"):
+        run(_turned_too_soon, (2, 1), 4, memory.empty((2, 4), "float32"))
+    with pytest.raises(RuntimeError, match="data race at index 0"):
+        run(_all_write, (1, 1), 2, memory.empty(1, "float32"))
+    with pytest.raises(RuntimeError, match="data race at index 1"):  # other blocks do not wait
+        run(_blocks_do_not_wait, (2, 1), 2, memory.empty(2, "float32"))
     out = memory.to_device(np.array([[1.0, 5.0]] + [[np.nan] * 2] * 3))
     assert np.array_equal(run(_passed_on, (2, 1), 1, out)[-1], [8, 4])
     with pytest.raises(RuntimeError, match=r"threads wait for ever, at \{'block': 3\}"):
@@ -359,7 +379,7 @@ def test_the_simulation_waits_and_notices_who_does_not():
 # Arrays on the device
 
 
-@each_cell
+@pytest.mark.parametrize("cell", ["lstm", "gru", "lstm_projected"])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("lengths", [None, [2, 4, 0, 3, 4]])
 def test_device_arrays_in_device_arrays_out(rng, cell, batch_first, lengths):
@@ -536,6 +556,7 @@ def test_parameters_on_both_sides():
     assert whole.version == part.version == 2
 
 
+@pytest.mark.slow
 def test_a_language_model_trains_on_the_device(tmp_path):
     """Some steps with Adam, a checkpoint in between, an evaluation and a sample."""
     texts, out = "abcd" * 12, []

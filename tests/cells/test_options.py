@@ -12,7 +12,7 @@ from fastrnn.kernels.signature import F1
 from fastrnn.layers import GRU, LSTM, RNN
 from fastrnn.runtime import threads
 from helpers import check_close, check_gradient
-from test_recurrent import draw, everything, pair, same_bits
+from recurrent_layers import draw, everything, pair, same_bits
 
 X = np.concatenate([np.linspace(-9, 9, 2001), [0.0, 1e-6, -1e-6, 0.5, -1.0, 20.0, -20.0]])
 
@@ -93,8 +93,10 @@ def regularised(make, options, **more):
 
 
 @each_option
-@pytest.mark.parametrize("make", [LSTM, GRU])
-@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    ("make", "backend"),
+    [(LSTM, "cpu"), (GRU, "cpu"), pytest.param(LSTM, "cuda", marks=pytest.mark.cuda)],
+)
 def test_regularised_layers_agree_with_the_reference(rng, make, options, backend):
     ours = regularised(make, options, backend=backend)
     oracle = regularised(make, options, dtype="float64", backend="reference")
