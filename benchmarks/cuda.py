@@ -3,7 +3,7 @@
     python -m benchmarks.cuda [--out benchmarks/results/cuda.json] [--rounds 30]
 
 The time loops, projections and gradients are first compared with the reference at shapes that
-tend to break kernels (the tests do so for every kernel, see tests/test_cuda.py). Then our layers
+tend to break kernels (the tests do so for every kernel, see tests/kernels/cuda). Then our layers
 and torch's (which use cuDNN) are timed in turn on device arrays with CUDA events: in float32 (with
 torch's TF32 off) and, for the LSTM, tf32 (on) and bfloat16, with torch's float16 beside it. Writes
 JSON and, next to it, a table of microseconds per step.

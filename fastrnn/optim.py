@@ -13,7 +13,7 @@ import numpy as np
 from fastrnn import checks
 from fastrnn.kernels.backend import Backend, get_backend
 from fastrnn.kernels.device import backend_of
-from fastrnn.kernels.updates import AdamStep, SGDStep
+from fastrnn.kernels.options import AdamStep, SGDStep
 from fastrnn.parameters import Parameters
 
 

@@ -12,7 +12,7 @@ import fastrnn.layers.rnn
 README = Path(__file__).parents[1] / "README.md"
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys, number):
     monkeypatch.chdir(tmp_path)
     Path("train.txt").write_text("a rose is a rose is a rose. " * 400)
@@ -21,11 +21,13 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys, number):
     for large, small in (("steps=600", "steps=2"), ("hidden_size=512", "hidden_size=16"),
                          ('"glove"', "None")):  # fmt: skip
         code = code.replace(large, small)
-    names: dict = {}
+    names: dict = {"fastrnn": fastrnn}
     exec(code, names)
     if number == 0:
         assert names["grads"]["weight_hh_l1_reverse"].shape == (512, 128)
-    elif number == 2:
+    elif number == 1:
+        assert names["projected"].proj_size == 32
+    elif number == 3:
         assert [len(t) for t in names["tags"]] == [4] and Path("tagger/config.json").exists()
     else:
         assert len(capsys.readouterr().out) > 200

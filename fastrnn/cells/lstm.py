@@ -33,9 +33,9 @@ def equations(gate, candidate, output) -> Equations:
         c_prev = state[1]
         dh, dc = dstate
         # c is computed again rather than kept.
-        h = squash(fma(f, c_prev, i * g))
-        do = dh * h
-        dc = fma(dh * o, d_squash(h), dc)
+        squashed = squash(fma(f, c_prev, i * g))
+        do = dh * squashed
+        dc = fma(dh * o, d_squash(squashed), dc)
         dz_i = dc * g * d_sigmoid(i)
         dz_f = dc * c_prev * d_sigmoid(f)
         dz_g = dc * i * d_tanh(g)

@@ -34,13 +34,13 @@ def equations(gate, candidate, output) -> Equations:
         c_prev, limit = state[1], p[0]
         dh, dc = dstate
         raw = fma(f, c_prev, i * g)
-        h = squash(clamp(raw, limit))
-        dc = fma(dh * o, d_squash(h), dc)
+        squashed = squash(clamp(raw, limit))
+        dc = fma(dh * o, d_squash(squashed), dc)
         dc = where_positive(limit * limit - raw * raw, dc)
         dz_i = dc * g * d_sigmoid(i)
         dz_f = dc * c_prev * d_sigmoid(f)
         dz_g = dc * i * d_tanh(g)
-        dz_o = dh * h * d_sigmoid(o)
+        dz_o = dh * squashed * d_sigmoid(o)
         return (dz_i, dz_f, dz_g, dz_o), (0.0, dc * f), ()
 
     return Equations(forward, backward)

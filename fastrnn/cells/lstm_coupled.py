@@ -32,11 +32,11 @@ def equations(gate, candidate, output) -> Equations:
         i, g, o = saved
         c_prev = state[1]
         dh, dc = dstate
-        h = squash(fma(i, g - c_prev, c_prev))
-        dc = fma(dh * o, d_squash(h), dc)
+        squashed = squash(fma(i, g - c_prev, c_prev))
+        dc = fma(dh * o, d_squash(squashed), dc)
         dz_i = dc * (g - c_prev) * d_sigmoid(i)
         dz_g = dc * i * d_tanh(g)
-        dz_o = dh * h * d_sigmoid(o)
+        dz_o = dh * squashed * d_sigmoid(o)
         return (dz_i, dz_g, dz_o), (0.0, dc * (1.0 - i)), ()
 
     return Equations(forward, backward)

@@ -36,9 +36,9 @@ def equations(gate, candidate, output) -> Equations:
         c_prev = state[1]
         dh, dc = dstate
         c = fma(f, c_prev, i * g)
-        h = squash(c)
-        dz_o = dh * h * d_sigmoid(o)
-        dc = fma(w_co, dz_o, fma(dh * o, d_squash(h), dc))
+        squashed = squash(c)
+        dz_o = dh * squashed * d_sigmoid(o)
+        dc = fma(w_co, dz_o, fma(dh * o, d_squash(squashed), dc))
         dz_i = dc * g * d_sigmoid(i)
         dz_f = dc * c_prev * d_sigmoid(f)
         dz_g = dc * i * d_tanh(g)

@@ -17,10 +17,14 @@ MAX_ACCUMULATORS = 4  # vectors of a register tile
 class Equations(NamedTuple):
     """A cell's equations for one unit, over any kind of number (see `activations`).
 
+    They are made with the cell's activation functions, each a pair of the function and its slope,
+    which takes the function's result.
+
     ``forward(z, state, p) -> (saved, new_state)`` and
     ``backward(saved, state, p, dstate) -> (dz, dprevious, dp)``, all tuples: z, saved and dz of the
     accumulators, the states in the order of `Cell.states`, p and dp of the per-unit parameters.
     ``dprevious`` is the gradient of the previous states that does not pass through the products.
+    `backward` may only read those of the states that `forward` reads.
     """
 
     forward: Callable
@@ -32,7 +36,8 @@ class Reference(NamedTuple):
 
     ``forward(x [B, I], state, w) -> (new_state, cache)`` and
     ``backward(x, state, w, cache, dstate) -> (dx, dprevious, dw)``; w and dw are parameters by
-    name, without a layer's suffix. It shares no code with the equations.
+    name, without a layer's suffix. It shares no code with the equations, and its activation
+    functions are pairs ``(f(x), backward(y, dy))`` of its own (`oracle.function`).
     """
 
     forward: Callable

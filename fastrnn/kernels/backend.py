@@ -15,20 +15,15 @@ that alias no input. An exception: a tape refers to x, which must stay as it is 
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from fastrnn.cells import Cell
 from fastrnn.packed import PackedBatch
 
+from .options import AdamStep, SGDStep, StepMasks
+
 Array = Any  # numpy.ndarray, or kernels.cuda.memory.DeviceArray
 State = tuple[Array, ...]  # each state of the cell [D, B, H], sequences in the sorted order
-
-
-class StepMasks(NamedTuple):
-    """Zoneout and recurrent dropout for one layer and one call, in the sorted order."""
-
-    keep: Array  # [D, N, S, H], or [D, 1, S, H] for all rows: the share of each new state kept
-    recurrent: Array  # [D, B, H]: factors of h on its way into the next step
 
 
 BACKENDS = ("cpu", "cuda", "reference")
@@ -183,11 +178,11 @@ class Backend(Protocol):
     def norm(self, x: Array) -> float:
         """The Euclidean norm, summed in float64 in a fixed order."""
 
-    def sgd(self, w: Array, g: Array, velocity: Array, options: Any) -> None:
-        """See `kernels.updates.SGDStep`."""
+    def sgd(self, w: Array, g: Array, velocity: Array, options: SGDStep) -> None:
+        """See `SGDStep`."""
 
-    def adam(self, w: Array, g: Array, moments: tuple[Array, Array], options: Any) -> None:
-        """See `kernels.updates.AdamStep`."""
+    def adam(self, w: Array, g: Array, moments: tuple[Array, Array], options: AdamStep) -> None:
+        """See `AdamStep`."""
 
 
 def get_backend(name: str) -> Backend:

@@ -7,8 +7,8 @@ import numpy as np
 
 from fastrnn import checks
 from fastrnn.cells import CELLS, Cell
-from fastrnn.kernels.backend import StepMasks
 from fastrnn.kernels.device import Door
+from fastrnn.kernels.options import StepMasks
 from fastrnn.packed import PackedBatch
 
 from .base import PackedLayer

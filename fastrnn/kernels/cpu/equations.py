@@ -16,7 +16,7 @@ _registered: set[FunctionType] = set()
 
 @cache
 def compiled(cell: Cell) -> Equations:
-    """The equations of a cell, to be called by kernels."""
+    """The equations of a cell, registered for kernels to call: compiled into each of them."""
     made = cell.made()
     for name, function in made._asdict().items():
         register(function, f"{cell.key}.{name}")

@@ -73,7 +73,11 @@ class Projection(NamedTuple):
 
 
 class Init(NamedTuple):
-    """The start of every sum: the vectors at ``offset + row * stride + panel * panel_stride``."""
+    """The start of every sum: the vectors at ``offset + row * stride + panel * panel_stride``.
+
+    ``row`` is that of the packed batch for PROJECTED and ``ids[row]`` for TABLE; for BIAS the
+    stride is 0, as all rows start alike.
+    """
 
     kind: I  # BIAS, TABLE or PROJECTED, which says what ``row`` is
     values: F1  # flat; for PROJECTED it is the flat buffer of the gates, each read before written

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastrnn.kernels.options import AdamStep, SGDStep
 from fastrnn.kernels.signature import D1, F1, B, F, I
-from fastrnn.kernels.updates import AdamStep, SGDStep
 from fastrnn.runtime.threads import MOVE_COST, Job, parallel_for
 
 from .compiler import kernel

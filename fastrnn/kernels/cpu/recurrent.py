@@ -12,7 +12,7 @@ import numpy as np
 
 from fastrnn.cells import Cell
 from fastrnn.kernels import unfused
-from fastrnn.kernels.backend import StepMasks
+from fastrnn.kernels.options import StepMasks
 from fastrnn.packed import PackedBatch
 from fastrnn.runtime import buffers
 from fastrnn.runtime.threads import (

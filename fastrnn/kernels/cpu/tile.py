@@ -1,4 +1,4 @@
-"""Register tiles: up to 6 rows x 4 vectors of accumulators that never leave the registers.
+"""Register tiles: a few rows x 4 vectors of accumulators that never leave the registers.
 
 A tile computes, for ``rows`` consecutive rows i and ``vectors`` vectors j of a panel,
 
@@ -6,6 +6,9 @@ A tile computes, for ``rows`` consecutive rows i and ``vectors`` vectors j of a 
 
 and passes each row's vectors to ``epilogue``. The sum runs over k in order for each row on its own,
 so the bits of a row do not depend on the other rows of the tile.
+
+`tile` and `_multiply_add` run when a kernel is compiled and write LLVM instructions; the functions
+after them are part of the kernels.
 """
 
 from collections.abc import Callable

@@ -76,7 +76,7 @@ class FusedWeights:
             self._packed.update(packed)
 
     def _side(self, which: str) -> tuple[Side, str, int]:
-        """``(columns, name of the weight, its depth)``."""
+        """``(where its rows lie, name of the weight, its depth)``."""
         return (
             (self.x, "weight_ih", self.inputs)
             if which == "x"

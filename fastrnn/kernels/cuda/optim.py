@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import cuda, float64
 
+from fastrnn.kernels.options import AdamStep, SGDStep
 from fastrnn.kernels.signature import D1, F1, F, I
-from fastrnn.kernels.updates import AdamStep, SGDStep
 
 from .equations import sqrt
 from .launch import Kernel, over

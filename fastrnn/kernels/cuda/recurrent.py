@@ -9,7 +9,7 @@ from typing import Any
 
 from fastrnn.cells import Cell
 from fastrnn.kernels import unfused
-from fastrnn.kernels.backend import StepMasks
+from fastrnn.kernels.options import StepMasks
 from fastrnn.packed import PackedBatch
 
 from . import cluster, gemm, moves

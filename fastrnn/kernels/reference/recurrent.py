@@ -12,7 +12,7 @@ import numpy as np
 
 from fastrnn.cells import Cell
 from fastrnn.kernels import host
-from fastrnn.kernels.backend import StepMasks
+from fastrnn.kernels.options import StepMasks
 from fastrnn.packed import PackedBatch
 
 

@@ -1,7 +1,7 @@
-"""The numbers of an optimizer's update, the same for every backend."""
+"""Records that every backend takes: an optimizer's update, the masks of a time loop."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class SGDStep(NamedTuple):
@@ -42,3 +42,10 @@ class AdamStep(NamedTuple):
             self.scale, corrected, 1 - self.beta1, self.beta2, 1 - self.beta2, self.eps, self.l2,
             self.shrink, root,
         )  # fmt: skip
+
+
+class StepMasks(NamedTuple):
+    """Zoneout and recurrent dropout for one layer and one call, in the sorted order."""
+
+    keep: Any  # [D, N, S, H], or [D, 1, S, H] for all rows: the share of each new state kept
+    recurrent: Any  # [D, B, H]: factors of h on its way into the next step
