@@ -96,6 +96,6 @@ def float_dtype(name: str, value) -> np.dtype:
         dtype = np.dtype(value)
     except TypeError:
         dtype = None
-    if dtype is None or dtype.name not in DTYPES:
+    if dtype is None or dtype.name not in DTYPES or not dtype.isnative:
         raise ValueError(f"{name} must be one of {', '.join(DTYPES)}; got {value!r}")
     return dtype

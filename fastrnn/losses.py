@@ -47,5 +47,6 @@ def cross_entropy(logits, targets, *, ignore_index: int | None = -100):
     classes, flat = logits.shape[-1], targets.reshape(-1)
     counts = np.ones(flat.shape, bool) if ignore_index is None else flat != ignore_index
     checks.below("targets", "class", flat, classes, counts)
-    loss, dlogits, count = kernels.cross_entropy(logits.reshape(-1, classes), flat, counts)
-    return loss, kernels.to_caller(given, dlogits.reshape(*logits.shape)), count
+    with kernels.stream_of(given):
+        loss, dlogits, count = kernels.cross_entropy(logits.reshape(-1, classes), flat, counts)
+        return loss, kernels.to_caller(given, dlogits.reshape(*logits.shape)), count

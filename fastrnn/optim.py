@@ -139,6 +139,8 @@ class Optimizer:
         table, rows, values = given
         rows = checks.integer_array(f"{name}: rows", rows)
         shape = len(rows), table.shape[1]
+        if table.dtype.name not in checks.DTYPES or not table.dtype.isnative:
+            raise ValueError(f"{name}: table must be float32 or float64, got {table.dtype.str}")
         if values.shape != shape or values.dtype != table.dtype:
             raise ValueError(
                 f"{name}: values must be {table.dtype} {shape}, got {values.dtype} {values.shape}"

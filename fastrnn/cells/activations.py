@@ -306,6 +306,10 @@ ACTIVATIONS = {
 }
 
 
+# Functions whose results stay finite at every step of a unit without weights.
+BOUNDED = ("sigmoid", "tanh", "relu", "softsign")
+
+
 def parse(spec: str) -> tuple[str, tuple[float, ...]]:
     """``"elu"`` or ``"elu(0.5)"`` as a name and its parameters, alpha and beta.
 
@@ -326,7 +330,15 @@ def parse(spec: str) -> tuple[str, tuple[float, ...]]:
         given = values + [0.0]
     if len(given) > len(values):
         raise ValueError(f"{match[1]} takes {len(values)} numbers, got {spec!r}")
-    return match[1], tuple(given + values[len(given) :])
+    parameters = tuple(given + values[len(given) :])
+    if not np.isfinite(parameters).all():
+        raise ValueError(f"{match[1]} takes finite numbers, got {spec!r}")
+    # The slopes are functions of the result, which must tell on which side of 0 the input was.
+    if match[1] in ("leaky_relu", "elu") and parameters[0] < 0:
+        raise ValueError(f"{match[1]} takes a number of at least 0, got {spec!r}")
+    if match[1] == "scaled_tanh" and parameters[0] == 0:
+        raise ValueError(f"scaled_tanh takes a first number that is not 0, got {spec!r}")
+    return match[1], parameters
 
 
 def activation(spec: str) -> Activation:

@@ -7,6 +7,7 @@ to all of them. Kernels, layers, parameter names and tests are derived from this
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 from .activations import activation, parse
@@ -135,8 +136,7 @@ class Cell(NamedTuple):
 
     def made_program(self) -> Program:
         """The program with the cell's activation functions."""
-        assert self.program
-        return self.program(*map(activation, self.activations))
+        return _made_program(self)
 
     def shape(self, parameter: Parameter, units: int, size: int) -> tuple[int, ...]:
         """The shape of a parameter for H ``units`` and an h of ``size``."""
@@ -151,6 +151,13 @@ class Cell(NamedTuple):
     def key(self) -> str:
         """A name of its own for each cell and choice of activations."""
         return "_".join((self.name, *self.activations))
+
+
+@cache
+def _made_program(cell: Cell) -> Program:
+    """Once: kernels are made for the functions in it."""
+    assert cell.program
+    return cell.program(*map(activation, cell.activations))
 
 
 def check(cell: Cell) -> Cell:

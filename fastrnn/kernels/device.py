@@ -19,13 +19,11 @@ _DLPACK_CUDA = 2  # kDLCUDA of dlpack.h
 
 def is_on_device(x: Any) -> bool:
     """Whether x is an array in a GPU's memory, of whatever package."""
-    # Looked up on the type: a tensor that requires a gradient raises when its own is read.
-    kind = type(x)
-    if hasattr(kind, "__cuda_array_interface__") or hasattr(kind, "copy_to_host"):
-        return not hasattr(x, "is_cuda") or bool(x.is_cuda)
-    if "__cuda_array_interface__" in getattr(x, "__dict__", {}):
+    if hasattr(type(x), "is_cuda"):  # PyTorch, whose interface raises where a gradient is required
+        return bool(x.is_cuda)
+    if hasattr(x, "__cuda_array_interface__") or hasattr(x, "copy_to_host"):
         return True
-    return hasattr(kind, "__dlpack_device__") and x.__dlpack_device__()[0] == _DLPACK_CUDA
+    return hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] == _DLPACK_CUDA
 
 
 def backend_of(x: Any) -> Backend:
@@ -41,12 +39,14 @@ class Door:
     kernels : Backend
     x : array_like
         The caller's main argument: results are returned where it lies, as arrays of its package.
+    name : str, default "x"
+        Its name, for errors.
     """
 
-    __slots__ = ("kernels", "there", "x")
+    __slots__ = ("kernels", "name", "there", "x")
 
-    def __init__(self, kernels: Backend, x: Any):
-        self.kernels, self.x = kernels, x
+    def __init__(self, kernels: Backend, x: Any, name: str = "x"):
+        self.kernels, self.x, self.name = kernels, x, name
         self.there = kernels.on_device and is_on_device(x)
 
     def stream(self) -> AbstractContextManager:
@@ -68,7 +68,7 @@ class Door:
         if not (kernels.on_device and is_on_device(value)):
             return kernels.to_device(checks.real_array(name, value, dtype, shape))
         if not self.there:
-            raise ValueError(f"{name} must be on the host, as x is")
+            raise ValueError(f"{name} must be on the host, as {self.name} is")
         array = kernels.device_view(value)
         if array.dtype != dtype:
             raise TypeError(f"{name} must be of dtype {dtype}, got {array.dtype}")

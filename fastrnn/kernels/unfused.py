@@ -14,6 +14,7 @@ from fastrnn.cells import Cell
 from fastrnn.packed import PackedBatch
 
 Array = Any
+EPS = 1e-5  # of `Ops.normalise`
 
 
 class Ops(Protocol):
@@ -56,7 +57,7 @@ class Ops(Protocol):
         """Arrays [...] as one, [k, ...]."""
 
     def normalise(self, x: Array) -> tuple[Array, Array]:
-        """``(x - mean) / sqrt(variance + 1e-5)`` of each row, and the factor [n, 1]."""
+        """``(x - mean) / sqrt(variance + EPS)`` of each row, and the factor [n, 1]."""
 
     def normalise_backward(self, dy: Array, y: Array, factor: Array) -> Array:
         """The gradient of x."""
@@ -146,7 +147,7 @@ def recurrent_backward(weights: UnfusedWeights, tape: Any, dy, dstate_n, *, need
         for (first, active), kept in zip(reversed(steps), reversed(tape.saved[d]), strict=True):
             last = first + active
             current = [s[0:active] for s in dstate]
-            (current[0],) = ops.elementwise(_add, 1, current[0], dys[d][first:last])
+            (current[0],) = ops.elementwise(add, 1, current[0], dys[d][first:last])
             before = [s[first:last] for s in tape.previous[d]]
             da, dprevious, dproducts, dvectors = program.backward(ops, before, p, kept, current)
             _collect(ops, rows, {"a": da, **dproducts, **dvectors}, n, first)
@@ -159,7 +160,7 @@ def recurrent_backward(weights: UnfusedWeights, tape: Any, dy, dstate_n, *, need
         named = _gradients(w.cell, ops, p, tape.sources[d], rows | of_vectors)
         of_x, named["weight_ih"] = ops.project_backward(tape.x, da, need_dx)
         if of_x is not None:
-            dx = of_x if dx is None else ops.elementwise(_add, 1, dx, of_x)[0]
+            dx = of_x if dx is None else ops.elementwise(add, 1, dx, of_x)[0]
         dstates.append(dstate)
         grads.append({name: named[name] for name in p})
     dstate_0 = tuple(w.ops[0].stack(parts) for parts in zip(*dstates, strict=True))
@@ -193,29 +194,31 @@ def _collect(ops: Ops, all_rows: dict, of_step: Mapping[str, Array], n: int, fir
 
 def resolve(cell: Cell, p: Mapping[str, Array], name: str) -> Array:
     """A weight, or some gates of it: "weight_hh:1:3" are the gates 1 and 2 of weight_hh."""
-    base, first, last = _parse(cell, name)
-    size = p[base].shape[0] // len(cell.gates) if ":" in name else p[base].shape[0]
-    return p[base][first * size : last * size]
+    base, first, last = _rows(cell, p, name)
+    return p[base][first:last]
 
 
-def _parse(cell: Cell, name: str) -> tuple[str, int, int]:
+def _rows(cell: Cell, p: Mapping[str, Array], name: str) -> tuple[str, int, int]:
+    """``(weight, first row, last row)`` of a name."""
     base, *gates = name.split(":")
-    return (base, int(gates[0]), int(gates[1])) if gates else (base, 0, 1)
+    rows = p[base].shape[0]
+    if not gates:
+        return base, 0, rows
+    size = rows // len(cell.gates)
+    return base, int(gates[0]) * size, int(gates[1]) * size
 
 
 def _gradients(cell: Cell, ops: Ops, p: Mapping[str, Array], sources, rows) -> dict[str, Array]:
     """The gradients of all parameters but weight_ih; zero where there was no step."""
     named = {name: ops.zeros(tuple(value.shape)) for name, value in p.items()}
     for name, part in rows.items():
-        base, first, last = _parse(cell, name)
         if name in sources:
-            size = named[base].shape[0] // len(cell.gates) if ":" in name else 0
-            gradient = ops.weight_gradient(sources[name], part)
-            named[base][first * size : last * size if size else len(gradient)] = gradient
+            base, first, last = _rows(cell, p, name)
+            named[base][first:last] = ops.weight_gradient(sources[name], part)
         elif name in p:
             named[name] = ops.sum_rows(part)
     return named
 
 
-def _add(a, b):
+def add(a, b):
     return (a + b,)

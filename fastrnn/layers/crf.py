@@ -105,13 +105,12 @@ class CRF(Layer):
 
     # Padded arrays in, padded arrays out: the public interface.
 
-    def _checked(self, scores, lengths) -> tuple[Door, Any, PackedBatch]:
-        door = Door(self._kernels, scores)
-        scores = door.take("scores", scores, self.dtype, (None, None, self.num_tags))
+    def _checked(self, door: Door, lengths) -> tuple[Any, PackedBatch]:
+        scores = door.take("scores", door.x, self.dtype, (None, None, self.num_tags))
         steps, batch = scores.shape[:2]
         if lengths is not None:
             lengths = checks.lengths_array("lengths", lengths, batch, steps)
-        return door, scores, PackedBatch(steps, batch, lengths)
+        return scores, PackedBatch(steps, batch, lengths)
 
     def forward(self, scores, tags, lengths=None) -> tuple[float, "Tape"]:
         """``(loss, tape)``: the mean over all steps of ``-log p(tags | scores)`` in nats.
@@ -132,17 +131,19 @@ class CRF(Layer):
         IndexError
             A tag is not in ``[0, K)``.
         """
-        door, scores, packed = self._checked(scores, lengths)
-        tags = checks.integer_array("tags", tags)
-        if tags.shape != scores.shape[:2]:
-            raise ValueError(f"tags must have shape {scores.shape[:2]}, got {tags.shape}")
-        right = host.pack(tags, packed)
-        checks.below("tags", "tag", right, self.num_tags)
-        rows = self._kernels.pack(scores, packed)
-        loss, d_scores, grads = self.rows_loss(rows, right, packed)
-        if not np.isfinite(loss):
-            raise ValueError("tags must be a sequence that is allowed")
-        return loss, Tape(door.give(self._kernels.unpack(d_scores, packed)), grads)
+        door = Door(self._kernels, scores, "scores")
+        with door.stream():
+            scores, packed = self._checked(door, lengths)
+            tags = checks.integer_array("tags", tags)
+            if tags.shape != scores.shape[:2]:
+                raise ValueError(f"tags must have shape {scores.shape[:2]}, got {tags.shape}")
+            right = host.pack(tags, packed)
+            checks.below("tags", "tag", right, self.num_tags)
+            rows = self._kernels.pack(scores, packed)
+            loss, d_scores, grads = self.rows_loss(rows, right, packed)
+            if not np.isfinite(loss):
+                raise ValueError("tags must be a sequence that is allowed")
+            return loss, Tape(door.give(self._kernels.unpack(d_scores, packed)), grads)
 
     def backward(self, tape: "Tape") -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """``(dscores [T, B, K], grads)`` of the loss; zero beyond a length."""
@@ -150,14 +151,19 @@ class CRF(Layer):
 
     def decode(self, scores, lengths=None) -> np.ndarray:
         """The most likely tags, int64 [T, B]; zero beyond a length."""
-        _, scores, packed = self._checked(scores, lengths)
-        return host.unpack(self.rows_decode(self._kernels.pack(scores, packed), packed), packed)
+        door = Door(self._kernels, scores, "scores")
+        with door.stream():
+            scores, packed = self._checked(door, lengths)
+            tags = self.rows_decode(self._kernels.pack(scores, packed), packed)
+            return host.unpack(tags, packed)
 
     def marginals(self, scores, lengths=None) -> np.ndarray:
         """The probability of each tag at each step, [T, B, K]; zero beyond a length."""
-        _, scores, packed = self._checked(scores, lengths)
-        p = self.rows_marginals(self._kernels.pack(scores, packed), packed)
-        return host.unpack(p, packed).astype(self.dtype)
+        door = Door(self._kernels, scores, "scores")
+        with door.stream():
+            scores, packed = self._checked(door, lengths)
+            p = self.rows_marginals(self._kernels.pack(scores, packed), packed)
+            return host.unpack(p, packed).astype(self.dtype)
 
 
 class Tape(NamedTuple):

@@ -54,7 +54,11 @@ class Dropout:
             x = kernels.device_view(x) if door.there else np.asarray(x)
             if x.dtype.name not in checks.DTYPES:
                 raise TypeError(f"x must be an array of floats, got dtype {x.dtype}")
-            y = kernels.copy(x) if door.there else kernels.to_device(np.array(x, order="C"))
+            y = (
+                kernels.copy(x)
+                if door.there
+                else kernels.to_device(np.array(x, x.dtype.name, order="C"))
+            )
             tape = Tape(new_key(self.rng), tuple(y.shape), y.dtype)
             kernels.dropout(y, self.p, tape.key)
             return door.give(y), tape

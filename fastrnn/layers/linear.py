@@ -89,7 +89,9 @@ class Linear(PackedLayer):
         """
         if tape.dtype != self.dtype or tape.shape[-1:] != (self.in_features,):
             raise ValueError("tape is of another layer")
-        door = Door(self._kernels, dy)
+        door = Door(self._kernels, dy, "dy")
+        if isinstance(tape, np.ndarray):
+            tape = np.ascontiguousarray(tape)
         with door.stream():
             dy = door.take("dy", dy, self.dtype, (*tape.shape[:-1], self.out_features))
             dx, grads = self.rows_backward(

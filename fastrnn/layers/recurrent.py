@@ -1,5 +1,6 @@
 """What the recurrent layers share: parameters, states and lengths around a backend's kernels."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -54,19 +55,34 @@ class Recurrent(PackedLayer):
         seed: int | None = None,
     ):
         self.proj_size = checks.positive_int("proj_size", proj_size, 0)
-        if self.proj_size and variant is None:
+        if self.proj_size:
+            if variant not in (None, "projected") or f"{self._family}_projected" not in CELLS:
+                raise ValueError(
+                    f"proj_size must be 0 for {type(self).__name__} and the variant {variant!r}, "
+                    f"got {proj_size}"
+                )
             variant = "projected"
         cell = self.cell = self._choose(variant)
-        if (variant == "projected") != bool(self.proj_size):
+        if variant == "projected" and not self.proj_size:
             raise ValueError(
                 f"proj_size must be above 0 for the variant 'projected', got {proj_size}"
             )
         if activations is not None:
+            if isinstance(activations, str) or not isinstance(activations, Sequence):
+                raise TypeError(
+                    f"activations must be a sequence of names, got {type(activations).__name__}"
+                )
             self.cell = cell.with_activations(*activations)
         self.variant = variant
+        self.activations = None if activations is None else tuple(activations)
         self.zoneout = self._checked_zoneout(zoneout)
         self.recurrent_dropout = checks.number("recurrent_dropout", recurrent_dropout, 0.0, 1.0)
-        self.constants = dict(constants or {})
+        if not isinstance(constants, Mapping | None):
+            raise TypeError(f"constants must be a mapping, got {type(constants).__name__}")
+        self.constants = {
+            name: checks.number(f"constants[{name!r}]", value, 0.0, math.inf)
+            for name, value in (constants or {}).items()
+        }
         if set(self.constants) != set(cell.unit_constants):
             wanted = ", ".join(cell.unit_constants) or "none"
             raise ValueError(f"constants must be {wanted}, got {sorted(self.constants)}")
@@ -380,7 +396,7 @@ class Recurrent(PackedLayer):
         width = self.directions * self.output_size
         outer = (packed.batch, packed.steps) if first else (packed.steps, packed.batch)
         shape = (packed.steps, width) if tape.unbatched else (*outer, width)
-        door = Door(kernels, dy)
+        door = Door(kernels, dy, "dy")
         with door.stream():
             dy = door.take("dy", dy, self.dtype, shape).reshape(*outer, width)
             if dstate is not None:
@@ -437,7 +453,7 @@ class Recurrent(PackedLayer):
         return self._state_in(Door(self._kernels, x_t), "state", "{}", state, packed, False)
 
     def _checked_step(self, x_t, state):
-        door = Door(self._kernels, x_t)
+        door = Door(self._kernels, x_t, "x_t")
         with door.stream():
             x = door.take("x_t", x_t, self.dtype, (None, self.input_size))
             packed = PackedBatch(1, len(x))
@@ -455,6 +471,8 @@ class Recurrent(PackedLayer):
             "num_layers": self.num_layers,
             **({"variant": self.variant} if self.variant else {}),
             **({"proj_size": self.proj_size} if self.proj_size else {}),
+            **({"constants": self.constants} if self.constants else {}),
+            **({"activations": self.activations} if self.activations else {}),
             **self._shown(),
             "bidirectional": self.bidirectional,
             "dropout": self.dropout,

@@ -92,6 +92,7 @@ class LanguageModel:
     def _input(self, ids: np.ndarray) -> np.ndarray:
         if self.embedding is not None:
             return self.embedding.rows_forward(ids)
+        ids = checks.integer_array("ids", ids)
         checks.below("ids", "id", ids, len(self.vocabulary))  # the kernels do not check
         return self._kernels.to_device(ids)
 

@@ -73,8 +73,34 @@ def test_refused_activations():
         LSTM(2, 3, activations=("tanh",))
     with pytest.raises(ValueError, match=r"an activation must be one of sigmoid, .* got 'swish'"):
         GRU(2, 3, activations=("swish", "tanh"))
+    for spec in ("leaky_relu(-0.1)", "elu(-1)", "scaled_tanh(0, 1)", "affine(nan)"):
+        with pytest.raises(ValueError, match="takes"):
+            parse(spec)
     with pytest.raises(ValueError, match=r"elu takes 1 numbers, got 'elu\(1, 2\)'"):
         RNN(2, 3, activations=("elu(1, 2)",))
+
+
+def test_unbounded_activations_beyond_the_last_unit(rng):
+    """5 units in a vector of more: what grows in the others must not reach them."""
+    layer = LSTM(4, 5, activations=("affine(1,1.5)", "sigmoid", "tanh"), seed=0)
+    values = {k: v * 0 for k, v in layer.state_dict().items()}
+    values["bias_ih_l0"][5:10] = -1  # real units forget
+    layer.load_state_dict(values)
+    y, _, tape = layer.forward(0.1 * rng.standard_normal((400, 2, 4)))
+    dx, _, grads = layer.backward(tape, np.ones_like(y))
+    assert np.isfinite(dx).all() and all(np.isfinite(g).all() for g in grads.values())
+
+
+def test_calls_of_unfused_layers_make_no_new_kernels(rng):
+    from fastrnn.kernels.cpu import unfused
+
+    layer = GRU(4, 5, variant="reset_before", seed=0)
+    x = rng.standard_normal((3, 2, 4))
+    layer(x)
+    before = unfused._elementwise.cache_info().currsize
+    layer(x)
+    GRU(4, 5, variant="reset_before", seed=1)(x)
+    assert unfused._elementwise.cache_info().currsize == before
 
 
 REGULARISED = {
@@ -178,6 +204,15 @@ def test_refused_options():
         GRU(2, 3, zoneout=(0.1, 0.2))
     with pytest.raises(ValueError, match=r"recurrent_dropout must be in \[0.0, 1.0\), got 1.0"):
         LSTM(2, 3, recurrent_dropout=1.0)
+    y, _, _ = LSTM(2, 3, zoneout=0.1).forward(np.zeros((3, 2, 2)), lengths=[0, 0])
+    assert not y.any()
+    for constants, error in (({"cell_clip": "a"}, TypeError), ({"cell_clip": -1.0}, ValueError)):
+        with pytest.raises(error, match=r"constants\['cell_clip'\] must be"):
+            LSTM(2, 3, variant="clipped", constants=constants)
+    with pytest.raises(ValueError, match="proj_size must be 0 for GRU and the variant None, got 3"):
+        GRU(2, 3, proj_size=3)
+    with pytest.raises(TypeError, match="activations must be a sequence of names, got str"):
+        LSTM(2, 3, activations="tanh")
     with pytest.raises(ValueError, match="constants must be cell_clip, got"):
         LSTM(2, 3, variant="clipped")
     with pytest.raises(ValueError, match="constants must be none, got"):

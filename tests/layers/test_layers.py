@@ -90,3 +90,18 @@ def test_joined_parameters_are_one_vector():
     with pytest.raises(ValueError, match="layers must share one dtype"):
         join({"a": fastrnn.Linear(2, 3), "b": fastrnn.Linear(2, 3, dtype="float64")})
     assert isinstance(whole, Parameters) and whole.sub("b.").size == 20
+
+
+def test_other_byte_orders_are_refused_or_converted():
+    """Kernels are compiled for the machine's own."""
+    with pytest.raises(ValueError, match="dtype must be one of float32, float64"):
+        fastrnn.Linear(3, 2, dtype=np.dtype("f4").newbyteorder())
+    x = np.ones((4, 3), np.dtype("f4").newbyteorder())
+    assert set(np.unique(fastrnn.Dropout(0.5, seed=0).forward(x)[0])) <= {0, 2}
+    layer = fastrnn.Linear(3, 2, seed=0)
+    y, tape = layer.forward(x)
+    assert np.array_equal(y, layer(np.ones((4, 3), "f4")))
+    wide = np.ones((4, 6), "f4")
+    wide[:, 1::2] = 7
+    got, wanted = (layer.backward(t, y)[1]["weight"] for t in (wide[:, ::2], tape))
+    assert np.array_equal(got, wanted)

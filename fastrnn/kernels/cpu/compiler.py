@@ -158,6 +158,8 @@ class Kernel:
         """
         compiled = self._compiled.get(dtype)
         if compiled is None:
+            if not dtype.isnative:
+                raise TypeError(f"arrays must be in the machine's byte order, got {dtype.str}")
             compiled = self.dispatcher.compile(signature(self.dispatcher.py_func, dtype))
             self._compiled[dtype] = compiled
         return compiled

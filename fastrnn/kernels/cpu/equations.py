@@ -30,12 +30,12 @@ def register(function: FunctionType, name: str) -> None:
     """
     if function in OVERLOADED or function in _registered:
         return
-    _registered.add(function)
     if function.__closure__:
         function.__qualname__ = name
     for inner in called(function):
         register(inner, f"{name}.{inner.__name__}")
     register_jitable(function)
+    _registered.add(function)  # last, as other threads may look
 
 
 def called(function: FunctionType) -> Iterator[FunctionType]:

@@ -11,6 +11,7 @@ A cell with several accumulators has a panel per vector of units, one vector per
 with one has a panel per four vectors of units.
 """
 
+import threading
 from functools import cache
 from typing import Annotated, Any, NamedTuple
 
@@ -18,9 +19,9 @@ import numpy as np
 from numba.extending import register_jitable
 
 from fastrnn.cells import Cell
-from fastrnn.cells.activations import fma
+from fastrnn.cells.activations import BOUNDED, fma
 from fastrnn.kernels.signature import F1, F2, F3, I1, B, I, Of, TupleOf
-from fastrnn.kernels.unrolled import tuple_function, with_first
+from fastrnn.kernels.unrolled import statements, tuple_function, with_first
 
 from .barrier import barrier_wait
 from .compiler import Kernel, kernel
@@ -149,7 +150,7 @@ class Loops(NamedTuple):
 
     forward: Kernel
     backward: Kernel
-    step: Kernel
+    step: Kernel | None  # not with masks
 
 
 # What a tile's prologue and epilogue are given, inside the kernels.
@@ -280,11 +281,17 @@ def _epilogue(cell: Cell, regularised: bool):
 
 
 _dh_tile = tile(init_row, finish_row)
+_making = threading.Lock()
+
+
+def loops(cell: Cell, regularised: bool) -> Loops:
+    """The loops of a cell, with zoneout and recurrent dropout if ``regularised``."""
+    with _making:  # no two threads may make kernels of one name
+        return _loops(cell, regularised)
 
 
 @cache
-def loops(cell: Cell, regularised: bool) -> Loops:
-    """The loops of a cell, with zoneout and recurrent dropout if ``regularised``."""
+def _loops(cell: Cell, regularised: bool) -> Loops:
     name = f"{cell.key}_regularised" if regularised else cell.key
     count, accumulators, single = len(cell.states), cell.accumulators, cell.accumulators == 1
     first_recurrent, unit_parameters = cell.first_recurrent, len(cell.unit_parameters)
@@ -297,6 +304,18 @@ def loops(cell: Cell, regularised: bool) -> Loops:
     load_keep, load_saved = rows_loader(count), _saved_loader(accumulators)
     kept, past, add_each, replace_first = (
         register_jitable(make(count)) for make in (_kept, _past, _sum, with_first)
+    )
+    # Beyond the last unit the equations run on zeros. Functions without bounds may let that grow to
+    # infinity, and infinity times a weight of 0 is not 0.
+    bounded = all(name.partition("(")[0] in BOUNDED for name in cell.activations)
+    store_valid = register_jitable(
+        statements(
+            "p, at, v, n",
+            "store_first(p, at + {k} * lane_count(p), v[{k}], n)",
+            accumulators,
+            store_first=store_first,
+            lane_count=lane_count,
+        )
     )
     panel_units = PANEL if single else 1  # vectors of units in a panel
     panel_vectors = PANEL if single else accumulators
@@ -423,7 +442,10 @@ def loops(cell: Cell, regularised: bool) -> Loops:
                     else:
                         dz, dprevious, dparameters = step_back(saved, previous, parameters, d)
                         store_each(d_p, r * hp + u, dprevious)
-                    store_panel(g_p, g_at, dz)
+                    if bounded:
+                        store_panel(g_p, g_at, dz)
+                    else:
+                        store_valid(g_p, g_at, dz, gradient.units - u)
                     if unit_parameters > 0:
                         at = p * dunit.values.shape[1] + dunit.offset + u
                         for k in range(unit_parameters):
@@ -444,6 +466,9 @@ def loops(cell: Cell, regularised: bool) -> Loops:
                     r += rows
 
     made_forward = kernel(forward, f"{name}_forward")
+    made_backward = kernel(backward, f"{name}_backward")
+    if regularised:
+        return Loops(made_forward, made_backward, None)
     run_forward = made_forward.dispatcher
 
     def step(
@@ -489,7 +514,7 @@ def loops(cell: Cell, regularised: bool) -> Loops:
                     out[s * state[s].shape[0] + layer, r, k] = after[batch + r, k]
         return finite
 
-    return Loops(made_forward, kernel(backward, f"{name}_backward"), kernel(step, f"{name}_step"))
+    return Loops(made_forward, made_backward, kernel(step, f"{name}_step"))
 
 
 def _saved_loader(count: int):

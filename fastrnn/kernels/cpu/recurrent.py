@@ -129,7 +129,7 @@ def _masks(w: FusedWeights, given: StepMasks | None, d: int) -> Masks:
     keep[..., : w.units] = given.keep[d]
     recurrent = np.ones((given.recurrent.shape[1], w.hp), w.dtype)
     recurrent[:, : w.units] = given.recurrent[d]
-    rows = keep.reshape(len(keep), -1)
+    rows = keep.reshape(len(keep), keep.shape[1] * w.hp)
     return Masks(rows, rows.shape[1] if len(rows) > 1 else 0, recurrent)
 
 

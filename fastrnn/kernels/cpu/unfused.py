@@ -10,7 +10,7 @@ from numba.extending import register_jitable
 from fastrnn._gather import gather_rows, scatter_add_rows
 from fastrnn.cells import Cell
 from fastrnn.kernels.signature import F2, I, Of, TupleOf
-from fastrnn.kernels.unfused import resolve
+from fastrnn.kernels.unfused import EPS, resolve
 from fastrnn.kernels.unrolled import statements, tuple_function
 from fastrnn.runtime import buffers
 from fastrnn.runtime.threads import MOVE_COST, Job, parallel_for
@@ -22,7 +22,6 @@ from .linear import LinearWeights
 from .simd import lane_count, load_first, pointer, pointers, store_first
 
 _COST = 2 * MOVE_COST  # of a number of an elementwise function, in multiply-adds
-EPS = 1e-5
 
 
 class Block(NamedTuple):
@@ -34,7 +33,8 @@ class Block(NamedTuple):
 
 
 @cache
-def _elementwise(function: Any, name: str, inputs: int, outputs: int) -> Kernel:
+def _elementwise(function: Any, cell: str, inputs: int, outputs: int) -> Kernel:
+    name = f"{cell}.{function.__name__}"
     register(function, name)
     addresses = register_jitable(
         tuple_function("x", "pointer(x[{k}].values)", inputs, pointer=pointer)
@@ -125,7 +125,9 @@ class Ops:
 
     def project(self, x, bias):
         if x.ndim == 2:
-            return linear.linear_forward(LinearWeights(self.p["weight_ih"], bias), x)
+            if "project" not in self._packed:  # the bias is that of all calls
+                self._packed["project"] = LinearWeights(self.p["weight_ih"], bias)
+            return linear.linear_forward(self._packed["project"], x)
         a = gather_rows(self._table, x)
         return a if bias is None else a + bias
 
@@ -156,8 +158,7 @@ class Ops:
             x = x.reshape(1, -1) if is_vector else x
             blocks.append(Block(x, block * width, 0 if is_vector else 1))
         out = tuple([self.empty((rows, width)) for _ in range(count)])
-        name = f"{self.cell.key}.{function.__qualname__}"
-        run = _elementwise(function, name, len(blocks), count).of(self.dtype)
+        run = _elementwise(function, self.cell.key, len(blocks), count).of(self.dtype)
         parallel_for(Job(run, (tuple(blocks), out), rows, rows * width * len(blocks) * _COST))
         return list(out)
 

@@ -137,7 +137,9 @@ class FusedWeights:
     @cached_property
     def step(self) -> Callable:
         """The kernel of a single step."""
-        return fused.loops(self.cell, False).step.of(self.dtype)
+        step = fused.loops(self.cell, False).step
+        assert step
+        return step.of(self.dtype)
 
     @cached_property
     def for_step(self) -> tuple[np.ndarray, ...]:

@@ -23,8 +23,13 @@ def _clamp(x, limit):
     return max(min(x, limit), -limit)
 
 
-def _where_positive(x, y):
-    return y - y if x <= 0 else y
+def _where_positive(number: type) -> Callable:
+    zero = number(0)
+
+    def where_positive(x, y):
+        return zero if x <= 0 else y
+
+    return inlined(where_positive)
 
 
 # Python's own functions would make everything float64, and refuse arguments that overflow.
@@ -35,7 +40,6 @@ exp, log, sqrt = _functions.exp, _functions.log, _functions.sqrt
 _PRIMITIVES: dict[Callable, Callable] = {
     activations.fma: inlined(_fma),
     activations.clamp: inlined(_clamp),
-    activations.where_positive: inlined(_where_positive),
     activations.tanh: _functions.tanh,
     activations.expm1: _functions.expm1,
     activations.log1p: _functions.log1p,
@@ -45,14 +49,20 @@ _PRIMITIVES: dict[Callable, Callable] = {
 @cache
 def compiled(cell: Cell, dtype, tanh: Callable | None = None) -> Equations:
     """The equations of a cell for numbers of ``dtype``, with ``tanh`` instead of the exact one."""
-    made = {**_PRIMITIVES, activations.tanh: tanh or _PRIMITIVES[activations.tanh]}
+    made = _primitives(dtype)
+    if tanh:
+        made[activations.tanh] = tanh
     return Equations(*(_compiled(f, np.dtype(dtype).type, made) for f in cell.made()))
+
+
+def _primitives(dtype) -> dict[Callable, Callable]:
+    return {**_PRIMITIVES, activations.where_positive: _where_positive(np.dtype(dtype).type)}
 
 
 @cache
 def scalar(function: Callable, dtype) -> Callable:
     """A function over numbers, made of those of `fastrnn.cells.activations`."""
-    return _compiled(function, np.dtype(dtype).type, dict(_PRIMITIVES))
+    return _compiled(function, np.dtype(dtype).type, _primitives(dtype))
 
 
 def _compiled(function: Any, number: type, made: dict) -> Callable:

@@ -37,6 +37,8 @@ class _Local(np.ndarray):
 class _Memory(_Local):
     """Memory that threads share: every access by a kernel is checked for races."""
 
+    _address: int
+
     def __getitem__(self, key):
         if _machine is not None and not isinstance(key, slice):
             _machine.accessed(self, key, write=False)

@@ -9,7 +9,7 @@ from numba import cuda, float64
 
 from fastrnn.cells import Cell
 from fastrnn.kernels.signature import F1, I, Of, TupleOf
-from fastrnn.kernels.unfused import resolve
+from fastrnn.kernels.unfused import EPS, add, resolve
 from fastrnn.kernels.unrolled import applied, statements, tuple_function
 
 from . import gemm, linear, moves
@@ -20,7 +20,6 @@ from .memory import SIMULATED, empty, to_host
 
 _THREADS = 128
 _ROW = 4 if SIMULATED else 64  # threads that share a row
-EPS = 1e-5
 
 
 class Block(NamedTuple):
@@ -148,7 +147,7 @@ class Ops:
         rows, inputs = w.shape
         a = empty((len(x), rows), self.dtype)
         gemm.pick(Matrix(w, 0, inputs), x, Matrix(a, 0, rows), rows)
-        return a if bias is None else self.elementwise(_add, 1, a, bias)[0]
+        return a if bias is None else self.elementwise(add, 1, a, bias)[0]
 
     def project_backward(self, x, dy, need_dx: bool):
         w = self.p["weight_ih"]
@@ -233,7 +232,3 @@ class Ops:
 
     def sum_rows(self, x):
         return gemm.sum_rows(Matrix(x, 0, x.shape[1]), len(x), x.shape[1])
-
-
-def _add(a, b):
-    return (a + b,)
