@@ -130,13 +130,13 @@ class Cell(NamedTuple):
             parse(name)
         return self._replace(activations=names)
 
-    def made(self) -> Equations:
+    def step_equations(self) -> Equations:
         """The equations with the cell's activation functions."""
         return self.equations(*map(activation, self.activations))
 
-    def made_program(self) -> Program:
+    def step_program(self) -> Program:
         """The program with the cell's activation functions."""
-        return _made_program(self)
+        return _step_program(self)
 
     def shape(self, parameter: Parameter, units: int, size: int) -> tuple[int, ...]:
         """The shape of a parameter for H ``units`` and an h of ``size``."""
@@ -154,7 +154,7 @@ class Cell(NamedTuple):
 
 
 @cache
-def _made_program(cell: Cell) -> Program:
+def _step_program(cell: Cell) -> Program:
     """Once: kernels are made for the functions in it."""
     assert cell.program
     return cell.program(*map(activation, cell.activations))
@@ -166,12 +166,12 @@ def check(cell: Cell) -> Cell:
     assert {gate for gate, _ in cell.initial_biases} <= set(cell.gates), cell
     assert 1 <= cell.accumulators <= MAX_ACCUMULATORS, cell
     if cell.program:
-        cell.made_program()
+        cell.step_program()
         return cell
     for gates in (cell.input_gates, cell.recurrent_gates):
         # Every row of a weight is packed exactly once.
         assert sorted(gates) == sorted(cell.gates) and len(gates) <= cell.accumulators, cell
     # Every accumulator has a sum.
     assert len(cell.input_gates) + len(cell.recurrent_gates) >= cell.accumulators, cell
-    cell.made()  # the activations exist
+    cell.step_equations()  # the activations exist
     return cell

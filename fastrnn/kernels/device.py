@@ -43,11 +43,11 @@ class Door:
         Its name, for errors.
     """
 
-    __slots__ = ("kernels", "name", "there", "x")
+    __slots__ = ("is_device", "kernels", "name", "x")
 
     def __init__(self, kernels: Backend, x: Any, name: str = "x"):
         self.kernels, self.x, self.name = kernels, x, name
-        self.there = kernels.on_device and is_on_device(x)
+        self.is_device = kernels.on_device and is_on_device(x)
 
     def stream(self) -> AbstractContextManager:
         """Queue everything on the stream of the caller's package."""
@@ -67,7 +67,7 @@ class Door:
         kernels = self.kernels
         if not (kernels.on_device and is_on_device(value)):
             return kernels.to_device(checks.real_array(name, value, dtype, shape))
-        if not self.there:
+        if not self.is_device:
             raise ValueError(f"{name} must be on the host, as {self.name} is")
         array = kernels.device_view(value)
         if array.dtype != dtype:
@@ -79,6 +79,6 @@ class Door:
         """A result as the caller knows arrays; None stays None."""
         if not self.kernels.on_device or array is None:
             return array
-        if self.there:
+        if self.is_device:
             return self.kernels.to_caller(self.x, array)
         return self.kernels.to_host(array)

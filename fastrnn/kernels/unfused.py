@@ -99,7 +99,7 @@ def _steps(packed: PackedBatch, reverse: bool):
 
 def recurrent_forward(weights: UnfusedWeights, x, packed: PackedBatch, state_0, *, training: bool):
     """All directions of one layer, see kernels/backend.py."""
-    w, program, n = weights, weights.cell.made_program(), packed.size
+    w, program, n = weights, weights.cell.step_program(), packed.size
     ys, states_n = [], []
     tape = Tape(x, packed, [], [], [], [])
     for d, (ops, p) in enumerate(zip(w.ops, w.parameters, strict=True)):
@@ -137,7 +137,7 @@ def recurrent_backward(weights: UnfusedWeights, tape: Any, dy, dstate_n, *, need
     if tape.used:
         raise ValueError("tape was used by an earlier backward: run forward again for a new one")
     tape.used = True
-    w, program, n = weights, weights.cell.made_program(), tape.packed.size
+    w, program, n = weights, weights.cell.step_program(), tape.packed.size
     dys = w.ops[0].split(dy, len(w.ops))
     dx, dstates, grads = None, [], []
     for d, (ops, p) in enumerate(zip(w.ops, w.parameters, strict=True)):

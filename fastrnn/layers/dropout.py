@@ -45,18 +45,18 @@ class Dropout:
 
     def __call__(self, x):
         """Inference: return x unchanged."""
-        return x if Door(self._kernels, x).there else np.asarray(x)
+        return x if Door(self._kernels, x).is_device else np.asarray(x)
 
     def forward(self, x) -> tuple:
         """``(y, tape)``; x is any array of float32 or float64, and is not changed."""
         kernels, door = self._kernels, Door(self._kernels, x)
         with door.stream():
-            x = kernels.device_view(x) if door.there else np.asarray(x)
+            x = kernels.device_view(x) if door.is_device else np.asarray(x)
             if x.dtype.name not in checks.DTYPES:
                 raise TypeError(f"x must be an array of floats, got dtype {x.dtype}")
             y = (
                 kernels.copy(x)
-                if door.there
+                if door.is_device
                 else kernels.to_device(np.array(x, x.dtype.name, order="C"))
             )
             tape = Tape(new_key(self.rng), tuple(y.shape), y.dtype)

@@ -58,7 +58,7 @@ def test_nan_is_not_hidden():
 def test_the_gradients_of_the_equations(rng, name):
     """In plain Python; the values are checked by the layers' tests."""
     cell = CELLS[name]
-    equations, states = cell.made(), len(cell.states)
+    equations, states = cell.step_equations(), len(cell.states)
     count = cell.accumulators + states
     inputs = list(rng.standard_normal((count + len(cell.unit_inputs), 5)))
     for i in range(count + len(cell.unit_parameters), len(inputs)):

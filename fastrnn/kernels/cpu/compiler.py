@@ -183,8 +183,8 @@ def kernel(function: Callable, name: str | None = None) -> Kernel:
     """
     if name:
         function.__qualname__ = name
-    made = KERNELS[function.__qualname__] = Kernel(function)
-    return made
+    new_kernel = KERNELS[function.__qualname__] = Kernel(function)
+    return new_kernel
 
 
 def signature(function, dtype) -> tuple:

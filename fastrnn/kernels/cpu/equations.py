@@ -17,10 +17,10 @@ _registered: set[FunctionType] = set()
 @cache
 def compiled(cell: Cell) -> Equations:
     """The equations of a cell, registered for kernels to call: compiled into each of them."""
-    made = cell.made()
-    for name, function in made._asdict().items():
+    equations = cell.step_equations()
+    for name, function in equations._asdict().items():
         register(function, f"{cell.key}.{name}")
-    return made
+    return equations
 
 
 def register(function: FunctionType, name: str) -> None:

@@ -465,11 +465,11 @@ def _loops(cell: Cell, regularised: bool) -> Loops:
                     _dh_tile(rows, remaining // n, (dz,), (to, to))
                     r += rows
 
-    made_forward = kernel(forward, f"{name}_forward")
-    made_backward = kernel(backward, f"{name}_backward")
+    forward_kernel = kernel(forward, f"{name}_forward")
+    backward_kernel = kernel(backward, f"{name}_backward")
     if regularised:
-        return Loops(made_forward, made_backward, None)
-    run_forward = made_forward.dispatcher
+        return Loops(forward_kernel, backward_kernel, None)
+    run_forward = forward_kernel.dispatcher
 
     def step(
         x: F2, w_x: F3, w_h: F3, bias: F1, unit: F2,
@@ -514,7 +514,7 @@ def _loops(cell: Cell, regularised: bool) -> Loops:
                     out[s * state[s].shape[0] + layer, r, k] = after[batch + r, k]
         return finite
 
-    return Loops(made_forward, made_backward, kernel(step, f"{name}_step"))
+    return Loops(forward_kernel, backward_kernel, kernel(step, f"{name}_step"))
 
 
 def _saved_loader(count: int):

@@ -179,11 +179,11 @@ def recurrent_forward(
     states, tasks, all_masks = [], [], []
     for d in range(w.directions):
         all_masks.append(_masks(w, masks, d))
-        own = tuple([buffers.empty((state_rows, w.state_size), dtype) for _ in cell.states])
-        for i, (state, initial) in enumerate(zip(own, state_0, strict=True)):
+        own_states = tuple([buffers.empty((state_rows, w.state_size), dtype) for _ in cell.states])
+        for i, (state, initial) in enumerate(zip(own_states, state_0, strict=True)):
             mask = masks.recurrent[d] if masks and i == 0 else None
             _place_initial(state, initial[d], packed, training, d == 1, mask)
-        states.append(own)
+        states.append(own_states)
         projection = Projection(none, w["x"][d, :, :0])
         offset = d * w.panels * w.panel
         if is_index:
@@ -200,13 +200,13 @@ def recurrent_forward(
         for first, last, a, b in slices:
             work = Work(first, last, a, b, *barrier.counter(d), parties)
             loop = partial(
-                time_loop, geometry, projection, init, w["h"][d], w.unit[d], own,
+                time_loop, geometry, projection, init, w["h"][d], w.unit[d], own_states,
                 all_masks[d], output, work,
             )  # fmt: skip
             tasks.append((_project_and_loop, w, x, gates, d, a, b, loop) if hoist else (loop,))
     run(tasks, len(tasks) if parties > 1 else None, barrier.abandon)
     state_n = tuple(
-        np.stack([own[k][state_rows - batch :, :units] for own in states])
+        np.stack([own_states[k][state_rows - batch :, :units] for own_states in states])
         for k in range(len(cell.states))
     )
     tape = Tape(x, packed, states, gates, all_masks, masks is not None) if training else None
@@ -254,10 +254,10 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
     dunit = buffers.empty((packed.size if unit_size else 0, w.directions * unit_size), dtype)
     tasks, dstates = [], []
     for d in range(w.directions):
-        own = tuple([np.zeros((batch, w.hp), dtype) for _ in cell.states])
-        for state, final in zip(own, dstate_n, strict=True):
+        own_states = tuple([np.zeros((batch, w.hp), dtype) for _ in cell.states])
+        for state, final in zip(own_states, dstate_n, strict=True):
             state[:, :units] = final[d]
-        dstates.append(own)
+        dstates.append(own_states)
         geometry = Geometry(packed.batch_sizes, packed.offsets, packed.offsets, d == 1)
         output = Output(dy, d * units, gates, d * w.gates_size, True)
         recurrent = RecurrentPanels(w["back_h"][d], *w.h_runs)
@@ -265,7 +265,8 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
             work = Work(first, last, a, b, *barrier.counter(d), parties)
             tasks.append((
                 time_loop, geometry, Gradient(dy, d * units, units), output, tape.states[d],
-                recurrent, w.unit[d], UnitGradient(dunit, d * unit_size), tape.masks[d], own, work,
+                recurrent, w.unit[d], UnitGradient(dunit, d * unit_size), tape.masks[d],
+                own_states, work,
             ))  # fmt: skip
     run(tasks, len(tasks) if parties > 1 else None, barrier.abandon)
 
@@ -296,7 +297,7 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
         grads.append(named)
     dstate_0 = []
     for k in range(len(cell.states)):
-        stacked = np.stack([own[k][:, :units] for own in dstates])
+        stacked = np.stack([own_states[k][:, :units] for own_states in dstates])
         if tape.regularised and k == 0:
             started = (packed.lengths > 0)[:, None]
             for d, part in enumerate(stacked):

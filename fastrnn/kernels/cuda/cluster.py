@@ -25,7 +25,7 @@ from .equations import compiled
 from .fused import Columns
 from .launch import Kernel, inlined
 from .memory import SIMULATED
-from .ptx import across, bf16_pair, bits, cluster_rank, cluster_sync, number, put
+from .ptx import across, as_bits, as_float, bf16_pair, cluster_rank, cluster_sync, store_remote
 
 # The states h and c.
 Pair = Annotated[Any, TupleOf(Of("F", 1), 2)]
@@ -65,16 +65,16 @@ class Plan(NamedTuple):
 
     precision: str
     blocks: int  # of a cluster
-    own: int  # units of a block, a multiple of 16
+    block_units: int  # units of a block, a multiple of 16
 
     @property
     def threads(self) -> int:
-        return 4 * self.own
+        return 4 * self.block_units
 
     @property
     def units(self) -> int:
         """H rounded up to what the blocks own."""
-        return self.blocks * self.own
+        return self.blocks * self.block_units
 
     @property
     def part(self) -> int:
@@ -107,9 +107,9 @@ def plan(units: int, precision: str, most_shared: int) -> Plan | None:
     blocks = 1
     while blocks < 8 and units > 32 * blocks:
         blocks *= 2
-    made = Plan(precision, blocks, 16 * -(-units // (16 * blocks)))
+    layout = Plan(precision, blocks, 16 * -(-units // (16 * blocks)))
     # 256 threads may have 255 registers each.
-    return made if made.threads <= 256 and made.shared(4) <= most_shared else None
+    return layout if layout.threads <= 256 and layout.shared(4) <= most_shared else None
 
 
 def _word(precision: str, part: int) -> Callable:
@@ -129,20 +129,20 @@ def _word(precision: str, part: int) -> Callable:
 
         def word(a, b):
             both = bf16_pair(a, b)
-            low = number(both << uint32(16))
-            high = number(both & uint32(0xFFFF0000))
+            low = as_float(both << uint32(16))
+            high = as_float(both & uint32(0xFFFF0000))
             return bf16_pair(a - low, b - high)
 
     return inlined(word)
 
 
-def _product(made: Plan, gates: int) -> Callable:
+def _product(layout: Plan, gates: int) -> Callable:
     """The mma's of a step: adds to sums [8], four for each of two tiles.
 
     Called with ``(kept, shared, weights, t, at0, at1, sums)``; ``at0`` and ``at1`` are where the
     other side begins in shared memory for the tiles.
     """
-    passes = [_pass(made, gates, *parts) for parts in PRECISIONS[made.precision].products]
+    passes = [_pass(layout, gates, *parts) for parts in PRECISIONS[layout.precision].products]
     if len(passes) == 1:
         return passes[0]
     first, second, third = passes
@@ -155,14 +155,14 @@ def _product(made: Plan, gates: int) -> Callable:
     return inlined(product)
 
 
-def _pass(made: Plan, gates: int, mine: int, other: int) -> Callable:
+def _pass(layout: Plan, gates: int, own_length: int, other: int) -> Callable:
     """One part of the weights by one part of the other side."""
-    part, own, threads = made.part, made.in_registers, made.threads
+    part, block_units, threads = layout.part, layout.in_registers, layout.threads
     # Of this part: words in registers, then in shared memory.
-    first, last = mine * part, (mine + 1) * part
-    middle = min(max(first, own), last)
-    beside = other * ROWS * made.row(gates) - first
-    mma = ptx.mma_tf32 if PRECISIONS[made.precision].pair == 1 else ptx.mma_bf16
+    first, last = own_length * part, (own_length + 1) * part
+    middle = min(max(first, block_units), last)
+    beside = other * ROWS * layout.row(gates) - first
+    mma = ptx.mma_tf32 if PRECISIONS[layout.precision].pair == 1 else ptx.mma_bf16
 
     def one_pass(kept, shared, weights, t, at0, at1, sums):
         s0, s1, s2, s3 = sums[0], sums[1], sums[2], sums[3]
@@ -179,7 +179,7 @@ def _pass(made: Plan, gates: int, mine: int, other: int) -> Callable:
         for o in range(middle, last, 8):
             x0, x1 = shared[at0 + beside + o], shared[at0 + beside + o + 4]
             y0, y1 = shared[at1 + beside + o], shared[at1 + beside + o + 4]
-            w = weights + (o - own) * threads + t
+            w = weights + (o - block_units) * threads + t
             s0, s1, s2, s3 = mma(
                 shared[w], shared[w + threads], shared[w + 2 * threads], shared[w + 3 * threads],
                 x0, x1, s0, s1, s2, s3,
@@ -195,39 +195,44 @@ def _pass(made: Plan, gates: int, mine: int, other: int) -> Callable:
     return inlined(one_pass)
 
 
-def _send(made: Plan, gates: int) -> Callable:
+def _send(layout: Plan, gates: int) -> Callable:
     """Two rows' numbers of a unit, from every thread to every block's shared memory."""
-    shape, blocks = PRECISIONS[made.precision], made.blocks
-    row = made.row(gates)
-    word0, word1 = (_word(made.precision, part) for part in (0, shape.parts - 1))
+    shape, blocks = PRECISIONS[layout.precision], layout.blocks
+    row = layout.row(gates)
+    word0, word1 = (_word(layout.precision, part) for part in (0, shape.parts - 1))
     pairs, parts = shape.pair == 2, shape.parts
 
     def send(shared, at, column, q, g, v0, v1):
         """``at`` is the buffer, ``column`` that of the unit."""
         if not pairs:
             for rank in range(blocks):
-                put(shared, at + 2 * q * row + column, rank, word0(v0, v0))
-                put(shared, at + (2 * q + 1) * row + column, rank, word0(v1, v1))
+                store_remote(shared, at + 2 * q * row + column, rank, word0(v0, v0))
+                store_remote(shared, at + (2 * q + 1) * row + column, rank, word0(v1, v1))
             return
         # A word takes two neighbouring units of one row: each lane makes that of one row.
-        theirs = number(across(bits(v0 if g & 1 else v1)))
+        theirs = as_float(across(as_bits(v0 if g & 1 else v1)))
         low = theirs if g & 1 else v0
         high = v1 if g & 1 else theirs
         to = at + (2 * q + (g & 1)) * row + (column >> 1)
         for rank in range(blocks):
-            put(shared, to, rank, word0(low, high))
+            store_remote(shared, to, rank, word0(low, high))
             if parts == 2:
-                put(shared, to + ROWS * row, rank, word1(low, high))
+                store_remote(shared, to + ROWS * row, rank, word1(low, high))
 
     return inlined(send)
 
 
 @cache
-def pack(made: Plan, backward: bool) -> Kernel:
+def pack(layout: Plan, backward: bool) -> Kernel:
     """Makes of W_hh what `forward` or `backward` read."""
-    shape, part, own, blocks = PRECISIONS[made.precision], made.part, made.own, made.blocks
-    threads, pair = made.threads, shape.pair
-    word0, word1 = (_word(made.precision, p) for p in (0, shape.parts - 1))
+    shape, part, block_units, blocks = (
+        PRECISIONS[layout.precision],
+        layout.part,
+        layout.block_units,
+        layout.blocks,
+    )
+    threads, pair = layout.threads, shape.pair
+    word0, word1 = (_word(layout.precision, p) for p in (0, shape.parts - 1))
 
     def pack(w: F1, units: I, out: W1):
         """w is W_hh [4 H, H], out [words, blocks, threads]; a block for each word and rank."""
@@ -237,10 +242,10 @@ def pack(made: Plan, backward: bool) -> Kernel:
         chunk, tile, r = i >> 3, (i >> 2) & 1, i & 3
         k = chunk * 8 * pair + pair * (q + 4 * (r >> 1))
         if backward:  # rows are units, a tile sums over one gate
-            m = rank * own + (warp >> 1) * 16 + g + 8 * (r & 1)
+            m = rank * block_units + (warp >> 1) * 16 + g + 8 * (r & 1)
             first, step = ((2 * (warp & 1) + tile) * units + k) * units + m, units
         else:  # rows are two gates of 8 units
-            m = rank * own + warp * 8 + g
+            m = rank * block_units + warp * 8 + g
             first, step = ((2 * tile + (r & 1)) * units + m) * units + k, 1
         a, b = float32(0), float32(0)
         if m < units and k < units:
@@ -253,21 +258,21 @@ def pack(made: Plan, backward: bool) -> Kernel:
     return Kernel(pack, threads, np.float32)
 
 
-def _cells(made: Plan):
-    tanh = ptx.tanh_approx if PRECISIONS[made.precision].approximate else None
+def _cells(layout: Plan):
+    tanh = ptx.tanh_approx if PRECISIONS[layout.precision].approximate else None
     return compiled(CELL, np.dtype("float32"), tanh)
 
 
 @cache
-def forward(made: Plan) -> Kernel:
+def forward(layout: Plan) -> Kernel:
     """The time loop."""
-    blocks, own, threads = made.blocks, made.own, made.threads
-    shape, words, in_registers = PRECISIONS[made.precision], made.words, made.in_registers
-    row = made.row(1)
+    blocks, block_units, threads = layout.blocks, layout.block_units, layout.threads
+    shape, words, in_registers = PRECISIONS[layout.precision], layout.words, layout.in_registers
+    row = layout.row(1)
     buffer = shape.parts * ROWS * row
     pair, parts = shape.pair, shape.parts
-    word0, word1 = (_word(made.precision, p) for p in (0, parts - 1))
-    product, send, cell = _product(made, 1), _send(made, 1), _cells(made).forward
+    word0, word1 = (_word(layout.precision, p) for p in (0, parts - 1))
+    product, send, cell = _product(layout, 1), _send(layout, 1), _cells(layout).forward
 
     def forward(
         w: W1, bias: F1, gate_columns: Columns, initial: Pair, state_at: I,
@@ -287,12 +292,12 @@ def forward(made: Plan) -> Kernel:
         kept = cuda.local.array(in_registers, uint32)
         sums, ahead = cuda.local.array(8, float32), cuda.local.array(8, float32)
         h_now, c_now = cuda.local.array(2, float32), cuda.local.array(2, float32)
-        own_bias = cuda.local.array(4, float32)
-        mine = cuda.local.array(2, np.int64)
+        unit_bias = cuda.local.array(4, float32)
+        own_length = cuda.local.array(2, np.int64)
         t, rank = cuda.threadIdx.x, cluster_rank()
         warp, g, q = t >> 5, (t & 31) >> 2, t & 3
         b0 = cuda.blockIdx.x // blocks * ROWS
-        column = rank * own + warp * 8 + g  # my unit
+        column = rank * block_units + warp * 8 + g  # my unit
         inside = column < units
         weights = 2 * buffer
         for i in range(in_registers):
@@ -314,19 +319,19 @@ def forward(made: Plan) -> Kernel:
         steps = lengths[b0]  # of the longest of my rows
         now = steps - 1 if reverse else 0
         for s in range(4):
-            own_bias[s] = bias[s * units + column] if inside else float32(0)
+            unit_bias[s] = bias[s * units + column] if inside else float32(0)
         for j in range(2):
             r = b0 + 2 * q + j
-            mine[j] = lengths[r] if r < batch and inside else 0
+            own_length[j] = lengths[r] if r < batch and inside else 0
             h_now[j], c_now[j] = float32(0), float32(0)
             if r < batch and inside:
                 h_now[j] = h_0[(state_at + r) * units + column]
                 c_now[j] = c_0[(state_at + r) * units + column]
             for s in range(4):
                 ahead[2 * s + j] = float32(0)
-                if 0 <= now < mine[j]:
+                if 0 <= now < own_length[j]:
                     at = (offsets[now] + r) * gates_row + gates_at + s * units + column
-                    ahead[2 * s + j] = gates[at] + own_bias[s]
+                    ahead[2 * s + j] = gates[at] + unit_bias[s]
         cluster_sync()
         for step in range(steps):
             now = steps - 1 - step if reverse else step
@@ -337,14 +342,14 @@ def forward(made: Plan) -> Kernel:
             if step + 1 < steps:  # on the way while this step is computed
                 there = offsets[following] + b0 + 2 * q
                 for j in range(2):
-                    if following < mine[j]:
+                    if following < own_length[j]:
                         for s in range(4):
                             at = (there + j) * gates_row + gates_at + s * units + column
-                            ahead[2 * s + j] = gates[at] + own_bias[s]
+                            ahead[2 * s + j] = gates[at] + unit_bias[s]
             at = (step & 1) * buffer + g * row + q
             product(kept, shared, weights, t, at, at, sums)
             for j in range(2):
-                if now < mine[j]:
+                if now < own_length[j]:
                     (i, f, gg, o), (h_new, c_new) = cell(
                         (sums[j], sums[2 + j], sums[4 + j], sums[6 + j]), (h_now[j], c_now[j]), ()
                     )
@@ -372,14 +377,14 @@ def forward(made: Plan) -> Kernel:
 
 
 @cache
-def backward(made: Plan) -> Kernel:
+def backward(layout: Plan) -> Kernel:
     """The gradient through time of `forward`."""
-    blocks, own, threads = made.blocks, made.own, made.threads
-    shape, words, in_registers = PRECISIONS[made.precision], made.words, made.in_registers
-    row, gate = made.row(4), made.units // shape.pair
+    blocks, block_units, threads = layout.blocks, layout.block_units, layout.threads
+    shape, words, in_registers = PRECISIONS[layout.precision], layout.words, layout.in_registers
+    row, gate = layout.row(4), layout.units // shape.pair
     buffer = shape.parts * ROWS * row
-    product, send, cell = _product(made, 4), _send(made, 4), _cells(made).backward
-    padded = made.units
+    product, send, cell = _product(layout, 4), _send(layout, 4), _cells(layout).backward
+    padded = layout.units
 
     def backward(
         w: W1, gate_columns: Columns, states: Pair, dy_columns: Columns,
@@ -400,11 +405,11 @@ def backward(made: Plan) -> Kernel:
         sums = cuda.local.array(8, float32)
         dh_now, dc_now = cuda.local.array(2, float32), cuda.local.array(2, float32)
         dz = cuda.local.array(8, float32)
-        mine = cuda.local.array(2, np.int64)
+        own_length = cuda.local.array(2, np.int64)
         t, rank = cuda.threadIdx.x, cluster_rank()
         warp, g, q = t >> 5, (t & 31) >> 2, t & 3
         b0 = cuda.blockIdx.x // blocks * ROWS
-        column = rank * own + warp * 8 + g  # my unit
+        column = rank * block_units + warp * 8 + g  # my unit
         inside = column < units
         second = warp & 1  # of two warps that share 16 units: it has the last two gates
         weights = 2 * buffer
@@ -418,7 +423,7 @@ def backward(made: Plan) -> Kernel:
         steps = lengths[b0]
         for j in range(2):
             r = b0 + 2 * q + j
-            mine[j] = lengths[r] if r < batch and inside else 0
+            own_length[j] = lengths[r] if r < batch and inside else 0
             dh_now[j], dc_now[j] = float32(0), float32(0)
             if r < batch and inside:
                 dh_now[j] = dh[(state_at + r) * units + column]
@@ -435,16 +440,16 @@ def backward(made: Plan) -> Kernel:
                 # Each warp has half of the sums of 16 units: it gives away those of 8.
                 for j in range(2):
                     v = sums[j] + sums[4 + j] if second else sums[2 + j] + sums[6 + j]
-                    shared[between + 2 * t + j] = bits(v)
+                    shared[between + 2 * t + j] = as_bits(v)
                 cuda.syncthreads()
                 for j in range(2):
                     v = sums[2 + j] + sums[6 + j] if second else sums[j] + sums[4 + j]
-                    if before < mine[j]:
-                        dh_now[j] = v + number(shared[between + 2 * (t ^ 32) + j])
+                    if before < own_length[j]:
+                        dh_now[j] = v + as_float(shared[between + 2 * (t ^ 32) + j])
             for j in range(2):
                 for s in range(4):
                     dz[2 * s + j] = float32(0)
-                if step < steps and now < mine[j]:
+                if step < steps and now < own_length[j]:
                     place = offsets[now] + b0 + 2 * q + j
                     at = place * gates_row + gates_at + column
                     d = dh_now[j] + dy[place * dy_row + dy_at + column]

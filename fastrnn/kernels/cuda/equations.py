@@ -23,8 +23,8 @@ def _clamp(x, limit):
     return max(min(x, limit), -limit)
 
 
-def _where_positive(number: type) -> Callable:
-    zero = number(0)
+def _where_positive(real: type) -> Callable:
+    zero = real(0)
 
     def where_positive(x, y):
         return zero if x <= 0 else y
@@ -49,10 +49,12 @@ _PRIMITIVES: dict[Callable, Callable] = {
 @cache
 def compiled(cell: Cell, dtype, tanh: Callable | None = None) -> Equations:
     """The equations of a cell for numbers of ``dtype``, with ``tanh`` instead of the exact one."""
-    made = _primitives(dtype)
+    functions = _primitives(dtype)
     if tanh:
-        made[activations.tanh] = tanh
-    return Equations(*(_compiled(f, np.dtype(dtype).type, made) for f in cell.made()))
+        functions[activations.tanh] = tanh
+    return Equations(
+        *(_compiled(f, np.dtype(dtype).type, functions) for f in cell.step_equations())
+    )
 
 
 def _primitives(dtype) -> dict[Callable, Callable]:
@@ -65,22 +67,22 @@ def scalar(function: Callable, dtype) -> Callable:
     return _compiled(function, np.dtype(dtype).type, _primitives(dtype))
 
 
-def _compiled(function: Any, number: type, made: dict) -> Callable:
+def _compiled(function: Any, real: type, functions: dict) -> Callable:
     """A function of `fastrnn.cells` with its constants as ``number`` (a Python float would make
     everything float64) and the functions that it calls compiled as well."""
-    if function not in made:
+    if function not in functions:
 
         def converted(value):
             if isinstance(value, FunctionType) and value.__module__.startswith("fastrnn.cells"):
-                return _compiled(value, number, made)
+                return _compiled(value, real, functions)
             if isinstance(value, tuple):
                 return tuple(map(converted, value))
-            return number(value) if isinstance(value, float) else value
+            return real(value) if isinstance(value, float) else value
 
         code = function.__code__
         scope = {n: converted(v) for n, v in function.__globals__.items() if n in code.co_names}
         closure = tuple(CellType(converted(c.cell_contents)) for c in function.__closure__ or ())
         scope = {**function.__globals__, **scope}
         code = code.replace(co_consts=tuple(map(converted, code.co_consts)))
-        made[function] = inlined(FunctionType(code, scope, function.__name__, None, closure))
-    return made[function]
+        functions[function] = inlined(FunctionType(code, scope, function.__name__, None, closure))
+    return functions[function]

@@ -86,14 +86,14 @@ def _geometry(inner: int, columns: int, units: int, dtype, keep: bool) -> tuple[
     has ``columns`` columns of ``inner`` weights."""
     size, tile = np.dtype(dtype).itemsize, ROWS * (DEPTH + 1)
 
-    def needed(own, deep):
-        return (own * columns * deep + tile) * size
+    def needed(block_units, deep):
+        return (block_units * columns * deep + tile) * size
 
     keep = keep and needed(1, inner) <= SHARED
-    own, deep = 1, inner if keep else DEPTH
-    while 2 * own <= min(units, 16) and needed(2 * own, deep) <= SHARED:
-        own *= 2
-    return own, keep, needed(own, deep)
+    block_units, deep = 1, inner if keep else DEPTH
+    while 2 * block_units <= min(units, 16) and needed(2 * block_units, deep) <= SHARED:
+        block_units *= 2
+    return block_units, keep, needed(block_units, deep)
 
 
 def forward_loop(
@@ -101,16 +101,16 @@ def forward_loop(
 ) -> Loop:
     """The loop for layers of ``units`` units, which keeps weights for a whole sequence if they
     fit; blocks that do so own no other units."""
-    own, keep, shared = _geometry(units, len(cell.recurrent_gates), units, dtype, keep)
-    return Loop(_forward(cell, dtype, own, keep, regularised), own, keep, shared)
+    block_units, keep, shared = _geometry(units, len(cell.recurrent_gates), units, dtype, keep)
+    return Loop(_forward(cell, dtype, block_units, keep, regularised), block_units, keep, shared)
 
 
 def backward_loop(
     cell: Cell, units: int, dtype, keep: bool = True, regularised: bool = False
 ) -> Loop:
     """The same for the gradient through time."""
-    own, keep, shared = _geometry(units * len(cell.recurrent_gates), 1, units, dtype, keep)
-    return Loop(_backward(cell, dtype, own, keep, regularised), own, keep, shared)
+    block_units, keep, shared = _geometry(units * len(cell.recurrent_gates), 1, units, dtype, keep)
+    return Loop(_backward(cell, dtype, block_units, keep, regularised), block_units, keep, shared)
 
 
 class _Tuples(NamedTuple):
@@ -133,7 +133,7 @@ class _Tuples(NamedTuple):
 def _tuples(cell: Cell, dtype) -> _Tuples:
     states, accumulators = len(cell.states), cell.accumulators
     element, store = "x[at + {k} * stride]", "x[at + {k} * stride] = values[{k}]"
-    made = _Tuples(
+    tuples = _Tuples(
         of_states=tuple_function("each, at", "each[{k}][at]", states),
         of_accumulators=tuple_function("z", "z[{k}]", accumulators),
         of_gates=tuple_function("x, at, stride", element, accumulators),
@@ -151,16 +151,16 @@ def _tuples(cell: Cell, dtype) -> _Tuples:
             one=np.dtype(dtype).type(1),
         ),
     )  # fmt: skip
-    return _Tuples(*map(inlined, made))
+    return _Tuples(*map(inlined, tuples))
 
 
 @cache
-def _forward(cell: Cell, dtype, own: int, kept: bool, regularised: bool) -> Kernel:
+def _forward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool) -> Kernel:
     slots, of_x, of_h = cell.accumulators, len(cell.input_gates), len(cell.recurrent_gates)
     first_recurrent, count_states = cell.first_recurrent, len(cell.states)
-    number = np.dtype(dtype).type
-    height, share, depth, columns = ROWS, SHARE, DEPTH, own * of_h
-    tile_row, threads = depth + 1, own * (ROWS // SHARE)
+    real = np.dtype(dtype).type
+    height, share, depth, columns = ROWS, SHARE, DEPTH, block_units * of_h
+    tile_row, threads = depth + 1, block_units * (ROWS // SHARE)
     tile_size = height * tile_row
     step_cell, multiply = compiled(cell, dtype).forward, _multiply(of_h)
     (
@@ -183,7 +183,7 @@ def _forward(cell: Cell, dtype, own: int, kept: bool, regularised: bool) -> Kern
         h = states[0]
         shared = cuda.shared.array(0, dtype)
         t = cuda.threadIdx.x
-        unit, row = t % own, t // own * share
+        unit, row = t % block_units, t // block_units * share
         sums = cuda.local.array((share, of_h), dtype)
         z = cuda.local.array(slots, dtype)
         grid = cuda.cg.this_grid()
@@ -191,8 +191,8 @@ def _forward(cell: Cell, dtype, own: int, kept: bool, regularised: bool) -> Kern
         if kept:
             for q in range(t, units * columns, threads):
                 k, j = q % units, q // units
-                u = cuda.blockIdx.x * own + j // of_h
-                v = number(0)
+                u = cuda.blockIdx.x * block_units + j // of_h
+                v = real(0)
                 if u < units:
                     v = w[(j % of_h * units + u) * units + k]
                 shared[tile_size + k * columns + j] = v
@@ -203,17 +203,17 @@ def _forward(cell: Cell, dtype, own: int, kept: bool, regularised: bool) -> Kern
             lasting, after = 0, final
             if 0 <= following < steps:
                 lasting, after = batch_sizes[following], offsets[following]
-            for u0 in range(cuda.blockIdx.x * own, units, cuda.gridDim.x * own):
+            for u0 in range(cuda.blockIdx.x * block_units, units, cuda.gridDim.x * block_units):
                 for r0 in range(cuda.blockIdx.y * height, active, cuda.gridDim.y * height):
                     for i in range(share):
                         for j in range(of_h):
-                            sums[i, j] = number(0)
+                            sums[i, j] = real(0)
                     for k0 in range(0, units, depth):
                         count = min(depth, units - k0)
                         cuda.syncthreads()
                         for q in range(t, height * depth, threads):
                             r, k = q // depth, q % depth
-                            v = number(0)
+                            v = real(0)
                             if r0 + r < active and k < count:
                                 v = h[(here + r0 + r) * units + k0 + k]
                             shared[r * tile_row + k] = v
@@ -221,7 +221,7 @@ def _forward(cell: Cell, dtype, own: int, kept: bool, regularised: bool) -> Kern
                             for q in range(t, depth * columns, threads):
                                 k, j = q % depth, q // depth
                                 u = u0 + j // of_h
-                                v = number(0)
+                                v = real(0)
                                 if u < units and k < count:
                                     v = w[(j % of_h * units + u) * units + k0 + k]
                                 shared[tile_size + k * columns + j] = v
@@ -258,12 +258,12 @@ def _forward(cell: Cell, dtype, own: int, kept: bool, regularised: bool) -> Kern
 
 
 @cache
-def _backward(cell: Cell, dtype, own: int, kept: bool, regularised: bool) -> Kernel:
+def _backward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool) -> Kernel:
     of_h, first_recurrent = len(cell.recurrent_gates), cell.first_recurrent
     count_states, has_units = len(cell.states), len(cell.unit_parameters) > 0
-    number = np.dtype(dtype).type
+    real = np.dtype(dtype).type
     height, share, depth = ROWS, SHARE, DEPTH
-    tile_row, threads = depth + 1, own * (ROWS // SHARE)
+    tile_row, threads = depth + 1, block_units * (ROWS // SHARE)
     tile_size = height * tile_row
     step_back, multiply = compiled(cell, dtype).backward, _multiply(1)
     (
@@ -288,15 +288,15 @@ def _backward(cell: Cell, dtype, own: int, kept: bool, regularised: bool) -> Ker
         shared = cuda.shared.array(0, dtype)
         t = cuda.threadIdx.x
         inner = of_h * units
-        unit, row = t % own, t // own * share
+        unit, row = t % block_units, t // block_units * share
         sums = cuda.local.array((share, 1), dtype)
         grid = cuda.cg.this_grid()
         if kept:
-            for q in range(t, inner * own, threads):
-                u = cuda.blockIdx.x * own + q % own
-                v = number(0)
+            for q in range(t, inner * block_units, threads):
+                u = cuda.blockIdx.x * block_units + q % block_units
+                v = real(0)
                 if u < units:
-                    v = w[q // own * units + u]
+                    v = w[q // block_units * units + u]
                 shared[tile_size + q] = v
         for step in range(steps + 1):  # the last one only brings dh past the first step
             now = step if reverse else steps - 1 - step
@@ -306,31 +306,31 @@ def _backward(cell: Cell, dtype, own: int, kept: bool, regularised: bool) -> Ker
                 active, here = batch_sizes[now], offsets[now]
             if step > 0:
                 had, later = batch_sizes[before], offsets[before]
-            for u0 in range(cuda.blockIdx.x * own, units, cuda.gridDim.x * own):
+            for u0 in range(cuda.blockIdx.x * block_units, units, cuda.gridDim.x * block_units):
                 most = max(active, had)
                 for r0 in range(cuda.blockIdx.y * height, most, cuda.gridDim.y * height):
                     for i in range(share):
-                        sums[i, 0] = number(0)
+                        sums[i, 0] = real(0)
                     for k0 in range(0, inner if r0 < had else 0, depth):
                         count = min(depth, inner - k0)
                         cuda.syncthreads()
                         for q in range(t, height * depth, threads):
                             r, k = q // depth, q % depth
-                            v = number(0)
+                            v = real(0)
                             if r0 + r < had and k < count:
                                 at = gates.offset + (later + r0 + r) * gates.stride
                                 v = gates.values[at + first_recurrent * units + k0 + k]
                             shared[r * tile_row + k] = v
                         if not kept:
-                            for q in range(t, depth * own, threads):
-                                u, k = u0 + q % own, q // own
-                                v = number(0)
+                            for q in range(t, depth * block_units, threads):
+                                u, k = u0 + q % block_units, q // block_units
+                                v = real(0)
                                 if u < units and k < count:
                                     v = w[(k0 + k) * units + u]
                                 shared[tile_size + q] = v
                         cuda.syncthreads()
-                        at = tile_size + unit + (k0 * own if kept else 0)
-                        multiply(shared, row * tile_row, tile_row, at, own, count, sums)
+                        at = tile_size + unit + (k0 * block_units if kept else 0)
+                        multiply(shared, row * tile_row, tile_row, at, block_units, count, sums)
                     u = u0 + unit
                     for i in range(share):
                         r = r0 + row + i

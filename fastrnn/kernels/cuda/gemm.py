@@ -44,7 +44,7 @@ class Sizes(NamedTuple):
 
 @cache
 def product_kernel(dtype) -> Kernel:
-    number = np.dtype(dtype).type
+    real = np.dtype(dtype).type
     tile, depth, share, side, threads = TILE, DEPTH, SHARE, SIDE, SIDE * SIDE
     row = tile + 1  # of the shared tiles: the numbers of a column are in different banks
     size = 2 * depth * row
@@ -58,18 +58,18 @@ def product_kernel(dtype) -> Kernel:
         sums = cuda.local.array((share, share), dtype)
         for i in range(share):
             for j in range(share):
-                sums[i, j] = number(0)
+                sums[i, j] = real(0)
         for k0 in range(0, inner, depth):
             cuda.syncthreads()
             # Neighbouring threads read neighbouring numbers.
             for q in range(t, tile * depth, threads):
                 i, k = (q // depth, q % depth) if a.column == 1 else (q % tile, q // tile)
-                v = number(0)
+                v = real(0)
                 if i0 + i < rows and k0 + k < inner:
                     v = a.values[a.offset + (i0 + i) * a.row + (k0 + k) * a.column]
                 shared[k * row + i] = v
                 j, k = (q % tile, q // tile) if b.column == 1 else (q // depth, q % depth)
-                v = number(0)
+                v = real(0)
                 if j0 + j < columns and k0 + k < inner:
                     v = b.values[b.offset + (k0 + k) * b.row + (j0 + j) * b.column]
                 shared[(depth + k) * row + j] = v
@@ -95,13 +95,13 @@ def product_kernel(dtype) -> Kernel:
 
 @cache
 def sum_rows_kernel(dtype) -> Kernel:
-    number, threads, chunk = np.dtype(dtype).type, COLUMNS, CHUNK
+    real, threads, chunk = np.dtype(dtype).type, COLUMNS, CHUNK
 
     def sum_rows(a: Matrix, rows: I, columns: I, out: F1):
         """``out[c, j] = sum over the rows i of chunk c of a[i, j]``."""
         j, first = cuda.blockIdx.x * threads + cuda.threadIdx.x, cuda.blockIdx.y * chunk
         if j < columns:
-            total = number(0)
+            total = real(0)
             for i in range(first, min(first + chunk, rows)):
                 total += a.values[a.offset + i * a.row + j]
             out[cuda.blockIdx.y * columns + j] = total
@@ -134,14 +134,14 @@ class Segments(NamedTuple):
 
 @cache
 def segment_sum_kernel(dtype) -> Kernel:
-    number, threads = np.dtype(dtype).type, COLUMNS
+    real, threads = np.dtype(dtype).type, COLUMNS
 
     def segment_sum(a: Matrix, segments: Segments, out: Matrix, columns: I, count: I):
         """``out[groups[s], j]`` = the sum of ``a[i, j]`` over the rows i of group s, in order."""
         at = cuda.blockIdx.x * threads + cuda.threadIdx.x
         if at < count:
             s, j = at // columns, at % columns
-            total = number(0)
+            total = real(0)
             for i in range(segments.starts[s], segments.starts[s + 1]):
                 total += a.values[a.offset + segments.order[i] * a.row + j]
             out.values[out.offset + segments.groups[s] * out.row + j * out.column] = total

@@ -47,12 +47,12 @@ def concatenate(arrays) -> Any:
 
 @cache
 def fill_kernel(dtype) -> Kernel:
-    number = np.dtype(dtype).type
+    real = np.dtype(dtype).type
 
     def fill(to: F1, count: I):
         i = cuda.blockIdx.x * _THREADS + cuda.threadIdx.x
         if i < count:
-            to[i] = number(0)
+            to[i] = real(0)
 
     return Kernel(fill, _THREADS, dtype)
 

@@ -61,7 +61,7 @@ def scale(x, mask: np.ndarray, indices: np.ndarray) -> None:
 
 @cache
 def cross_entropy_kernel(dtype) -> Kernel:
-    number, threads = np.dtype(dtype).type, _ROW
+    real, threads = np.dtype(dtype).type, _ROW
 
     def cross_entropy(logits: F1, targets: I1, rows: I, classes: I, share: F, losses: F1, out: F1):
         """A block takes one row at a time. Targets below 0 do not count; ``share`` is one over the
@@ -78,12 +78,12 @@ def cross_entropy_kernel(dtype) -> Kernel:
             for j in range(threads):
                 most = max(most, shared[j])
             cuda.syncthreads()
-            total = number(0)
+            total = real(0)
             for j in range(t, classes, threads):
                 total += exp(logits[at + j] - most)
             shared[t] = total
             cuda.syncthreads()
-            total = number(0)
+            total = real(0)
             for j in range(threads):
                 total += shared[j]
             scale = share if target >= 0 else share - share
@@ -91,7 +91,7 @@ def cross_entropy_kernel(dtype) -> Kernel:
                 p = exp(logits[at + j] - most) / total * scale
                 out[at + j] = p - scale if j == target else p
             if t == 0:
-                losses[row] = number(0)
+                losses[row] = real(0)
                 if target >= 0:
                     losses[row] = log(total) + most - logits[at + target]
             cuda.syncthreads()

@@ -10,14 +10,14 @@ from numba.core import config
 if config.ENABLE_CUDASIM:
     from .simulated import (
         across,
+        as_bits,
+        as_float,
         bf16_pair,
-        bits,
         cluster_rank,
         cluster_sync,
         mma_bf16,
         mma_tf32,
-        number,
-        put,
+        store_remote,
         tanh_approx,
         tf32,
     )
@@ -71,8 +71,8 @@ else:
     # The second argument comes to lie in the upper half.
     bf16_pair = _operation("cvt.rn.bf16x2.f32 $0, $2, $1;", [_U], [_F, _F])
     tf32 = _operation("cvt.rna.tf32.f32 $0, $1;", [_U], [_F])
-    bits = _operation("mov.b32 $0, $1;", [_U], [_F])
-    number = _operation("mov.b32 $0, $1;", [_F], [_U])
+    as_bits = _operation("mov.b32 $0, $1;", [_U], [_F])
+    as_float = _operation("mov.b32 $0, $1;", [_F], [_U])
     tanh_approx = _operation("tanh.approx.f32 $0, $1;", [_F], [_F])
     # What the lane has whose number differs in bit 2: g is one more or one less.
     across = _operation("shfl.sync.bfly.b32 $0, $1, 4, 31, 0xffffffff;", [_U], [_U], pure=False)
@@ -81,7 +81,7 @@ else:
         "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;",
         [], [], pure=False,
     )  # fmt: skip
-    _put = _operation(
+    _store_remote = _operation(
         "{ .reg .u32 p; mapa.shared::cluster.u32 p, $0, $1; st.shared::cluster.u32 [p], $2; }",
         [], [_U, _U, _U], pure=False,
     )  # fmt: skip
@@ -101,21 +101,21 @@ else:
     from numba import cuda
 
     @cuda.jit(device=True, inline="always")
-    def put(array, i, rank, value):
+    def store_remote(array, i, rank, value):
         """``array[i] = value`` in the shared memory of another block of the cluster."""
-        _put(_address(array, i), types.uint32(rank), value)
+        _store_remote(_address(array, i), types.uint32(rank), value)
 
 
 __all__ = [
     "across",
+    "as_bits",
+    "as_float",
     "bf16_pair",
-    "bits",
     "cluster_rank",
     "cluster_sync",
     "mma_bf16",
     "mma_tf32",
-    "number",
-    "put",
+    "store_remote",
     "tanh_approx",
     "tf32",
 ]

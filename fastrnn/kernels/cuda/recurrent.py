@@ -43,13 +43,13 @@ def RecurrentWeights(cell: Cell, parameters) -> FusedWeights | unfused.UnfusedWe
 def _over_grid(make: Callable[..., Loop], w: FusedWeights, batch: int, masks, *args) -> None:
     """Run a time loop on as many blocks as can be resident, and as there is work for."""
     for keep in (True, False):
-        made = make(w.cell, w.units, w.dtype, keep, masks is not None)
-        tiles, most = -(-w.units // made.units), made.kernel.most_blocks(made.shared)
-        if tiles <= most or not made.kept:
+        loop = make(w.cell, w.units, w.dtype, keep, masks is not None)
+        tiles, most = -(-w.units // loop.units), loop.kernel.most_blocks(loop.shared)
+        if tiles <= most or not loop.kept:
             break
     across = min(tiles, most)
     down = max(1, min(-(-batch // ROWS), most // across))
-    made.kernel((across, down), *args, shared=made.shared)
+    loop.kernel((across, down), *args, shared=loop.shared)
 
 
 def _masks(w: FusedWeights, masks: StepMasks | None, d: int, none) -> Masks:
@@ -91,35 +91,35 @@ def recurrent_forward(
             else:
                 sizes = Sizes(packed.size, w.inputs, columns)
                 gemm.product(Matrix(x, 0, w.inputs), part.transposed, to, sizes)
-        own = tuple(empty((packed.size + batch, w.units), w.dtype) for _ in cell.states)
-        states.append(own)
+        own_states = tuple(empty((packed.size + batch, w.units), w.dtype) for _ in cell.states)
+        states.append(own_states)
         of_gates = Columns(gates, d * w.gates_size, w.gates_stride)
         of_y, reverse = Columns(y, d * w.units, y_stride), d == 1
         if plan:
             sequences = cluster.Sequences(lengths, offsets, batch, reverse)
             cluster.forward(plan)(
                 (-(-batch // cluster.ROWS), 1),
-                w.packed(plan, d, backward=False), bias, of_gates, tuple(state_0), d * batch, own,
-                of_y, sequences, w.units, training,
+                w.packed(plan, d, backward=False), bias, of_gates, tuple(state_0), d * batch,
+                own_states, of_y, sequences, w.units, training,
                 shared=plan.shared(1), cluster=plan.blocks,
             )  # fmt: skip
             continue
-        for i, (state, first) in enumerate(zip(own, state_0, strict=True)):
+        for i, (state, first) in enumerate(zip(own_states, state_0, strict=True)):
             mask = masks.recurrent[d] if masks and i == 0 else None
             moves.place(first[d], mask, state, lengths, offsets, steps, reverse)
         geometry = Geometry(batch_sizes, offsets, steps, reverse)
         per_unit = Units(unit, Columns(unit, 0, 0))  # no gradient here
         _over_grid(
             forward_loop, w, batch, masks,
-            geometry, w_hh, bias, per_unit, of_gates, own, _masks(w, masks, d, unit), of_y,
+            geometry, w_hh, bias, per_unit, of_gates, own_states, _masks(w, masks, d, unit), of_y,
             w.units, training,
         )  # fmt: skip
     state_n = []
     for k in range(len(cell.states)):
         final = empty((w.directions, batch, w.units), w.dtype)
-        for d, own in enumerate(states):
+        for d, own_states in enumerate(states):
             size = batch * w.units
-            moves.move(own[k], packed.size * w.units, final, d * size, size)
+            moves.move(own_states[k], packed.size * w.units, final, d * size, size)
         state_n.append(final)
     tape = Tape(x, packed, indices, states, gates, plan, masks) if training else None
     return y, tuple(state_n), tape
@@ -129,8 +129,8 @@ def recurrent_step(layers: Sequence[FusedWeights], x, state):
     """One step through all layers, see kernels/backend.py; numbers are not checked."""
     packed, after = PackedBatch(1, len(x)), []
     for layer, weights in enumerate(layers):
-        own = tuple(s[layer : layer + 1] for s in state)
-        x, state_n, _ = recurrent_forward(weights, x, packed, own, training=False)
+        own_states = tuple(s[layer : layer + 1] for s in state)
+        x, state_n, _ = recurrent_forward(weights, x, packed, own_states, training=False)
         after.append(state_n)
     return x, tuple(moves.concatenate(parts) for parts in zip(*after, strict=True)), True
 
@@ -151,7 +151,7 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
     dunit = empty((count, max(1, w.directions * unit_size)), w.dtype)
     grads, dstate = [], [copy(s) for s in dstate_n]
     for d, (w_ih, w_hh, _, unit) in enumerate(w.by_direction):
-        own = tuple(s[d] for s in dstate)
+        own_states = tuple(s[d] for s in dstate)
         reverse, states = d == 1, tape.states[d]
         of_gates = Columns(gates, d * w.gates_size, w.gates_stride)
         of_dy = Columns(dy, d * w.units, dy_stride)
@@ -159,7 +159,7 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
             sequences = cluster.Sequences(lengths, offsets, packed.batch, reverse)
             cluster.backward(plan)(
                 (-(-packed.batch // cluster.ROWS), 1),
-                w.packed(plan, d, backward=True), of_gates, states, of_dy, own, 0, sequences,
+                w.packed(plan, d, backward=True), of_gates, states, of_dy, own_states, 0, sequences,
                 w.units,
                 shared=plan.shared(4), cluster=plan.blocks,
             )  # fmt: skip
@@ -169,10 +169,10 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
             _over_grid(
                 backward_loop, w, packed.batch, tape.masks,
                 geometry, w_hh, per_unit, of_gates, states, _masks(w, tape.masks, d, unit), of_dy,
-                own, w.units,
+                own_states, w.units,
             )  # fmt: skip
             if tape.masks:
-                moves.mask(own[0], tape.masks.recurrent[d], lengths)
+                moves.mask(own_states[0], tape.masks.recurrent[d], lengths)
         named = _weight_gradients(w, tape, d, gates, ids)
         if dx is not None:
             _add_dx(w, d, gates, w_ih, dx)

@@ -182,7 +182,7 @@ class _Machine:
     def sync_cluster(self):
         self._wait(("cluster", self.cluster[0]), self._cluster * self.blockDim.x)
 
-    def put(self, array, i, rank, value):
+    def store_remote(self, array, i, rank, value):
         """``array[i] = value`` in the shared memory of block ``rank`` of my cluster."""
         assert array is self._shared[self._me.block]
         self._shared[self.cluster[0] * self._cluster + int(rank)][i] = value
@@ -303,17 +303,17 @@ def _for_kernel(a):
 # The instructions of ptx.py.
 
 
-def bits(x) -> np.uint32:
+def as_bits(x) -> np.uint32:
     return np.float32(x).view(np.uint32)
 
 
-def number(u) -> np.float32:
+def as_float(u) -> np.float32:
     return np.uint32(u).view(np.float32)
 
 
 def tf32(x) -> np.uint32:
     """Rounded to 10 bits of fraction, ties away from zero."""
-    return (bits(x) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+    return (as_bits(x) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
 
 
 def bf16_pair(low, high) -> np.uint32:
@@ -339,8 +339,8 @@ def cluster_sync():
     machine().sync_cluster()
 
 
-def put(array, i, rank, value):
-    machine().put(array, i, rank, value)
+def store_remote(array, i, rank, value):
+    machine().store_remote(array, i, rank, value)
 
 
 def _unpacked(words, pairs: bool) -> np.ndarray:

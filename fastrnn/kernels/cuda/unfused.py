@@ -53,7 +53,7 @@ def _elementwise(function: Callable, inputs: int, outputs: int, dtype) -> Kernel
 
 @cache
 def normalise_kernel(dtype) -> Kernel:
-    number, threads = np.dtype(dtype).type, _ROW
+    real, threads = np.dtype(dtype).type, _ROW
 
     def normalise(x: F1, y: F1, factor: F1, columns: I):
         """A block per row; partial sums in float64, in a fixed order."""
@@ -79,16 +79,16 @@ def normalise_kernel(dtype) -> Kernel:
             variance += shared[threads + j]
         scale = float64(1) / sqrt(variance / columns + float64(EPS))
         if t == 0:
-            factor[cuda.blockIdx.x] = number(scale)
+            factor[cuda.blockIdx.x] = real(scale)
         for k in range(t, columns, threads):
-            y[first + k] = number((float64(x[first + k]) - mean) * scale)
+            y[first + k] = real((float64(x[first + k]) - mean) * scale)
 
     return Kernel(normalise, threads, dtype)
 
 
 @cache
 def normalise_backward_kernel(dtype) -> Kernel:
-    number, threads = np.dtype(dtype).type, _ROW
+    real, threads = np.dtype(dtype).type, _ROW
 
     def normalise_backward(dy: F1, y: F1, factor: F1, dx: F1, columns: I):
         shared = cuda.shared.array(2 * threads, float64)
@@ -109,7 +109,7 @@ def normalise_backward_kernel(dtype) -> Kernel:
         scale = float64(factor[cuda.blockIdx.x])
         for k in range(t, columns, threads):
             d = float64(dy[first + k]) - mean - float64(y[first + k]) * along
-            dx[first + k] = number(scale * d)
+            dx[first + k] = real(scale * d)
 
     return Kernel(normalise_backward, threads, dtype)
 

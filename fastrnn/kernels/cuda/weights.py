@@ -74,14 +74,14 @@ class FusedWeights:
             return None
         return cluster.plan(self.units, get_cuda_precision(), most_shared())
 
-    def packed(self, made: cluster.Plan, d: int, *, backward: bool):
+    def packed(self, layout: cluster.Plan, d: int, *, backward: bool):
         """W_hh of one direction as a cluster reads it."""
-        key = made, d, backward
+        key = layout, d, backward
         if key not in self._packed:
-            out = empty((made.words, made.blocks, made.threads), np.uint32)
-            grid = made.blocks, made.words
+            out = empty((layout.words, layout.blocks, layout.threads), np.uint32)
+            grid = layout.blocks, layout.words
             w_hh = self.by_direction[d].weight_hh
-            cluster.pack(made, backward)(grid, w_hh, self.units, out)
+            cluster.pack(layout, backward)(grid, w_hh, self.units, out)
             self._packed[key] = out
         return self._packed[key]
 

@@ -32,11 +32,11 @@ def crf_gradient(scores, tags, packed: PackedBatch, pair, start, end):
         for t in range(1, len(s)):
             d_pair += np.exp(alpha[t - 1][:, None] + pair + s[t] + beta[t] - log_z)
         if tags is not None:
-            own = tags[at]
-            score = start[own[0]] + s[range(len(s)), own].sum() + end[own[-1]]
-            score += pair[own[:-1], own[1:]].sum()
-            np.subtract.at(d_pair, (own[:-1], own[1:]), 1)
-            p[range(len(s)), own] -= 1
+            right = tags[at]
+            score = start[right[0]] + s[range(len(s)), right].sum() + end[right[-1]]
+            score += pair[right[:-1], right[1:]].sum()
+            np.subtract.at(d_pair, (right[:-1], right[1:]), 1)
+            p[range(len(s)), right] -= 1
             log_z -= score
         loss[r], d_scores[at] = log_z, p
         d_start += p[0]

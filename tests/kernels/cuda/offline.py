@@ -49,7 +49,7 @@ def kernels():
                     yield f"grid {make.__name__} {name}", made.kernel, EVERYWHERE
     for precision in cluster.PRECISIONS:
         made = cluster.plan(256, precision, 227 << 10)
-        assert (made.blocks, made.own, made.in_registers) == (8, 32, 128)
+        assert (made.blocks, made.block_units, made.in_registers) == (8, 32, 128)
         name = f"{precision}, {made.in_registers} of {made.words} words in registers"
         yield f"cluster forward {name}", cluster.forward(made), NEWER
         yield f"cluster backward {name}", cluster.backward(made), NEWER

@@ -195,7 +195,7 @@ def test_clusters(rng, monkeypatch, precision, steps, sizes, lengths):
 def test_plans():
     room = 227 << 10
     made = cluster.plan(256, "bf16", room)
-    assert (made.blocks, made.own, made.words) == (8, 32, 128)
+    assert (made.blocks, made.block_units, made.words) == (8, 32, 128)
     assert cluster.plan(1, "float32", room).units == 16
     assert cluster.plan(513, "bf16", room) is None and cluster.plan(320, "float32", room) is None
     assert cluster.plan(256, "float32", 99 << 10) is None
