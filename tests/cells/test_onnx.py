@@ -6,6 +6,7 @@ import pytest
 from fastrnn.layers import GRU, LSTM, RNN
 from helpers import check_close
 
+pytestmark = pytest.mark.slow
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 

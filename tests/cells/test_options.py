@@ -48,6 +48,7 @@ def test_activations_as_vectors(spec, dtype):
     assert (np.abs(python - wanted) <= 2 * tolerance * scale).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "names"),
     [
@@ -121,7 +122,11 @@ def regularised(make, options, **more):
 @each_option
 @pytest.mark.parametrize(
     ("make", "backend"),
-    [(LSTM, "cpu"), (GRU, "cpu"), pytest.param(LSTM, "cuda", marks=pytest.mark.cuda)],
+    [
+        (LSTM, "cpu"),
+        (GRU, "cpu"),
+        pytest.param(LSTM, "cuda", marks=[pytest.mark.cuda, pytest.mark.slow]),
+    ],
 )
 def test_regularised_layers_agree_with_the_reference(rng, make, options, backend):
     ours = regularised(make, options, backend=backend)

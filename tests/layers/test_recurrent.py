@@ -92,7 +92,7 @@ def test_agrees_with_torch_without_bias_and_at_size(rng, cell, units, batch):
         check_close(got[name], wanted[name], "float32", name)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_agrees_with_the_reference(data):
     """Any shape and lengths: T and B of 1, sizes off the vector width, lengths of 0."""

@@ -436,6 +436,7 @@ def run(files):
     return files / "run"
 
 
+@pytest.mark.slow
 def test_commands(run, files):
     assert "all types" in command("eval", run, files / "dev.conll")
     wanted = Tagger.load(run).predict(X[90:])
