@@ -14,8 +14,12 @@ needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
 
 CORPORA = Path(__file__).parents[2] / "shared" / "data"
 
-# Largest difference from the float64 judge, relative to the judge's largest number.
-TOLERANCE = {"float32": 2e-5, "float64": 1e-11}
+# Largest difference from the float64 judge, relative to the judge's largest number (or to 1): by
+# dtype, and by the precision of products on thread-block clusters.
+TOLERANCE = {
+    "float32": 2e-5, "float64": 1e-11,
+    "clusters, float32": 2e-5, "clusters, tf32": 2e-3, "clusters, bf16": 2e-2,
+}  # fmt: skip
 
 
 def difference(got, wanted, least=0.0) -> float:

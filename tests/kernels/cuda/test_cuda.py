@@ -21,7 +21,7 @@ from fastrnn.kernels.precision import PRECISIONS
 from fastrnn.models import LanguageModel, Tagger
 from fastrnn.packed import PackedBatch
 from fastrnn.parameters import Parameters
-from helpers import check_close, difference
+from helpers import TOLERANCE, check_close, difference
 from recurrent_layers import CELLS, DTYPES, draw, each_cell, everything, of_states
 
 pytestmark = [
@@ -161,11 +161,8 @@ def test_product(rng, sizes, turned, add):
 
 # Clusters and tensor cores
 
-# What is asked of each precision: relative to the largest number, or to 1 if that is more.
-GRADES = {"float32": 2e-5, "tf32": 2e-3, "bf16": 2e-2}
 
-
-@pytest.mark.parametrize("precision", GRADES)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     ("steps", "sizes", "lengths"),
     [
@@ -186,7 +183,7 @@ def test_clusters(rng, monkeypatch, precision, steps, sizes, lengths):
     x, state, dy, dstate = draw(rng, ours, steps, len(lengths))
     got = everything(ours, x, state, lengths, dy, dstate)
     for name, wanted in everything(oracle, x, state, lengths, dy, dstate).items():
-        assert difference(got[name], wanted, least=1.0) < GRADES[precision], name
+        assert difference(got[name], wanted, least=1.0) < TOLERANCE[f"clusters, {precision}"], name
     assert np.array_equal(got["y"], ours(x, state, lengths)[0])  # inference
     monkeypatch.setattr(weights, "loop", "grid")
     assert not np.array_equal(got["y"], ours(x, state, lengths)[0])
