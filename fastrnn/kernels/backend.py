@@ -117,7 +117,7 @@ class Backend(Protocol):
         self, layers: Sequence[Any], x: Array, state: State
     ) -> tuple[Array, State, bool]:
         """``(y [B, H], state, finite)``: one step of x [B, I] through all layers, of one direction
-        each; a state is [L, B, H].
+        each and with an elementwise cell; a state is [L, B, H].
 
         ``finite`` is False if a number of the input or the state is not finite: the one check that
         kernels make, as a separate pass would take longer than the step.

@@ -167,17 +167,6 @@ def recurrent_backward(weights: UnfusedWeights, tape: Any, dy, dstate_n, *, need
     return dx, dstate_0, grads
 
 
-def recurrent_step(layers: Sequence[Any], x, state):
-    """One step through all layers, see kernels/backend.py; numbers are not checked."""
-    packed, after = PackedBatch(1, len(x)), []
-    for layer, weights in enumerate(layers):
-        previous = tuple(s[layer : layer + 1] for s in state)
-        x, new, _ = recurrent_forward(weights, x, packed, previous, training=False)
-        after.append([s[0] for s in new])
-    ops = layers[0].ops[0]
-    return x, tuple(ops.stack(parts) for parts in zip(*after, strict=True)), True
-
-
 def _copy(ops: Ops, x: Array) -> Array:
     out = ops.empty(tuple(x.shape))
     out[0 : len(out)] = x

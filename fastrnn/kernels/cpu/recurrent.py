@@ -215,8 +215,6 @@ def recurrent_forward(
 
 def recurrent_step(layers: Sequence[FusedWeights], x, state):
     """One step through all layers on this thread, see kernels/backend.py."""
-    if isinstance(layers[0], unfused.UnfusedWeights):
-        return unfused.recurrent_step(layers, x, state)
     w, batch, count, states = layers[0], len(x), len(layers), len(state)
     out = np.empty((count * states + 1, batch, w.units), w.dtype)
     try:  # not shared: concurrent callers take one each
