@@ -47,5 +47,6 @@ class AdamStep(NamedTuple):
 class StepMasks(NamedTuple):
     """Zoneout and recurrent dropout for one layer and one call, in the sorted order."""
 
-    keep: Any  # [D, N, S, H], or [D, 1, S, H] for all rows: the share of each new state kept
-    recurrent: Any  # [D, B, H]: factors of h on its way into the next step
+    keep: Any  # [D, N, K], or [D, 1, K] for all rows: the share of each new state that is kept;
+    # K is the sum of the states' sizes, which lie side by side
+    recurrent: Any  # [D, B, size of h]: factors of h on its way into the next step

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastrnn.cells import Cell
+from fastrnn.cells.activations import fma
 from fastrnn.packed import PackedBatch
+
+from .options import StepMasks
 
 Array = Any
 EPS = 1e-5  # of `Ops.normalise`
@@ -50,8 +53,8 @@ class Ops(Protocol):
     def join(self, blocks: Sequence[Array]) -> Array:
         """Arrays [n, H] side by side, [n, k H]."""
 
-    def split(self, x: Array, count: int) -> list[Array]:
-        """The inverse of `join`."""
+    def split(self, x: Array, widths: Sequence[int]) -> list[Array]:
+        """The inverse of `join`: arrays of these widths."""
 
     def stack(self, arrays: Sequence[Array]) -> Array:
         """Arrays [...] as one, [k, ...]."""
@@ -87,6 +90,7 @@ class Tape:
     previous: list[list[Array]]  # the states that each row started from
     saved: list[list[Any]]  # of each step
     sources: list[dict[str, Array]]
+    masks: "list[_Masks | None]"
     used: bool = False
 
 
@@ -97,14 +101,63 @@ def _steps(packed: PackedBatch, reverse: bool):
     return reversed(steps) if reverse else iter(steps)
 
 
-def recurrent_forward(weights: UnfusedWeights, x, packed: PackedBatch, state_0, *, training: bool):
+class _Masks:
+    """Zoneout and recurrent dropout of one direction.
+
+    A new state becomes ``previous + keep * (new - previous)``, and a step starts from
+    ``recurrent * h``.
+    """
+
+    def __init__(self, ops: Ops, masks: StepMasks, d: int, widths: Sequence[int]):
+        self.ops, self.recurrent = ops, masks.recurrent[d]
+        keep = ops.split(masks.keep[d], widths)
+        # One row serves all as a vector.
+        self.keep = [part.reshape(-1) if len(part) == 1 else part for part in keep]
+
+    def _rows(self, first: int, last: int) -> list[Array]:
+        return [part if part.ndim == 1 else part[first:last] for part in self.keep]
+
+    def drop(self, h: Array) -> Array:
+        """h on its way into the next step; its gradient is treated in the same way."""
+        return self.ops.elementwise(multiply, 1, h, self.recurrent[0 : len(h)])[0]
+
+    def blend(self, before: list[Array], new: list[Array], first: int) -> list[Array]:
+        rows = self._rows(first, first + len(new[0]))
+        triples = zip(before, new, rows, strict=True)
+        return [self.ops.elementwise(blend, 1, *triple)[0] for triple in triples]
+
+    def of_new(self, dstate: list[Array], first: int) -> list[Array]:
+        """The part of a gradient that goes to the new state before `blend`."""
+        rows = self._rows(first, first + len(dstate[0]))
+        pairs = zip(dstate, rows, strict=True)
+        return [self.ops.elementwise(multiply, 1, *pair)[0] for pair in pairs]
+
+    def of_previous(self, dprevious: list[Array], dstate: list[Array], first: int) -> list[Array]:
+        """The gradient of the previous state: what the cell passes on, and what `blend` kept."""
+        rows = self._rows(first, first + len(dstate[0]))
+        triples = zip(dprevious, dstate, rows, strict=True)
+        h, *others = [self.ops.elementwise(pass_on, 1, *triple)[0] for triple in triples]
+        return [self.drop(h), *others]
+
+
+def recurrent_forward(
+    weights: UnfusedWeights,
+    x,
+    packed: PackedBatch,
+    state_0,
+    *,
+    training: bool,
+    masks: StepMasks | None,
+):
     """All directions of one layer, see kernels/backend.py."""
     w, program, n = weights, weights.cell.step_program(), packed.size
     ys, states_n = [], []
-    tape = Tape(x, packed, [], [], [], [])
+    tape = Tape(x, packed, [], [], [], [], [])
+    widths = [s.shape[2] for s in state_0]
     for d, (ops, p) in enumerate(zip(w.ops, w.parameters, strict=True)):
         a, prepared = program.prepare(ops, x, p)
         state = [_copy(ops, s[d]) for s in state_0]
+        of_direction = _Masks(ops, masks, d, widths) if masks else None
         y = ops.empty((n, state[0].shape[1]))
         previous = [ops.empty((n if training else 0, s.shape[1])) for s in state]
         sources: dict[str, Array] = {}
@@ -112,7 +165,11 @@ def recurrent_forward(weights: UnfusedWeights, x, packed: PackedBatch, state_0, 
         for first, active in _steps(packed, d == 1):
             last = first + active
             before = [s[0:active] for s in state]
+            if of_direction:
+                before[0] = of_direction.drop(before[0])
             new, kept, of_step = program.forward(ops, a[first:last], before, p)
+            if of_direction:
+                new = of_direction.blend(before, new, first)
             if training:
                 for rows, part in zip(previous, before, strict=True):
                     rows[first:last] = part
@@ -127,6 +184,7 @@ def recurrent_forward(weights: UnfusedWeights, x, packed: PackedBatch, state_0, 
         tape.previous.append(previous)
         tape.saved.append(saved)
         tape.sources.append(sources)
+        tape.masks.append(of_direction)
     ops = w.ops[0]
     state_n = tuple(ops.stack(parts) for parts in zip(*states_n, strict=True))
     return ops.join(ys), state_n, tape if training else None
@@ -138,10 +196,10 @@ def recurrent_backward(weights: UnfusedWeights, tape: Any, dy, dstate_n, *, need
         raise ValueError("tape was used by an earlier backward: run forward again for a new one")
     tape.used = True
     w, program, n = weights, weights.cell.step_program(), tape.packed.size
-    dys = w.ops[0].split(dy, len(w.ops))
+    dys = w.ops[0].split(dy, [dy.shape[1] // len(w.ops)] * len(w.ops))
     dx, dstates, grads = None, [], []
     for d, (ops, p) in enumerate(zip(w.ops, w.parameters, strict=True)):
-        dstate = [_copy(ops, s[d]) for s in dstate_n]
+        dstate, masks = [_copy(ops, s[d]) for s in dstate_n], tape.masks[d]
         rows: dict[str, Array] = {}  # gradients of each row, by the name of a weight or a vector
         steps = list(_steps(tape.packed, d == 1))
         for (first, active), kept in zip(reversed(steps), reversed(tape.saved[d]), strict=True):
@@ -149,7 +207,10 @@ def recurrent_backward(weights: UnfusedWeights, tape: Any, dy, dstate_n, *, need
             current = [s[0:active] for s in dstate]
             (current[0],) = ops.elementwise(add, 1, current[0], dys[d][first:last])
             before = [s[first:last] for s in tape.previous[d]]
-            da, dprevious, dproducts, dvectors = program.backward(ops, before, p, kept, current)
+            dnew = masks.of_new(current, first) if masks else current
+            da, dprevious, dproducts, dvectors = program.backward(ops, before, p, kept, dnew)
+            if masks:
+                dprevious = masks.of_previous(dprevious, current, first)
             _collect(ops, rows, {"a": da, **dproducts, **dvectors}, n, first)
             for s, part in zip(dstate, dprevious, strict=True):
                 s[0:active] = part
@@ -209,5 +270,20 @@ def _gradients(cell: Cell, ops: Ops, p: Mapping[str, Array], sources, rows) -> d
     return named
 
 
+# Elementwise functions, see `Ops.elementwise`.
+
+
 def add(a, b):
     return (a + b,)
+
+
+def multiply(a, b):
+    return (a * b,)
+
+
+def blend(previous, new, keep):
+    return (fma(keep, new - previous, previous),)
+
+
+def pass_on(dprevious, d, keep):
+    return (fma(d, 1.0 - keep, dprevious),)

@@ -90,8 +90,6 @@ class Recurrent(PackedLayer):
         self.hidden_size = checks.positive_int("hidden_size", hidden_size)
         self.num_layers = checks.positive_int("num_layers", num_layers)
         self.output_size = self.proj_size or self.hidden_size  # of h, for each direction
-        if cell.program and (any(self.zoneout) or self.recurrent_dropout):
-            raise ValueError(f"zoneout and recurrent_dropout must be 0 for the variant {variant!r}")
         self.dropout = checks.number("dropout", dropout, 0.0, 1.0)
         self.bias, self.batch_first = bool(bias), bool(batch_first)
         self.bidirectional = bool(bidirectional)
@@ -184,13 +182,13 @@ class Recurrent(PackedLayer):
         drop = self.recurrent_dropout if training else 0.0
         if not (any(self.zoneout) or drop):
             return None
-        d, h, states = self.directions, self.hidden_size, len(self.cell.states)
-        zoneout = np.reshape(self.zoneout, (-1, 1))
+        d, sizes = self.directions, [shape[2] for shape in self._state_shapes(packed.batch)]
+        zoneout = np.repeat(self.zoneout, sizes)
         if training and any(self.zoneout):
-            keep = self.rng.random((d, packed.size, states, h)) >= zoneout
+            keep = self.rng.random((d, packed.size, len(zoneout))) >= zoneout
         else:  # the expected value
-            keep = np.broadcast_to(1 - zoneout, (d, 1, states, h))
-        recurrent = np.ones((d, packed.batch, h))
+            keep = np.broadcast_to(1 - zoneout, (d, 1, len(zoneout)))
+        recurrent = np.ones((d, packed.batch, self.output_size))
         if drop:
             recurrent = (self.rng.random(recurrent.shape) >= drop) / (1 - drop)
         move = self._kernels.to_device

@@ -42,7 +42,7 @@ class LSTM(Recurrent):
         alpha and beta: "elu(0.5)", "affine(2, 1)".
     zoneout : float or (float, float), default 0.0
         Probability that a unit keeps its previous h, or h and c, in `forward`; inference uses the
-        expected value (Krueger et al. 2016). Not with a projection or layer normalisation.
+        expected value (Krueger et al. 2016).
     recurrent_dropout : float, default 0.0
         Dropout probability of h on its way to the next step, in `forward` only. The mask of a
         sequence is the same at every step (Gal & Ghahramani 2016).

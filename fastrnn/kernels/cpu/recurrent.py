@@ -125,11 +125,12 @@ def _masks(w: FusedWeights, given: StepMasks | None, d: int) -> Masks:
     """The masks of a direction in the layout of the kernels."""
     if given is None:
         return w.no_masks
-    keep = np.ones((*given.keep.shape[1:3], w.hp), w.dtype)
-    keep[..., : w.units] = given.keep[d]
+    states = len(w.cell.states)
+    keep = np.ones((given.keep.shape[1], states, w.hp), w.dtype)
+    keep[..., : w.units] = given.keep[d].reshape(-1, states, w.units)
     recurrent = np.ones((given.recurrent.shape[1], w.hp), w.dtype)
     recurrent[:, : w.units] = given.recurrent[d]
-    rows = keep.reshape(len(keep), keep.shape[1] * w.hp)
+    rows = keep.reshape(len(keep), states * w.hp)
     return Masks(rows, rows.shape[1] if len(rows) > 1 else 0, recurrent)
 
 
@@ -156,7 +157,9 @@ def recurrent_forward(
 ):
     """All directions of one layer, see kernels/backend.py."""
     if isinstance(weights, unfused.UnfusedWeights):
-        return unfused.recurrent_forward(weights, x, packed, state_0, training=training)
+        return unfused.recurrent_forward(
+            weights, x, packed, state_0, training=training, masks=masks
+        )
     w, cell = weights, weights.cell
     units, batch, dtype = w.units, packed.batch, w.dtype
     is_index = x.ndim == 1

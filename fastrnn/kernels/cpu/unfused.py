@@ -165,8 +165,9 @@ class Ops:
     def join(self, blocks):
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
 
-    def split(self, x, count: int):
-        return [np.ascontiguousarray(part) for part in np.split(x, count, axis=1)]
+    def split(self, x, widths):
+        parts = np.split(x, np.cumsum(widths)[:-1], axis=1)
+        return [np.ascontiguousarray(part) for part in parts]
 
     def stack(self, arrays):
         return np.stack(arrays)

@@ -57,7 +57,7 @@ def _masks(w: FusedWeights, masks: StepMasks | None, d: int, none) -> Masks:
     if masks is None:
         return Masks(none, 0, none)
     keep = masks.keep[d]
-    return Masks(keep, keep.shape[1] * w.units if len(keep) > 1 else 0, masks.recurrent[d])
+    return Masks(keep, keep.shape[1] if len(keep) > 1 else 0, masks.recurrent[d])
 
 
 def recurrent_forward(
@@ -71,7 +71,9 @@ def recurrent_forward(
 ):
     """All directions of one layer, see kernels/backend.py."""
     if isinstance(weights, unfused.UnfusedWeights):
-        return unfused.recurrent_forward(weights, x, packed, state_0, training=training)
+        return unfused.recurrent_forward(
+            weights, x, packed, state_0, training=training, masks=masks
+        )
     w, cell, batch, steps = weights, weights.cell, packed.batch, len(packed.batch_sizes)
     plan = None if masks else w.plan()
     is_index = x.ndim == 1

@@ -206,13 +206,13 @@ class Ops:
             offset += width
         return out
 
-    def split(self, x, count: int):
-        rows, width = len(x), x.shape[1] // count
-        if count == 1:
+    def split(self, x, widths):
+        if len(widths) == 1:
             return [x]
-        parts = [empty((rows, width), self.dtype) for _ in range(count)]
-        for k, part in enumerate(parts):
-            self._copy(Block(x, k * width, x.shape[1]), Block(part, 0, width), rows, width)
+        parts, offset = [empty((len(x), width), self.dtype) for width in widths], 0
+        for part, width in zip(parts, widths, strict=True):
+            self._copy(Block(x, offset, x.shape[1]), Block(part, 0, width), len(x), width)
+            offset += width
         return parts
 
     def stack(self, arrays):

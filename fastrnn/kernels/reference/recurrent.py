@@ -23,13 +23,12 @@ class Masks(NamedTuple):
     ``recurrent * h``.
     """
 
-    keep: Any = 1.0  # [T or 1, B or 1, S, H]
-    recurrent: Any = 1.0  # [B, H]
+    keep: Sequence[Any]  # of each state, [T or 1, B or 1, its size]
+    recurrent: Any  # [B, size of h]
 
     def at(self, t: int, state: int):
-        if np.ndim(self.keep) == 0:
-            return self.keep
-        return self.keep[t % len(self.keep), :, state]
+        keep = self.keep[state]
+        return keep[t % len(keep)]
 
 
 def forward(cell: Cell, x, lengths, w, state, *, reverse=False, masks: Masks | None = None):
@@ -96,13 +95,14 @@ class Tape(NamedTuple):
     masks: list
 
 
-def _masks(masks: StepMasks | None, d: int, packed: PackedBatch) -> Masks | None:
+def _masks(masks: StepMasks | None, d: int, packed: PackedBatch, state_0) -> Masks | None:
     """The masks of a direction for padded arrays."""
     if masks is None:
         return None
     keep = masks.keep[d]
     padded = keep[None] if len(keep) == 1 else host.unpack(keep, packed)
-    return Masks(padded, masks.recurrent[d])
+    ends = np.cumsum([s.shape[-1] for s in state_0])
+    return Masks(np.split(padded, ends[:-1], axis=2), masks.recurrent[d])
 
 
 def _sorted(packed: PackedBatch) -> PackedBatch:
@@ -134,7 +134,7 @@ def recurrent_forward(
     for d in range(len(weights.parameters)):
         w = weights.of_direction(d, x.dtype)
         state = tuple(s[d] for s in state_0)
-        all_masks.append(_masks(masks, d, packed))
+        all_masks.append(_masks(masks, d, packed, state_0))
         y, state_n, cache = forward(
             weights.cell, padded, packed.lengths, w, state, reverse=d == 1, masks=all_masks[d]
         )
