@@ -275,17 +275,17 @@ def forward(layout: Plan) -> Kernel:
     product, send, cell = _product(layout, 1), _send(layout, 1), _cells(layout).forward
 
     def forward(
-        w: W1, bias: F1, gate_columns: Columns, initial: Pair, state_at: I,
+        w: W1, bias: F1, gate_columns: Columns, initial: Pair, state_offset: I,
         states: Pair, y_columns: Columns, sequences: Sequences, units: I, training: I,
     ):  # fmt: skip
         """One direction of one layer.
 
         w as `pack` makes it; bias [4 H]; gates come in as x @ W_ih.T and leave activated if
-        ``training``; initial states from row ``state_at`` on. The states [N + B, H] take what each
-        row starts from (if ``training``) and, from row N on, what each sequence ends with.
+        ``training``; initial states from row ``state_offset`` on. The states [N + B, H] take what
+        each row starts from (if ``training``) and, from row N on, what each sequence ends with.
         """
-        gates, gates_at, gates_row = gate_columns
-        y, y_at, y_row = y_columns
+        gates, gates_offset, gates_stride = gate_columns
+        y, y_offset, y_stride = y_columns
         (h_0, c_0), (h, c) = initial, states
         lengths, offsets, batch, reverse = sequences
         shared = cuda.shared.array(0, uint32)
@@ -310,9 +310,9 @@ def forward(layout: Plan) -> Kernel:
             n, k = i // (row - 4), i % (row - 4) * pair
             v0, v1 = float32(0), float32(0)
             if b0 + n < batch and k < units:
-                v0 = h_0[(state_at + b0 + n) * units + k]
+                v0 = h_0[(state_offset + b0 + n) * units + k]
             if b0 + n < batch and k + 1 < units:
-                v1 = h_0[(state_at + b0 + n) * units + k + 1]
+                v1 = h_0[(state_offset + b0 + n) * units + k + 1]
             shared[n * row + k // pair] = word0(v0, v1)
             if parts == 2:
                 shared[(ROWS + n) * row + k // pair] = word1(v0, v1)
@@ -325,12 +325,12 @@ def forward(layout: Plan) -> Kernel:
             own_length[j] = lengths[r] if r < batch and inside else 0
             h_now[j], c_now[j] = float32(0), float32(0)
             if r < batch and inside:
-                h_now[j] = h_0[(state_at + r) * units + column]
-                c_now[j] = c_0[(state_at + r) * units + column]
+                h_now[j] = h_0[(state_offset + r) * units + column]
+                c_now[j] = c_0[(state_offset + r) * units + column]
             for s in range(4):
                 ahead[2 * s + j] = float32(0)
                 if 0 <= now < own_length[j]:
-                    at = (offsets[now] + r) * gates_row + gates_at + s * units + column
+                    at = (offsets[now] + r) * gates_stride + gates_offset + s * units + column
                     ahead[2 * s + j] = gates[at] + unit_bias[s]
         cluster_sync()
         for step in range(steps):
@@ -344,7 +344,7 @@ def forward(layout: Plan) -> Kernel:
                 for j in range(2):
                     if following < own_length[j]:
                         for s in range(4):
-                            at = (there + j) * gates_row + gates_at + s * units + column
+                            at = (there + j) * gates_stride + gates_offset + s * units + column
                             ahead[2 * s + j] = gates[at] + unit_bias[s]
             at = (step & 1) * buffer + g * row + q
             product(kept, shared, weights, t, at, at, sums)
@@ -357,13 +357,13 @@ def forward(layout: Plan) -> Kernel:
                         at = (here + j) * units + column
                         h[at] = h_now[j]
                         c[at] = c_now[j]
-                        at = (here + j) * gates_row + gates_at + column
+                        at = (here + j) * gates_stride + gates_offset + column
                         gates[at] = i
                         gates[at + units] = f
                         gates[at + 2 * units] = gg
                         gates[at + 3 * units] = o
                     h_now[j], c_now[j] = h_new, c_new
-                    y[(here + j) * y_row + y_at + column] = h_new
+                    y[(here + j) * y_stride + y_offset + column] = h_new
             send(shared, (1 - (step & 1)) * buffer, column, q, g, h_now[0], h_now[1])
             cluster_sync()
         for j in range(2):
@@ -388,16 +388,16 @@ def backward(layout: Plan) -> Kernel:
 
     def backward(
         w: W1, gate_columns: Columns, states: Pair, dy_columns: Columns,
-        dstates: Pair, state_at: I, sequences: Sequences, units: I,
+        dstates: Pair, state_offset: I, sequences: Sequences, units: I,
     ):  # fmt: skip
         """One direction of one layer.
 
         gates come in activated and leave as gradients; states as `forward` left them; dstates from
-        row ``state_at`` on come in as the gradients of the final states and leave as those of the
-        initial ones.
+        row ``state_offset`` on come in as the gradients of the final states and leave as those of
+        the initial ones.
         """
-        gates, gates_at, gates_row = gate_columns
-        dy, dy_at, dy_row = dy_columns
+        gates, gates_offset, gates_stride = gate_columns
+        dy, dy_offset, dy_stride = dy_columns
         c, (dh, dc) = states[1], dstates
         lengths, offsets, batch, reverse = sequences
         shared = cuda.shared.array(0, uint32)
@@ -426,8 +426,8 @@ def backward(layout: Plan) -> Kernel:
             own_length[j] = lengths[r] if r < batch and inside else 0
             dh_now[j], dc_now[j] = float32(0), float32(0)
             if r < batch and inside:
-                dh_now[j] = dh[(state_at + r) * units + column]
-                dc_now[j] = dc[(state_at + r) * units + column]
+                dh_now[j] = dh[(state_offset + r) * units + column]
+                dc_now[j] = dc[(state_offset + r) * units + column]
         cluster_sync()
         for step in range(steps + 1):  # the last one only brings dh past the first step
             now = step if reverse else steps - 1 - step
@@ -451,8 +451,8 @@ def backward(layout: Plan) -> Kernel:
                     dz[2 * s + j] = float32(0)
                 if step < steps and now < own_length[j]:
                     place = offsets[now] + b0 + 2 * q + j
-                    at = place * gates_row + gates_at + column
-                    d = dh_now[j] + dy[place * dy_row + dy_at + column]
+                    at = place * gates_stride + gates_offset + column
+                    d = dh_now[j] + dy[place * dy_stride + dy_offset + column]
                     saved = (
                         gates[at], gates[at + units], gates[at + 2 * units], gates[at + 3 * units]
                     )  # fmt: skip
@@ -473,7 +473,7 @@ def backward(layout: Plan) -> Kernel:
         for j in range(2):
             r = b0 + 2 * q + j
             if r < batch and inside:
-                dh[(state_at + r) * units + column] = dh_now[j]
-                dc[(state_at + r) * units + column] = dc_now[j]
+                dh[(state_offset + r) * units + column] = dh_now[j]
+                dc[(state_offset + r) * units + column] = dc_now[j]
 
     return Kernel(backward, threads, np.float32)

@@ -71,12 +71,12 @@ def _multiply(columns: int):
     """``sums[i, j] += sum over k < count of tile[row i, k] * weights[k, j]`` in shared memory."""
     share = SHARE
 
-    def multiply(shared, tile, tile_row, weights, weights_row, count, sums):
+    def multiply(shared, tile, tile_stride, weights, weights_stride, count, sums):
         for k in range(count):
             for i in range(share):
-                x = shared[tile + i * tile_row + k]
+                x = shared[tile + i * tile_stride + k]
                 for j in range(columns):
-                    sums[i, j] += x * shared[weights + k * weights_row + j]
+                    sums[i, j] += x * shared[weights + k * weights_stride + j]
 
     return inlined(multiply)
 
@@ -160,8 +160,8 @@ def _forward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool)
     first_recurrent, count_states = cell.first_recurrent, len(cell.states)
     real = np.dtype(dtype).type
     height, share, depth, columns = ROWS, SHARE, DEPTH, block_units * of_h
-    tile_row, threads = depth + 1, block_units * (ROWS // SHARE)
-    tile_size = height * tile_row
+    tile_stride, threads = depth + 1, block_units * (ROWS // SHARE)
+    tile_size = height * tile_stride
     step_cell, multiply = compiled(cell, dtype).forward, _multiply(of_h)
     (
         load_states, accumulators, _, load_units, load_keep, store_states, store_gates, _, blend,
@@ -216,7 +216,7 @@ def _forward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool)
                             v = real(0)
                             if r0 + r < active and k < count:
                                 v = h[(here + r0 + r) * units + k0 + k]
-                            shared[r * tile_row + k] = v
+                            shared[r * tile_stride + k] = v
                         if not kept:
                             for q in range(t, depth * columns, threads):
                                 k, j = q % depth, q // depth
@@ -227,16 +227,16 @@ def _forward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool)
                                 shared[tile_size + k * columns + j] = v
                         cuda.syncthreads()
                         at = tile_size + unit * of_h + (k0 * columns if kept else 0)
-                        multiply(shared, row * tile_row, tile_row, at, columns, count, sums)
+                        multiply(shared, row * tile_stride, tile_stride, at, columns, count, sums)
                     u = u0 + unit
                     for i in range(share):
                         r = r0 + row + i
                         if r < active and u < units:
-                            gates_at = gates.offset + (here + r) * gates.stride + u
+                            gates_offset = gates.offset + (here + r) * gates.stride + u
                             for s in range(slots):
                                 z[s] = bias[s * units + u]
                                 if s < of_x:
-                                    z[s] += gates.values[gates_at + s * units]
+                                    z[s] += gates.values[gates_offset + s * units]
                                 if s >= first_recurrent:
                                     z[s] += sums[i, s - first_recurrent]
                             previous = load_states(states, (here + r) * units + u)
@@ -251,7 +251,7 @@ def _forward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool)
                                 h[to] = new[0] * masks.recurrent[r * units + u]
                             y.values[y.offset + (here + r) * y.stride + u] = new[0]
                             if save:
-                                store_gates(gates.values, gates_at, units, saved)
+                                store_gates(gates.values, gates_offset, units, saved)
             grid.sync()
 
     return Kernel(forward, threads, dtype, waits=True)
@@ -263,8 +263,8 @@ def _backward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool
     count_states, has_units = len(cell.states), len(cell.unit_parameters) > 0
     real = np.dtype(dtype).type
     height, share, depth = ROWS, SHARE, DEPTH
-    tile_row, threads = depth + 1, block_units * (ROWS // SHARE)
-    tile_size = height * tile_row
+    tile_stride, threads = depth + 1, block_units * (ROWS // SHARE)
+    tile_size = height * tile_stride
     step_back, multiply = compiled(cell, dtype).backward, _multiply(1)
     (
         load_states, _, load_gates, load_units, load_keep, store_states, store_gates, store_units,
@@ -320,7 +320,7 @@ def _backward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool
                             if r0 + r < had and k < count:
                                 at = gates.offset + (later + r0 + r) * gates.stride
                                 v = gates.values[at + first_recurrent * units + k0 + k]
-                            shared[r * tile_row + k] = v
+                            shared[r * tile_stride + k] = v
                         if not kept:
                             for q in range(t, depth * block_units, threads):
                                 u, k = u0 + q % block_units, q // block_units
@@ -330,7 +330,9 @@ def _backward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool
                                 shared[tile_size + q] = v
                         cuda.syncthreads()
                         at = tile_size + unit + (k0 * block_units if kept else 0)
-                        multiply(shared, row * tile_row, tile_row, at, block_units, count, sums)
+                        multiply(
+                            shared, row * tile_stride, tile_stride, at, block_units, count, sums
+                        )
                     u = u0 + unit
                     for i in range(share):
                         r = r0 + row + i
@@ -344,8 +346,8 @@ def _backward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool
                                     d *= masks.recurrent[r * units + u]
                                 d += dy.values[dy.offset + (here + r) * dy.stride + u]
                                 every = replace_first(d, load_states(dstates, r * units + u))
-                                gates_at = gates.offset + (here + r) * gates.stride + u
-                                saved = load_gates(gates.values, gates_at, units)
+                                gates_offset = gates.offset + (here + r) * gates.stride + u
+                                saved = load_gates(gates.values, gates_offset, units)
                                 previous = load_states(states, (here + r) * units + u)
                                 p = load_units(units_in.parameters, u, units)
                                 if regularised:
@@ -358,7 +360,7 @@ def _backward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool
                                 else:
                                     dz, dprevious, dp = step_back(saved, previous, p, every)
                                 store_states(dstates, r * units + u, dprevious)
-                                store_gates(gates.values, gates_at, units, dz)
+                                store_gates(gates.values, gates_offset, units, dz)
                                 if has_units:
                                     to = units_in.gradient
                                     at = to.offset + (here + r) * to.stride + u
