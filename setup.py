@@ -1,13 +1,104 @@
-"""The compiled extensions; everything else is in pyproject.toml."""
+"""The compiled extensions; everything else is in pyproject.toml.
 
+The machine code of the kernels is made here, from their source in Numba, for each instruction-set
+path. FASTRNN_BUILD_PATHS names other paths than all ("avx2,generic"), or none (""): the kernels are
+then compiled at run time.
+"""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, SetupError
+
+ROOT = Path(__file__).parent
+os.environ["FASTRNN_COMPILE_FOR"] = "generic"  # nothing here asks for this machine's own path
+sys.path.insert(0, str(ROOT))
+from fastrnn.kernels.native.identity import fingerprint  # noqa: E402
+from fastrnn.kernels.native.isa import ISAS  # noqa: E402
+
+GNU = os.name == "posix"
+
+
+class BuildKernels(build_ext):
+    """Compile the kernels before the extension that contains them."""
+
+    def build_extension(self, ext):
+        if ext.name == "fastrnn._native":
+            self._add_kernels(ext)
+        try:
+            super().build_extension(ext)
+        except CompileError as error:
+            raise SetupError(
+                f"{error}\nfastrnn could not be compiled. It needs a C compiler and Python's "
+                "headers: on Debian and Ubuntu `apt install gcc python3-dev`, on macOS "
+                "`xcode-select --install`, on Windows the Visual Studio Build Tools."
+            ) from error
+
+    def _add_kernels(self, ext):
+        paths = os.environ.get("FASTRNN_BUILD_PATHS", ",".join(ISAS))
+        parts = [(isa, t) for isa in paths.split(",") if isa for t in ("float32", "float64")]
+        unknown = {isa for isa, _ in parts} - set(ISAS)
+        if unknown:
+            raise SetupError(f"FASTRNN_BUILD_PATHS must be some of {', '.join(ISAS)}; got {paths}")
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            headers = list(pool.map(self._compile, *zip(*parts, strict=True))) if parts else []
+        folder = Path(self.build_temp)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "kernels.h").write_text("".join(h.read_text() for h in headers))
+        ext.include_dirs.append(str(folder))
+        ext.extra_objects += [
+            str(o) for h in headers for o in sorted(h.parent.glob(f"{h.stem}_*.o"))
+        ]
+        self.force = True  # the objects may be new where the C sources are not
+
+    def _compile(self, isa, dtype) -> Path:
+        """The header of a path and type; made again when the source has changed."""
+        folder = Path(self.build_temp) / "kernels" / fingerprint(ISAS[isa])
+        header = folder / f"{isa}_{dtype}.h"
+        if not header.exists():
+            print(f"compiling the kernels for {isa}, {dtype}", flush=True)
+            module = "fastrnn.kernels.native.source.build"
+            environment = {"FASTRNN_COMPILE_FOR": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
+            subprocess.run(
+                [sys.executable, "-m", module, dtype, str(folder.absolute())],
+                cwd=ROOT, env=os.environ | environment, check=True,
+            )  # fmt: skip
+        return header
+
 
 setup(
-    ext_modules=cythonize(
-        [
-            Extension("fastrnn._gather", ["src_cython/gather.pyx"]),
-            Extension("fastrnn._padding", ["src_cython/padding.pyx"]),
-        ]
-    )
+    cmdclass={"build_ext": BuildKernels},
+    ext_modules=[
+        *cythonize(
+            [
+                Extension("fastrnn._gather", ["src_cython/gather.pyx"]),
+                Extension("fastrnn._padding", ["src_cython/padding.pyx"]),
+            ]
+        ),
+        Extension(
+            "fastrnn._native",
+            ["src_native/native.c", "src_native/team.c"],
+            include_dirs=[numpy.get_include()],
+            depends=["src_native/team.h"],
+            extra_compile_args=[
+                "-O3",
+                "-std=gnu11",
+                "-pthread",
+                "-fvisibility=hidden",
+                "-Wall",
+                "-Wextra",
+            ]
+            * GNU
+            or ["/std:c11", "/experimental:c11atomics"],
+            extra_link_args=["-pthread", "-Wl,-s"] * sys.platform.startswith("linux"),
+            libraries=["m"] * GNU or ["synchronization"],
+        ),
+    ],
 )

@@ -7,16 +7,6 @@ import numpy as np
 DTYPES = ("float32", "float64")
 
 
-def is_plain(value, dtype, shape: tuple) -> bool:
-    """Whether `real_array` would return ``value`` itself, provided that it is finite."""
-    return (
-        type(value) is np.ndarray
-        and value.shape == shape
-        and value.dtype == dtype
-        and value.flags.carray
-    )
-
-
 def shape_of(name: str, got: tuple, wanted: tuple | None) -> None:
     """Raise ValueError if ``got`` is not the shape ``wanted``, where None stands for any size."""
     if wanted is not None and (
@@ -37,8 +27,7 @@ def real_array(name: str, value, dtype, shape: tuple | None = None) -> np.ndarra
         array = np.ascontiguousarray(array, dtype).reshape(array.shape)
     if not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity (in {dtype})")
-    # Kernels are compiled for writeable arrays; a read-only one would need another compilation.
-    return array if array.flags.writeable else array.copy()
+    return array
 
 
 def integer_array(name: str, value) -> np.ndarray:

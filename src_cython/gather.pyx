@@ -8,9 +8,10 @@ convert arguments and raise errors.
 
 import numpy as np
 
+from fastrnn._native import Kernel
 from fastrnn.runtime.threads import MOVE_COST, Job, parallel_for
 
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.string cimport memcpy
 
 cdef extern from *:
@@ -63,17 +64,86 @@ cdef inline void _ask(const char* row, Py_ssize_t size) noexcept nogil:
         FASTRNN_PREFETCH(row + k)
 
 
-def _gather(
-    const floating[:, ::1] table, const index_t[::1] ids, floating[:, ::1] out,
-    Py_ssize_t first, Py_ssize_t last,
-):
-    cdef Py_ssize_t i
-    cdef Py_ssize_t size = table.shape[1] * sizeof(floating)
-    with nogil:
-        for i in range(first, last):
-            if i + AHEAD < last:
-                _ask(<const char*>&table[ids[i + AHEAD], 0], size)
-            memcpy(&out[i, 0], &table[ids[i], 0], size)
+# Kernels as the team runs them: arguments are in slots, see src_native/native.c.
+
+
+cdef void _gather(
+    const floating* table, const index_t* ids, const int64_t* slots, int64_t first, int64_t last
+) noexcept nogil:
+    """table [V, E], ids [N], out [N, E]."""
+    cdef int64_t i, width = slots[2]
+    cdef Py_ssize_t size = width * sizeof(floating)
+    cdef floating* out = <floating*>slots[5]
+    for i in range(first, last):
+        if i + AHEAD < last:
+            _ask(<const char*>(table + ids[i + AHEAD] * width), size)
+        memcpy(out + i * width, table + ids[i] * width, size)
+
+
+cdef void _gather_f_i(const int64_t* s, int64_t first, int64_t last, void* _) noexcept nogil:
+    _gather(<const float*>s[0], <const int32_t*>s[3], s, first, last)
+
+
+cdef void _gather_f_q(const int64_t* s, int64_t first, int64_t last, void* _) noexcept nogil:
+    _gather(<const float*>s[0], <const int64_t*>s[3], s, first, last)
+
+
+cdef void _gather_d_i(const int64_t* s, int64_t first, int64_t last, void* _) noexcept nogil:
+    _gather(<const double*>s[0], <const int32_t*>s[3], s, first, last)
+
+
+cdef void _gather_d_q(const int64_t* s, int64_t first, int64_t last, void* _) noexcept nogil:
+    _gather(<const double*>s[0], <const int64_t*>s[3], s, first, last)
+
+
+cdef void _scatter_sorted(
+    const floating* grads, const int64_t* slots, int64_t first, int64_t last
+) noexcept nogil:
+    """grads [N, E], order [N], starts [R + 1], out [R, E]: ``out[r]`` is the sum of
+    ``grads[order[starts[r] : starts[r + 1]]]``, in that order."""
+    cdef int64_t r, s, k, width = slots[2], count = slots[4]
+    cdef const int64_t* order = <const int64_t*>slots[3]
+    cdef const int64_t* starts = <const int64_t*>slots[5]
+    cdef floating* out = <floating*>slots[7]
+    cdef Py_ssize_t size = width * sizeof(floating)
+    cdef const floating* source
+    for r in range(first, last):
+        for s in range(starts[r], starts[r + 1]):
+            if s + AHEAD < count:
+                _ask(<const char*>(grads + order[s + AHEAD] * width), size)
+            source = grads + order[s] * width
+            if s == starts[r]:
+                memcpy(out + r * width, source, size)
+            else:
+                for k in range(width):
+                    out[r * width + k] += source[k]
+
+
+cdef void _scatter_f(const int64_t* s, int64_t first, int64_t last, void* _) noexcept nogil:
+    _scatter_sorted(<const float*>s[0], s, first, last)
+
+
+cdef void _scatter_d(const int64_t* s, int64_t first, int64_t last, void* _) noexcept nogil:
+    _scatter_sorted(<const double*>s[0], s, first, last)
+
+
+ctypedef void (*entry_t)(const int64_t*, int64_t, int64_t, void*) noexcept nogil
+
+
+cdef _kernel(str name, str signature, entry_t entry):
+    return Kernel(name, signature, <uintptr_t>entry, None)
+
+
+_GATHER = {
+    ("float32", "int32"): _kernel("gather", "f2i1f2", _gather_f_i),
+    ("float32", "int64"): _kernel("gather", "f2q1f2", _gather_f_q),
+    ("float64", "int32"): _kernel("gather", "d2i1d2", _gather_d_i),
+    ("float64", "int64"): _kernel("gather", "d2q1d2", _gather_d_q),
+}
+_SCATTER = {
+    "float32": _kernel("scatter", "f2q1q1f2", _scatter_f),
+    "float64": _kernel("scatter", "d2q1q1d2", _scatter_d),
+}
 
 
 def _scatter(const floating[:, ::1] grads, const index_t[::1] ids, floating[:, ::1] out):
@@ -84,31 +154,6 @@ def _scatter(const floating[:, ::1] grads, const index_t[::1] ids, floating[:, :
             row = &out[ids[i], 0]
             for k in range(grads.shape[1]):
                 row[k] += grads[i, k]
-
-
-def _scatter_sorted(
-    const floating[:, ::1] grads,
-    const int64_t[::1] order,
-    const int64_t[::1] starts,
-    floating[:, ::1] out,
-    Py_ssize_t first, Py_ssize_t last,
-):
-    """``out[r]`` = the sum of ``grads[order[starts[r] : starts[r + 1]]]``, in that order, for
-    the rows r in [first, last)."""
-    cdef Py_ssize_t r, s, k
-    cdef Py_ssize_t size = grads.shape[1] * sizeof(floating)
-    cdef const floating* source
-    with nogil:
-        for r in range(first, last):
-            for s in range(starts[r], starts[r + 1]):
-                if s + AHEAD < order.shape[0]:
-                    _ask(<const char*>&grads[order[s + AHEAD], 0], size)
-                source = &grads[order[s], 0]
-                if s == starts[r]:
-                    memcpy(&out[r, 0], source, size)
-                else:
-                    for k in range(grads.shape[1]):
-                        out[r, k] += source[k]
 
 
 def _sorted(ids, Py_ssize_t limit):
@@ -188,7 +233,8 @@ def gather_rows(table, ids, out=None):
     _as_out("out", out, shape, table.dtype)
     _check(ids, len(table))
     if out.size:
-        parallel_for(Job(_gather, (table, ids, out), len(ids), out.size * MOVE_COST))
+        kernel = _GATHER[table.dtype.name, ids.dtype.name]
+        parallel_for(Job(kernel, (table, ids, out), len(ids), out.size * MOVE_COST))
     return out
 
 
@@ -246,5 +292,5 @@ def scatter_add_rows(grads, ids, *, out=None, num_rows=None):
     sums = np.empty((len(rows), grads.shape[1]), grads.dtype)
     if sums.size:
         args = (grads, order, np.append(starts, len(ids)), sums)
-        parallel_for(Job(_scatter_sorted, args, len(rows), grads.size * MOVE_COST))
+        parallel_for(Job(_SCATTER[grads.dtype.name], args, len(rows), grads.size * MOVE_COST))
     return rows, sums

@@ -8,10 +8,11 @@ import pytest
 import fastrnn
 from fastrnn import optim
 from fastrnn.kernels.cpu import optim as kernels
+from fastrnn.kernels.native.records import CHUNK
 from fastrnn.parameters import Parameters
 from helpers import check_close, needs_torch
 
-SIZE = 3 * kernels.CHUNK + 7
+SIZE = 3 * CHUNK + 7
 
 
 def run(optimizer, gradients, w_0, **options):

@@ -12,9 +12,7 @@ from numpy.testing import assert_allclose
 
 import fastrnn
 from fastrnn.data.text import UNKNOWN, Chunk, Vocabulary
-from fastrnn.kernels.cpu.compiler import kernel
-from fastrnn.kernels.cpu.simd import lane_count, load, pointer, store
-from fastrnn.kernels.signature import F1, F2, I1, I
+from fastrnn.kernels.native.library import find
 from fastrnn.models import LanguageModel
 from fastrnn.optim import Adam
 from fastrnn.runtime.threads import MOVE_COST, Job, parallel_for
@@ -225,18 +223,6 @@ def _torch_language_model(size, embedding_dim, hidden, chunk):
     return step
 
 
-@kernel
-def _read_rows(table: F2, ids: I1, out: F1, at: I, first: I, last: I):
-    """Only read the rows: a lower bound on the time of a gather."""
-    table_p = pointer(table)
-    n, size = lane_count(table_p), table.shape[1]
-    total = load(table_p, 0)
-    for i in range(first, last):
-        for k in range(0, size - n + 1, n):
-            total = total + load(table_p, ids[i] * size + k)
-    store(pointer(out), at, total)
-
-
 def gather() -> Case:
     """Gather 64,000 rows of 100 values from a table of 400,000 rows."""
     rng = np.random.default_rng(0)
@@ -248,16 +234,13 @@ def gather() -> Case:
     def check():
         assert np.array_equal(fastrnn.gather_rows(table, ids, out), table[ids])
 
-    sums = np.zeros(len(ids) + 64, np.float32)
-
-    def read(first, last):
-        _read_rows(table, ids, sums, first, first, last)
-
+    sums = np.zeros(16 * len(ids), np.float32)
+    read = Job(
+        find("peak.read_rows", table.dtype), (table, ids, sums), len(ids), out.size * MOVE_COST
+    )
     others: dict[str, Callable] = {
         "memcpy of the same bytes": lambda: np.copyto(out, source),
-        "reading the rows alone": lambda: parallel_for(
-            Job(read, (), len(ids), out.size * MOVE_COST)
-        ),
+        "reading the rows alone": lambda: parallel_for(read),
     }
     if peers.has("torch"):
         import torch

@@ -1,13 +1,12 @@
 """Markdown tables and plots of measurements, each a dict as returned by `timing.measure`."""
 
+import contextlib
 import platform
 import re
 from collections.abc import Iterable
 from itertools import groupby
 from math import exp, log, nan
 from pathlib import Path
-
-import llvmlite.binding as llvm
 
 COLOURS = {"torch": "C1", "onnxruntime": "C2", "jax": "C3", "keras": "C4"}
 
@@ -145,8 +144,12 @@ def _spread(ratios: list[float | None]) -> str:
 
 
 def cpu_name() -> str:
-    """The system's name for this CPU, or else the compiler's."""
-    return platform.processor() or llvm.get_host_cpu_name()
+    """The system's name for this CPU."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def heading(rows: list[dict], cpu: str, date: str) -> str:

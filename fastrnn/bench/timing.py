@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastrnn.cells.activations import fma
-from fastrnn.kernels.cpu.compiler import kernel
-from fastrnn.kernels.cpu.simd import lane_count, load, pointer, store, width
-from fastrnn.kernels.signature import F1, I
-from fastrnn.runtime.threads import get_num_threads, run, set_num_threads
+from fastrnn.kernels.native.isa import width
+from fastrnn.kernels.native.library import find
+from fastrnn.runtime.threads import Task, get_num_threads, run, set_num_threads
 
 SETTLE = 0.02  # seconds that a side runs before its turn is timed
 
@@ -105,30 +103,17 @@ def measure(case: Case, seconds: float, peak: float) -> dict:
     return turns.done(peak) | {"ours": statistics.median(times)}
 
 
-@kernel
-def _multiply_adds(out: F1, at: I, count: I):
-    """Twelve independent chains of multiply-adds, nothing else."""
-    p = pointer(out)
-    n = lane_count(p)
-    m, x = load(p, at), load(p, at + n)
-    a, b, c, d, e, f, g, h, i, j, k, o = (x, x, x, x, x, x, x, x, x, x, x, x)
-    for _ in range(count):
-        a, b, c, d = fma(a, m, x), fma(b, m, x), fma(c, m, x), fma(d, m, x)
-        e, f, g, h = fma(e, m, x), fma(f, m, x), fma(g, m, x), fma(h, m, x)
-        i, j, k, o = fma(i, m, x), fma(j, m, x), fma(k, m, x), fma(o, m, x)
-    store(p, at + n, a + b + c + d + e + f + g + h + i + j + k + o)
-
-
 def fma_peak(seconds: float = 0.5) -> float:
     """Peak multiply-add rate of all threads now, in floating-point operations per second."""
     threads = get_num_threads()
-    out = np.full((threads, 64), 0.5, np.float32).reshape(-1)
+    out = np.full((threads, 64), 0.5, np.float32)
     count, best = 1_000_000, 0.0
-    tasks = [(_multiply_adds, out, 64 * t, count) for t in range(threads)]
-    run(tasks)
+    multiply_adds = find("peak.multiply_adds", out.dtype)
+    phase = [Task(multiply_adds, (row, count)) for row in out]
+    run([phase], threads)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         out[:] = 0.5
         done = threads * count * 12 * width("float32") * 2
-        best = max(best, done / _timed(lambda: run(tasks)))
+        best = max(best, done / _timed(lambda: run([phase], threads)))
     return best

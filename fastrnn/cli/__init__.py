@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
@@ -67,18 +67,28 @@ def bench(
 
 @app.command()
 def info() -> None:
-    """Show the CPU code path, the number of threads, the versions and the cache folder."""
+    """Show the CPU code path, where each kernel comes from, the versions and the cache folder."""
     with clear_errors():
-        from fastrnn.kernels.cpu import compiler, simd
+        from fastrnn import _native
+        from fastrnn.kernels.native import isa, jit, library
         from fastrnn.runtime import threads
 
+        precompiled = len(_native.names(isa.ISA.name)) if library.USE_PRECOMPILED else 0
         facts = {
             "fastrnn": version("fastrnn"),
-            "cpu path": f"{simd.ISA.name} ({simd.width('float32')} float32 lanes)",
+            "cpu path": f"{isa.ISA.name} ({isa.width('float32')} float32 lanes)",
+            "kernels": f"{precompiled} precompiled, others compiled when needed",
             "threads": f"{threads.get_num_threads()} of {os.cpu_count()} CPUs",
             "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
-            **{name: version(name) for name in ("numpy", "numba", "llvmlite", "scipy")},
-            "cache": str(compiler.cache_dir()),
+            **{name: _version(name) for name in ("numpy", "numba", "llvmlite", "scipy")},
+            "cache": str(jit.cache_dir()),
         }
         for name, fact in facts.items():
             typer.echo(f"{name:<9} {fact}")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -13,7 +13,7 @@ Inputs are neither checked nor changed unless it says so; the layers check. Resu
 that alias no input. An exception: a tape refers to x, which must stay as it is until `backward`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -113,14 +113,13 @@ class Backend(Protocol):
         The tape is used up. dx is None for an integer input.
         """
 
-    def recurrent_step(
-        self, layers: Sequence[Any], x: Array, state: State
-    ) -> tuple[Array, State, bool]:
-        """``(y [B, H], state, finite)``: one step of x [B, I] through all layers, of one direction
-        each and with an elementwise cell; a state is [L, B, H].
+    def recurrent_plan(self, layers: Sequence[Any], steps: int, batch: int) -> Callable | None:
+        """``plan(x, state, unbatched)`` for dense inputs of one shape, through all layers, or None
+        where the backend has none.
 
-        ``finite`` is False if a number of the input or the state is not finite: the one check that
-        kernels make, as a separate pass would take longer than the step.
+        x has T B rows of I numbers, and a state is [L D, B, H] ([L D, H] if ``unbatched``), or
+        None. The plan returns ``(y, state)`` in the shapes of its arguments; or None where these
+        are not plain arrays of the right type and size or not finite, to be refused by the caller.
         """
 
     # The linear layer

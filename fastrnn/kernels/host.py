@@ -110,7 +110,7 @@ def _padded_indices(packed: PackedBatch, batch_first: bool) -> np.ndarray:
 
 def sort(state: np.ndarray, packed: PackedBatch) -> np.ndarray:
     """A ``[..., B, H]`` array in the sorted order of the sequences."""
-    return state if packed.sorted_indices is None else state[..., packed.sorted_indices, :]
+    return state if packed.sorted_indices is None else state.take(packed.sorted_indices, axis=-2)
 
 
 def unsort(state: np.ndarray, packed: PackedBatch) -> np.ndarray:

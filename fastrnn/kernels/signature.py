@@ -2,11 +2,13 @@
 
 `F` is the floating-point type that a kernel is compiled for, float32 or float64. A record (a
 `NamedTuple` whose fields are annotated in the same way) is one argument; to the compiler it is its
-fields. `declared` reads these annotations, so a kernel can be compiled without being called.
+fields. `arguments` reads these annotations, so a kernel can be compiled without being called.
 """
 
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, get_type_hints
+
+import numpy as np
 
 
 class Of(NamedTuple):
@@ -38,9 +40,28 @@ U = Annotated[Any, Of("uint64")]
 W1 = Annotated[Any, Of("uint32", 1)]
 
 
-def declared(function: Callable) -> dict[str, Any]:
-    """The arguments of a kernel: each an `Of`, a `TupleOf` or the fields of a record by name."""
+def arguments(function: Callable) -> dict[str, Any]:
+    """The arguments of a kernel: each an `Of`, a `TupleOf` or a record and its fields by name."""
     return {name: _read(hint) for name, hint in _hints(function).items() if name != "return"}
+
+
+def text(function: Callable, dtype, without=()) -> str:
+    """The same as one line, for F = ``dtype``: the form that src_native/native.c reads."""
+    read = arguments(function).items()
+    return "".join(
+        _text(argument, np.dtype(dtype)) for name, argument in read if name not in without
+    )
+
+
+def _text(argument: Any, dtype) -> str:
+    if isinstance(argument, Of):
+        letter: str = np.dtype(dtype if argument.dtype == "F" else argument.dtype).char
+        letter = {"l": "q", "L": "Q"}.get(letter, letter)
+        return f"{letter}{argument.ndim or ''}"
+    if isinstance(argument, TupleOf):
+        return f"({_text(argument.item, dtype) * argument.size})"
+    _, fields = argument
+    return f"({''.join(_text(field, dtype) for field in fields.values())})"
 
 
 def _hints(of: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from .dropout import new_key
 from .initial import glorot, orthogonal
 
 State = tuple[Any, ...]  # arrays where the backend computes
+MOST_PLANS = 16  # that a layer keeps
 
 
 class Tape(NamedTuple):
@@ -101,6 +102,7 @@ class Recurrent(PackedLayer):
             for suffix in self._suffixes(layer):
                 values.update({k + suffix: v for k, v in self._initial(inputs).items()})
         super().__init__(values, checks.float_dtype("dtype", dtype), backend)
+        self._plans: tuple[Any, dict] = None, {}  # of these weights
 
     @classmethod
     def _choose(cls, variant: str | None) -> Cell:
@@ -296,8 +298,44 @@ class Recurrent(PackedLayer):
         TypeError
             An argument is not numeric.
         """
+        if lengths is None:
+            done = self._planned(x, state, unbatched=getattr(x, "ndim", 0) == 2)
+            if done is not None:
+                return done
         y, state, _ = self._run(x, state, lengths, training=False)
         return y, state
+
+    def _planned(self, x, state, *, unbatched: bool):
+        """``(y, state)`` by the plan of this shape, or None if there is none or x does not fit.
+
+        A plan is made when a shape comes for the second time with the same parameters.
+        """
+        if type(x) is not np.ndarray or any(self.zoneout):
+            return None
+        weights = self._weights()
+        if self._plans[0] is not weights:
+            self._plans = weights, {}
+        plans, key = self._plans[1], (x.shape, unbatched)
+        if key not in plans:
+            if len(plans) >= MOST_PLANS:
+                plans.clear()
+            plans[key] = False
+        elif plans[key] is False:
+            plans[key] = self._new_plan(weights, x.shape, unbatched)
+        elif plans[key] is not None:
+            return plans[key](x, state, unbatched)
+        return None
+
+    def _new_plan(self, weights, shape: tuple[int, ...], unbatched: bool):
+        if len(shape) not in (2, 3) or shape[-1] != self.input_size:
+            return None
+        if len(shape) == 2:
+            steps, batch = (shape[0], 1) if unbatched else (1, shape[0])
+        else:
+            batch, steps = shape[:2] if self.batch_first else shape[1::-1]
+            if self.batch_first and steps > 1 and batch > 1:
+                return None  # rows in another order
+        return self._kernels.recurrent_plan(weights, steps, batch)
 
     def forward(self, x, state=None, lengths=None):
         """The same for training, with dropout: ``(y, state, tape)``.
@@ -423,34 +461,9 @@ class Recurrent(PackedLayer):
         """
         if self.bidirectional:
             raise ValueError("step needs a layer of one direction; this one is bidirectional")
-        if self._kernels.on_device or any(self.zoneout) or self.cell.program:
-            return self._checked_step(x_t, state)
-        # Checking the input with NumPy can take longer than the step. So arrays that are already in
-        # the right form go straight to the kernel, which reports numbers that are not finite.
-        dtype, states = self.dtype, self.cell.states
-        batch = x_t.shape[0] if isinstance(x_t, np.ndarray) and x_t.ndim else None
-        if not checks.is_plain(x_t, dtype, (batch, self.input_size)):
-            x_t = checks.real_array("x_t", x_t, dtype, (None, self.input_size))
-        shape = (self.num_layers, x_t.shape[0], self.hidden_size)
-        if state is None:
-            parts = (np.zeros(shape, dtype),) * len(states)
-        else:
-            parts = state if type(state) is tuple and len(states) > 1 else (state,)
-            plain = [checks.is_plain(part, dtype, shape) for part in parts]
-            if len(parts) != len(states) or not all(plain):
-                parts = self._step_state(x_t, state)
-        y, parts_t, finite = self._kernels.recurrent_step(self._weights(), x_t, parts)
-        if not finite:
-            checks.real_array("x_t", x_t, dtype)
-            if state is not None:
-                self._step_state(x_t, state)
-        return y, parts_t if len(parts_t) > 1 else parts_t[0]
-
-    def _step_state(self, x_t, state) -> State:
-        packed = PackedBatch(1, len(x_t))
-        return self._state_in(Door(self._kernels, x_t), "state", "{}", state, packed, False)
-
-    def _checked_step(self, x_t, state):
+        done = self._planned(x_t, state, unbatched=False) if getattr(x_t, "ndim", 0) == 2 else None
+        if done is not None:
+            return done
         door = Door(self._kernels, x_t, "x_t")
         with door.stream():
             x = door.take("x_t", x_t, self.dtype, (None, self.input_size))

@@ -1,24 +1,22 @@
-"""The thread pool of the kernels, and how work is divided among its threads.
+"""How work is divided among the threads of the team (src_native/team.h), and how many there are.
 
-Kernels are serial and run without the GIL. Each thread takes the next task of a call when it is
-free, and the caller sleeps on a lock until all tasks are done. Nothing spins, except threads that
-share one time loop (see kernels/cpu/barrier.py), so a busy neighbour on the other core costs its
-share and no more.
+Kernels are serial over a range and run without the GIL. A *program* is a list of phases, a phase a
+list of tasks; each thread takes the next task of a phase when it is free, and the next phase starts
+when all tasks are done. Results do not depend on the number of threads.
 """
 
 import os
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-Task = tuple  # (function, *arguments)
+from fastrnn._native import Kernel
+from fastrnn._native import run as run_program
 
-# The least work that is worth a thread, in multiply-adds: about 100 us, twice the time to wake it.
-MIN_WORK = 1 << 22
+# The least work that is worth a piece of its own, in multiply-adds: a few microseconds.
+MIN_WORK = 1 << 19
 # The cost of moving one number, in multiply-adds.
 MOVE_COST = 32
 
@@ -41,8 +39,6 @@ def _from_environment() -> int | None:
 
 
 _threads = _from_environment() or default_threads()
-_inboxes: list[queue.SimpleQueue] = []
-_growing = threading.Lock()
 
 
 def set_num_threads(n: int) -> None:
@@ -72,104 +68,30 @@ def get_num_threads() -> int:
     return _threads
 
 
-def _reset() -> None:
-    """After a fork: the child has none of its parent's threads."""
-    global _inboxes, _growing
-    _inboxes, _growing = [], threading.Lock()
+class Task(NamedTuple):
+    """``kernel(*arguments, first, last)``, the range divided into some pieces."""
 
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset)
-
-
-class _Message:
-    """One worker's part in a call: the tasks that it takes from, and the lock it releases at the
-    end."""
-
-    __slots__ = ("abandon", "done", "failure", "finished", "tasks")
-
-    def __init__(self, tasks: Iterator[Task], abandon: Callable[[], None]):
-        self.tasks, self.abandon, self.done, self.failure = tasks, abandon, False, None
-        self.finished = threading.Lock()
-        self.finished.acquire()
-
-
-def _run_all(tasks: Iterable[Task]) -> None:
-    for function, *arguments in tasks:
-        function(*arguments)
-
-
-def _work(inbox: queue.SimpleQueue) -> None:
-    while True:
-        message = inbox.get()
-        try:
-            _run_all(message.tasks)
-        except BaseException as error:
-            message.failure = error
-            message.abandon()
-        message.tasks, message.done = iter(()), True
-        message.finished.release()
-        del message  # or it would live until the next call
-
-
-def _workers(n: int) -> list[queue.SimpleQueue]:
-    with _growing:
-        while len(_inboxes) < n:
-            inbox: queue.SimpleQueue = queue.SimpleQueue()
-            threading.Thread(
-                target=_work, args=(inbox,), name=f"fastrnn-{len(_inboxes)}", daemon=True
-            ).start()
-            _inboxes.append(inbox)
-        return _inboxes[:n]
-
-
-def run(
-    tasks: Sequence[Task], threads: int | None = None, abandon: Callable[[], None] = lambda: None
-) -> None:
-    """Run the tasks and wait for all of them; each thread takes the next one when it is free.
-
-    Tasks that wait for each other must be neighbours in the list, and no more of them than there
-    are threads. ``abandon`` is called if one of them may never run.
-    """
-    threads = min(threads or _threads, len(tasks))
-    if threads <= 1:
-        return _run_all(tasks)
-    failure: BaseException | None = None
-    messages: list[_Message] = []
-    posted: list[None] = []
-    remaining = iter(tasks)  # over a list: taking the next item is one operation, so thread-safe
-    try:
-        inboxes = _workers(threads - 1)
-        messages = [_Message(remaining, abandon) for _ in inboxes]
-        # One caller at a time, so that two callers post to the same workers in the same order.
-        with _growing:
-            # In one operation, so that after any interrupt we know which workers have a message.
-            posted.extend(map(queue.SimpleQueue.put, inboxes, messages))
-        _run_all(remaining)
-    except BaseException:
-        abandon()
-        raise
-    finally:
-        # Whatever happens here, no worker may still be writing when we return.
-        for message in messages[: len(posted)]:
-            while not message.done:
-                try:
-                    message.finished.acquire()
-                except BaseException as error:  # Ctrl-C, or what a signal's handler raises
-                    failure = error
-                    abandon()
-            failure = failure or message.failure
-    if failure:
-        raise failure
+    kernel: Kernel
+    arguments: tuple
+    first: int = 0
+    last: int = 0
+    pieces: int = 1
 
 
 class Job(NamedTuple):
-    """``function(*arguments, first, last)`` over ``range(items)``, to be divided among threads."""
+    """``kernel(*arguments, first, last)`` over ``range(items)``, to be divided by its cost."""
 
-    function: Callable
+    kernel: Kernel
     arguments: tuple
     items: int
     cost: float  # of all items together, in multiply-adds
+
+    def task(self, threads: int) -> Task:
+        """In pieces for that many threads: one that starts late or runs slowly does fewer."""
+        pieces = 1
+        if threads > 1:
+            pieces = min(max(1, int(self.cost) // MIN_WORK), 4 * threads, max(1, self.items))
+        return Task(self.kernel, self.arguments, 0, self.items, pieces)
 
 
 def threads_for(cost: float) -> int:
@@ -177,16 +99,30 @@ def threads_for(cost: float) -> int:
     return max(1, min(_threads, int(cost) // MIN_WORK))
 
 
+Phase = Sequence[Task | Job]
+
+
+def program(phases: Sequence[Phase], threads: int) -> list[list[Task]]:
+    """The phases as the extension takes them."""
+    return [
+        [item.task(threads) if isinstance(item, Job) else item for item in phase]
+        for phase in phases
+        if phase
+    ]
+
+
+def run(phases: Sequence[Phase], threads: int, *, together: bool = False) -> None:
+    """Run the phases one after the other, on that many threads at most.
+
+    ``together``: tasks of a phase wait for each other. They must be neighbours in the list, and no
+    more of them than ``threads``.
+    """
+    run_program(threads, program(phases, threads), together)
+
+
 def parallel_for(*jobs: Job) -> None:
-    """Run the jobs together, in pieces: a thread that starts late or runs slowly does fewer."""
-    threads = threads_for(sum(job.cost for job in jobs))
-    tasks = []
-    for job in jobs:
-        pieces = 1
-        if threads > 1:
-            pieces = max(threads, min(4 * threads, int(job.cost) // MIN_WORK))
-        tasks += [(job.function, *job.arguments, a, b) for a, b in split(job.items, pieces)]
-    run(tasks, threads)
+    """Run the jobs as one phase."""
+    run([jobs], threads_for(sum(job.cost for job in jobs)))
 
 
 def split(items: int, parts: int) -> list[tuple[int, int]]:

@@ -9,8 +9,9 @@ import fastrnn
 from cell_cases import CASES
 from fastrnn.cells.activations import ACTIVATIONS, activation, parse
 from fastrnn.cells.oracle import function
-from fastrnn.kernels.cpu import equations, simd
-from fastrnn.kernels.cpu.compiler import kernel
+from fastrnn.kernels.native import jit, library
+from fastrnn.kernels.native.source import equations, simd
+from fastrnn.kernels.native.source.compiler import kernel
 from fastrnn.kernels.signature import F1
 from fastrnn.layers import GRU, LSTM, RNN
 from fastrnn.runtime import threads
@@ -38,7 +39,8 @@ def test_activations_as_vectors(spec, dtype):
 
     x = X.astype(dtype)
     y, slope = np.zeros((2, len(x)), dtype)
-    kernel(both, f"test_{spec}")(x, y, slope)
+    made_kernel = kernel(both, f"test_{spec}")
+    jit.load(spec, x.dtype, lambda: made_kernel, keep=False)(x, y, slope)
     forward, backward = function(parse(spec))
     wide = x.astype(np.float64)
     wanted = forward(wide)
@@ -96,15 +98,13 @@ def test_unbounded_activations_beyond_the_last_unit(rng):
 
 
 def test_calls_of_unfused_layers_make_no_new_kernels(rng):
-    from fastrnn.kernels.cpu import unfused
-
     layer = GRU(4, 5, variant="reset_before", seed=0)
     x = rng.standard_normal((3, 2, 4))
     layer(x)
-    before = unfused._elementwise.cache_info().currsize
+    before = library.find.cache_info().currsize
     layer(x)
     GRU(4, 5, variant="reset_before", seed=1)(x)
-    assert unfused._elementwise.cache_info().currsize == before
+    assert library.find.cache_info().currsize == before
 
 
 REGULARISED = {

@@ -6,15 +6,14 @@ import sys
 
 import pytest
 
-from fastrnn.kernels.cpu import simd
+from fastrnn.kernels.native import isa
 
 CHECK = """
 import numpy as np
 from fastrnn.layers import GRU, LSTM
-from fastrnn.cells import CELLS
-from fastrnn.kernels.cpu import fused, simd
+from fastrnn.kernels.native.isa import ISA
 
-assert simd.ISA.name == {path!r}, simd.ISA
+assert ISA.name == {path!r}, ISA
 rng = np.random.default_rng(0)
 lengths = [7, 0, 3, 7, 1, 5, 2, 6, 7, 4, 1, 3, 2]
 for cell, units, dtype, tolerance in (
@@ -34,34 +33,78 @@ for cell, units, dtype, tolerance in (
         for name, wanted in results[1].items():
             worst = np.abs(results[0][name] - wanted).max() / np.abs(wanted).max()
             assert worst < tolerance, (cell, dtype, units, batch, name, worst)
-code = "".join(fused.loops(CELLS["lstm"], False).forward.dispatcher.inspect_asm().values())
-print("registers:", *(r for r in ("zmm", "ymm", "xmm") if r in code))
 """
+# Bytes of a whole digest of results, to be compared between processes.
+BITS = """
+import hashlib
+import numpy as np
+from fastrnn.layers import GRU, LSTM, RNN
+
+rng, digest = np.random.default_rng(0), hashlib.sha256()
+for cell in (LSTM, GRU, RNN):
+    for dtype in ("float32", "float64"):
+        layer = cell(9, 21, 2, bidirectional=True, dtype=dtype, seed=0)
+        x, dy = rng.standard_normal((7, 5, 9)), rng.standard_normal((7, 5, 42))
+        y, _, tape = layer.forward(x, lengths=[7, 0, 3, 5, 1])
+        dx, _, grads = layer.backward(tape, dy)
+        for array in (y, dx, *grads.values()):
+            digest.update(array.tobytes())
+print(digest.hexdigest())
+"""
+paths = pytest.mark.parametrize("path", list(isa.ISAS))
+
+
+def python(code, folder, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder,
+        env=os.environ | {"FASTRNN_CACHE_DIR": str(folder), **environment},
+    )  # fmt: skip
+
+
+def needs(path):
+    if path not in isa.usable():
+        pytest.skip(f"this CPU has no {path}")
+
+
+@paths
+def test_path(path, tmp_path):
+    needs(path)
+    done = python(CHECK.format(path=path), tmp_path, FASTRNN_ISA=path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", list(simd.ISAS))
-def test_path(path, tmp_path):
-    isa = simd.ISAS[path]
-    has = simd.llvm.get_host_cpu_features()
-    if not all(has.get(feature) for feature in isa.needs):
-        pytest.skip(f"this CPU has no {path}")
-    environment = os.environ | {"FASTRNN_ISA": path, "FASTRNN_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK.format(path=path)],
-        env=environment, capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
+@paths
+def test_code_compiled_at_run_time_has_the_same_bits(path, tmp_path):
+    needs(path)
+    pytest.importorskip("numba")
+    digests = []
+    for use_jit in ("", "1"):
+        done = python(BITS, tmp_path, FASTRNN_ISA=path, FASTRNN_JIT=use_jit)
+        assert done.returncode == 0, done.stderr
+        digests.append(done.stdout)
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.skipif(not isa.X86, reason="the names of registers are x86's")
+@paths
+def test_registers_of_the_path(path, tmp_path):
+    """Also for a path that this CPU cannot run."""
+    pytest.importorskip("numba")
+    code = """
+import numpy as np
+from fastrnn.cells import CELLS
+from fastrnn.kernels.native.source import compiler, fused
+print(compiler.assembly(fused.forward(CELLS["lstm"], False), np.dtype("float32")))
+"""
+    done = python(code, tmp_path, FASTRNN_COMPILE_FOR=path)
     assert done.returncode == 0, done.stderr
-    if "avx2" in has:  # x86-64
-        registers = done.stdout.split()[1:]
-        assert ("zmm" in registers) == (path == "avx512")
-        assert ("ymm" in registers) == (path != "generic")
+    assert ("zmm" in done.stdout) == (path == "avx512")
+    assert ("ymm" in done.stdout) == (path != "generic")
+    assert "xmm" in done.stdout
 
 
 def test_a_path_that_does_not_exist_is_refused(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", "import fastrnn; fastrnn.LSTM(2, 2)"],
-        env=os.environ | {"FASTRNN_ISA": "mmx"}, capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
+    done = python("import fastrnn; fastrnn.LSTM(2, 2)", tmp_path, FASTRNN_ISA="mmx")
     assert done.returncode != 0
     assert "FASTRNN_ISA is 'mmx'; this CPU can run" in done.stderr

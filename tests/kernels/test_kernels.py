@@ -9,9 +9,13 @@ import fastrnn
 from fastrnn.cells import CELLS, activations
 from fastrnn.kernels import host
 from fastrnn.kernels.backend import get_backend
-from fastrnn.kernels.cpu import gemm, linear, simd
-from fastrnn.kernels.cpu.compiler import kernel
-from fastrnn.kernels.cpu.gemm import Panels, Runs
+from fastrnn.kernels.cpu import linear
+from fastrnn.kernels.native import jit
+from fastrnn.kernels.native.layouts import plain_columns
+from fastrnn.kernels.native.library import find
+from fastrnn.kernels.native.records import BLOCK, Panels, Runs, Sums
+from fastrnn.kernels.native.source import simd
+from fastrnn.kernels.native.source.compiler import kernel
 from fastrnn.kernels.signature import F1
 from fastrnn.packed import PackedBatch
 from helpers import check_close, check_gradient, needs_torch
@@ -26,6 +30,10 @@ def _activate(x: F1, tanh: F1, sigmoid: F1):
         simd.store_first(sigmoid_p, i, activations.sigmoid(v), x.shape[0] - i)
 
 
+def _activate_now(x, tanh, sigmoid):
+    jit.load("activate", x.dtype, lambda: _activate, keep=False)(x, tanh, sigmoid)
+
+
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 3e-7), ("float64", 4e-16)])
 def test_activations_everywhere(dtype, error):
     x = np.concatenate([
@@ -34,7 +42,7 @@ def test_activations_everywhere(dtype, error):
     ]).astype(dtype)  # fmt: skip
     wide = x.astype(np.longdouble)
     tanh, sigmoid = np.full((2, len(x)), 9, dtype)
-    _activate(x, tanh, sigmoid)
+    _activate_now(x, tanh, sigmoid)
     with np.errstate(over="ignore"):
         exact = 1 / (1 + np.exp(-wide))
     assert np.abs(tanh - np.tanh(wide)).max() < error
@@ -50,7 +58,7 @@ def test_activations_everywhere(dtype, error):
 def test_nan_is_not_hidden():
     x = np.array([0, np.nan, 1], np.float32)
     tanh, sigmoid = np.zeros((2, 3), np.float32)
-    _activate(x, tanh, sigmoid)
+    _activate_now(x, tanh, sigmoid)
     assert np.isnan(tanh).tolist() == np.isnan(sigmoid).tolist() == [False, True, False]
 
 
@@ -162,25 +170,37 @@ def test_kernels_write_only_what_is_theirs(rng, inputs, outputs, dtype):
     q, depth, panel = weights.forward.shape
     to = Panels(out, 0, panel, outputs)
     runs = Runs(1, inputs, 0)
-    gemm.product(x.astype(dtype), runs, weights.forward, weights.bias, to, first, last)
+    product = find("gemm.product", np.dtype(dtype))
+    product(x.astype(dtype), runs, weights.forward, weights.bias, to, first, last)
     check_close(out[first:last, :outputs], x[first:last] @ w.T, dtype)
     out[first:last, :outputs] = 9
     assert (out == 9).all()
-    sums, whole = np.full((q, depth, panel), 9, dtype), np.zeros((q, depth, panel), dtype)
     b = rng.standard_normal((n, q * panel)).astype(dtype)
-    scratch, bias = np.empty((gemm.BLOCK, panel), dtype), np.full((q, panel), 9, dtype)
+    columns, gradient = (
+        plain_columns(q * panel, np.dtype(dtype)),
+        find("gemm.weight_gradient", np.dtype(dtype)),
+    )
     total = q * depth
     a, z = total // 3, 2 * total // 3
-    for into, part in ((sums, (a, z)), (whole, (0, total))):
-        columns = Panels(b, 0, panel, q * panel)
-        gemm.accumulate(x.astype(dtype), depth, columns, into, bias, scratch, *part)
-    got, wanted = sums.reshape(total, panel), whole.reshape(total, panel)
+    results = []
+    for part in (a, z), (0, total):
+        sums = Sums(np.full((q, depth, panel), 9, dtype), np.full((q, panel), 9, dtype))
+        out = np.full((q * panel, depth), 9, dtype)
+        args = (x.astype(dtype), depth, Panels(b, 0, panel, q * panel), sums, columns, out)
+        gradient(*args, *part)
+        results.append((sums.packed.reshape(total, panel), out))
+    (got, got_out), (wanted, wanted_out) = results
+    check_close(wanted_out, b.T @ x, dtype)
     assert np.array_equal(got[a:z], wanted[a:z])
     assert (got[:a] == 9).all() and (got[z:] == 9).all()
+    done = np.zeros(total, bool)
+    done[a:z] = True
+    where = done.reshape(q, 1, depth).repeat(panel, axis=1).reshape(q * panel, depth)
+    assert np.array_equal(got_out[where], wanted_out[where]) and (got_out[~where] == 9).all()
 
 
 def test_linear_has_the_same_bits_for_any_number_of_threads(rng):
-    n = 3 * gemm.BLOCK + 5
+    n = 3 * BLOCK + 5
     x, w, dy = (rng.standard_normal(s).astype("f") for s in ((n, 130), (257, 130), (n, 257)))
     results = []
     for count in (1, 2, 3):

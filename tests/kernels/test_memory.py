@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fastrnn.kernels.cpu.simd import width
+from fastrnn.kernels.native.isa import width
 from fastrnn.layers import GRU, LSTM, RNN
 from fastrnn.runtime import buffers
 

@@ -1,8 +1,7 @@
-"""Memory that is reused, and the thread pool."""
+"""Memory that is reused, and the team of threads."""
 
 import multiprocessing
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -51,24 +50,6 @@ def test_set_num_threads():
     assert fastrnn.get_num_threads() == 3
 
 
-@pytest.mark.parametrize("failing", [0, 1, 4])
-def test_an_error_in_a_task_arrives_after_all_have_ended(failing):
-    ended = []
-
-    def task(number):
-        time.sleep(0.01 * (number + 1))
-        if number == failing:
-            raise RuntimeError(f"task {number}")
-        ended.append(number)
-
-    with pytest.raises(RuntimeError, match=f"task {failing}"):
-        threads.run([(task, n) for n in range(5)])
-    assert len(ended) >= 2
-    ended.clear()
-    threads.run([(ended.append, n) for n in range(5)])
-    assert sorted(ended) == [0, 1, 2, 3, 4]
-
-
 def test_callers_from_several_threads(rng):
     twin, layer = (fastrnn.LSTM(16, 64, bidirectional=True, seed=0) for _ in range(2))
     x = rng.standard_normal((20, 30, 16))
@@ -97,7 +78,7 @@ def _in_child(connection, layer, x):
 def test_a_forked_child_computes(rng):
     layer = fastrnn.LSTM(16, 64, bidirectional=True, seed=0)
     x = rng.standard_normal((20, 30, 16))
-    wanted, _ = layer(x)  # the pool is running now
+    wanted, _ = layer(x)  # the team is running now
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     child = context.Process(target=_in_child, args=(theirs, layer, x))

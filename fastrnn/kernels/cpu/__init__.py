@@ -9,7 +9,6 @@ from fastrnn.kernels.host import (
     embedding_forward,
     empty,
     on_device,
-    pack,
     parameters_on,
     scale,
     sort,
@@ -17,7 +16,6 @@ from fastrnn.kernels.host import (
     to_caller,
     to_device,
     to_host,
-    unpack,
     unsort,
     writable,
 )
@@ -30,8 +28,9 @@ from .recurrent import (
     RecurrentWeights,
     recurrent_backward,
     recurrent_forward,
-    recurrent_step,
+    recurrent_plan,
 )
+from .rows import pack, unpack
 
 __all__ = [
     "LinearWeights",
@@ -55,7 +54,7 @@ __all__ = [
     "parameters_on",
     "recurrent_backward",
     "recurrent_forward",
-    "recurrent_step",
+    "recurrent_plan",
     "scale",
     "sgd",
     "sort",

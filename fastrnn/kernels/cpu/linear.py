@@ -7,53 +7,47 @@ from functools import cached_property
 
 import numpy as np
 
+from fastrnn.kernels.native.isa import PANEL, width
+from fastrnn.kernels.native.layouts import plain_columns
+from fastrnn.kernels.native.library import find
+from fastrnn.kernels.native.records import Panels, Runs, Sums
 from fastrnn.runtime import buffers
 from fastrnn.runtime.threads import MOVE_COST, Job, parallel_for
-
-from . import gemm, panels
-from .gemm import Panels, Runs
-from .simd import width
-from .tile import PANEL
 
 # The cost of packing one number, whole vectors at a time, in multiply-adds.
 _PACK_COST = MOVE_COST // 4
 
 
 def product(a, runs: Runs, panels, bias, out, columns: int) -> Job:
-    """`gemm.product` over all rows of ``a`` into the first columns of ``out``."""
+    """``a @ panels`` into the first columns of ``out``."""
     args = (a, runs, panels, bias, Panels(out, 0, panels.shape[2], columns))
-    return Job(gemm.product.of(out.dtype), args, len(a), len(a) * panels.size)
+    return Job(find("gemm.product", out.dtype), args, len(a), len(a) * panels.size)
 
 
-def accumulate(a, b: Panels, packed, sums, columns, out) -> Job:
-    """`gemm.accumulate` of everything into ``packed``, and from there to ``out`` as
-    `panels.unpack_gradient` does with ``columns``."""
-    q, depth, panel = packed.shape
+def weight_gradient(a, b: Panels, sums: Sums, columns, out) -> Job:
+    """The gradient of a weight from the input [N, .] and the gradient of the result."""
+    q, depth, _ = sums.packed.shape
+    cost = (len(a) + _PACK_COST) * sums.packed.size
+    args = (a, depth, b, sums, columns, out)
+    return Job(find("gemm.weight_gradient", out.dtype), args, q * depth, cost)
 
-    def share(first, last):
-        if len(a):
-            scratch = np.empty((gemm.BLOCK, panel), packed.dtype)
-            gemm.accumulate.of(packed.dtype)(a, depth, b, packed, sums, scratch, first, last)
-        else:
-            packed.reshape(-1, panel)[first:last] = 0
-        panels.unpack_gradient.of(packed.dtype)(packed, columns, out, first, last)
 
-    if not len(a):
-        sums[:] = 0
-    return Job(share, (), q * depth, (len(a) + _PACK_COST) * packed.size)
+def new_sums(q: int, depth: int, panel: int, dtype) -> Sums:
+    """Uninitialised."""
+    return Sums(buffers.empty((q, depth, panel), dtype), np.empty((q, panel), dtype))
 
 
 def pack_forward(w, columns, out) -> Job:
     """`panels.pack_forward` of all panels."""
-    return Job(
-        panels.pack_forward.of(out.dtype), (w, columns, out), len(out), out.size * _PACK_COST
-    )
+    kernel = find("panels.pack_forward", out.dtype)
+    return Job(kernel, (w, columns, out), len(out), out.size * _PACK_COST)
 
 
 def pack_backward(w, columns, out, offset=0) -> Job:
     """`panels.pack_backward` of all panels."""
     cost = len(columns) * len(out) * out.shape[2] * _PACK_COST
-    return Job(panels.pack_backward.of(out.dtype), (w, columns, out, offset), len(out), cost)
+    kernel = find("panels.pack_backward", out.dtype)
+    return Job(kernel, (w, columns, out, offset), len(out), cost)
 
 
 class LinearWeights:
@@ -64,7 +58,7 @@ class LinearWeights:
         self.outputs, self.inputs = weight.shape
         self.dtype = weight.dtype
         self.panel = PANEL * width(self.dtype)
-        self.columns = panels.plain_columns(self.outputs, self.dtype)
+        self.columns = plain_columns(self.outputs, self.dtype)
 
     @cached_property
     def forward(self) -> np.ndarray:
@@ -102,9 +96,9 @@ def linear_backward(weights: LinearWeights, x, dy, *, need_dx: bool = True):
     if need_dx:
         dx, job = _input_gradient(weights, dy)
         jobs.append(job)
-    dweight, sums, job = _weight_gradient(x, dy)
+    dweight, totals, job = _weight_gradient(x, dy)
     parallel_for(*jobs, job)
-    return dx, dweight, sums.reshape(-1)[: weights.outputs].copy()
+    return dx, dweight, totals.reshape(-1)[: weights.outputs].copy()
 
 
 def input_gradient(weights: LinearWeights, dy) -> np.ndarray:
@@ -114,7 +108,7 @@ def input_gradient(weights: LinearWeights, dy) -> np.ndarray:
     return dx
 
 
-def weight_gradient(x, dy) -> np.ndarray:
+def dense_weight_gradient(x, dy) -> np.ndarray:
     """``dy.T @ x``, [O, I]."""
     dweight, _, job = _weight_gradient(x, dy)
     parallel_for(job)
@@ -130,9 +124,8 @@ def _input_gradient(w: LinearWeights, dy) -> tuple[np.ndarray, Job]:
 def _weight_gradient(x, dy) -> tuple[np.ndarray, np.ndarray, Job]:
     """``(dweight, sums of dy in panels, the job that computes both)``."""
     (outputs, inputs), dtype = (dy.shape[1], x.shape[1]), dy.dtype
-    panel, columns = PANEL * width(dtype), panels.plain_columns(outputs, dtype)
-    packed = buffers.empty((len(columns) // panel, inputs, panel), dtype)
-    sums = np.zeros((len(packed), panel), dtype)
+    panel, columns = PANEL * width(dtype), plain_columns(outputs, dtype)
+    sums = new_sums(len(columns) // panel, inputs, panel, dtype)
     dweight = buffers.empty((outputs, inputs), dtype)
-    job = accumulate(x, Panels(dy, 0, panel, outputs), packed, sums, columns, dweight)
-    return dweight, sums, job
+    job = weight_gradient(x, Panels(dy, 0, panel, outputs), sums, columns, dweight)
+    return dweight, sums.totals, job

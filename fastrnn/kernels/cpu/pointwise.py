@@ -2,23 +2,8 @@
 
 import numpy as np
 
-from fastrnn.kernels.signature import F1, F, I, U
+from fastrnn.kernels.native.library import find
 from fastrnn.runtime.threads import Job, parallel_for
-
-from .compiler import kernel
-from .simd import pointer
-
-
-@kernel
-def _dropout(x: F1, key: U, limit: U, scale: F, first: I, last: I):
-    x_p = pointer(x)
-    for i in range(first, last):
-        # The i-th output of SplitMix64 (Steele, Lea & Flood 2014) with the seed ``key``.
-        z = key + np.uint64(i) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
-        x_p[i] *= scale if (z >> np.uint64(11)) >= limit else scale * 0
 
 
 def dropout(x: np.ndarray, p: float, key: int) -> None:
@@ -28,4 +13,4 @@ def dropout(x: np.ndarray, p: float, key: int) -> None:
     """
     flat = x.reshape(-1)
     args = (flat, np.uint64(key), np.uint64(p * 2**53), x.dtype.type(1 / (1 - p)))
-    parallel_for(Job(_dropout.of(x.dtype), args, len(flat), len(flat) * 8))
+    parallel_for(Job(find("pointwise.dropout", x.dtype), args, len(flat), len(flat) * 8))

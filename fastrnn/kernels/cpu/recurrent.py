@@ -1,54 +1,56 @@
-"""A recurrent layer on the CPU: time loops, and the products before and after them.
-
-The contract is in kernels/backend.py.
-"""
+"""The recurrent layers on the CPU: a pass of a layer is one program of kernels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastrnn._native import Plan
 from fastrnn.cells import Cell
 from fastrnn.kernels import unfused
-from fastrnn.kernels.options import StepMasks
-from fastrnn.packed import PackedBatch
-from fastrnn.runtime import buffers
-from fastrnn.runtime.threads import (
-    MOVE_COST,
-    Job,
-    parallel_for,
-    run,
-    split,
-    split_by_weight,
-    threads_for,
-)
-
-from . import fused, gemm, linear, panels
-from .barrier import CAN_SHARE_UNITS, Barrier
-from .fused import (
+from fastrnn.kernels.native.isa import CAN_YIELD, ISA, PANEL
+from fastrnn.kernels.native.library import find
+from fastrnn.kernels.native.records import (
     BIAS,
     PROJECTED,
     TABLE,
     Geometry,
     Gradient,
     Init,
+    Lengths,
     Masks,
     Output,
+    Panels,
     Projection,
     RecurrentPanels,
+    Runs,
     UnitGradient,
     Work,
 )
-from .gemm import Panels, Runs
-from .simd import ISA
-from .tile import PANEL
+from fastrnn.kernels.options import StepMasks
+from fastrnn.packed import PackedBatch
+from fastrnn.runtime import buffers
+from fastrnn.runtime.threads import (
+    MIN_WORK,
+    MOVE_COST,
+    Job,
+    Task,
+    program,
+    run,
+    split,
+    split_by_weight,
+    threads_for,
+)
+
+from . import linear
 from .unfused import Ops
 from .weights import FusedWeights
 
 # The least work per step that is worth a thread, in multiply-adds; below it the barrier costs more.
 MIN_STEP_WORK = 1 << 14
+# Up to this many multiply-adds a call has a plan: beyond, building a program costs next to nothing.
+MOST_PLANNED_WORK = 1 << 23
 
 
 @dataclass
@@ -75,7 +77,7 @@ def _slices(packed: PackedBatch, cost: float, directions: int, panels: int):
     low for the registers, of the units: ``[(first, last, first_panel, last_panel)], parties``.
     """
     shares = -(-threads_for(cost) // directions)
-    units = min(max(1, threads_for(cost) // directions), panels) if CAN_SHARE_UNITS else 1
+    units = min(max(1, threads_for(cost) // directions), panels) if CAN_YIELD else 1
     step = cost / directions / max(1, len(packed.batch_sizes))
     if units > 1 and packed.batch // shares < ISA.tile_rows and step / units > MIN_STEP_WORK:
         return [(0, packed.batch, a, b) for a, b in split(panels, units)], units
@@ -98,29 +100,6 @@ def _state_offsets(packed: PackedBatch, save: bool) -> np.ndarray:
     return offsets
 
 
-def _place_initial(state, initial, packed: PackedBatch, save: bool, reverse: bool, mask) -> None:
-    """Write initial states [B, H] where the first step of each sequence will read them.
-
-    ``mask`` [B, H] or None multiplies them there, but not where a length is 0.
-    """
-    batch, units = initial.shape
-    final = len(state) - batch
-    state[:, units:] = 0
-    state[final:, :units] = initial  # stays there if the length is 0
-    if mask is not None:
-        initial = initial * mask
-    if not save:
-        state[:batch, :units] = state[batch:final, :units] = initial
-    elif not reverse:
-        n = int(packed.batch_sizes[0]) if len(packed.batch_sizes) else 0
-        state[:n, :units] = initial[:n]
-    else:
-        started = packed.lengths > 0
-        last = packed.lengths[started] - 1
-        rows = packed.offsets[last] + np.flatnonzero(started)
-        state[rows, :units] = initial[started]
-
-
 def _masks(w: FusedWeights, given: StepMasks | None, d: int) -> Masks:
     """The masks of a direction in the layout of the kernels."""
     if given is None:
@@ -134,16 +113,27 @@ def _masks(w: FusedWeights, given: StepMasks | None, d: int) -> Masks:
     return Masks(rows, rows.shape[1] if len(rows) > 1 else 0, recurrent)
 
 
-def _project_and_loop(w: FusedWeights, x, gates, d: int, a: int, b: int, loop) -> None:
-    """x @ W_ih.T for the panels [a, b) of one direction and all rows, then its time loop."""
-    bias, offset = w.bias[d, a:b], d * w.gates_size + a * w.panel
-    out = Panels(gates, offset, w.panel, w.gates_size - a * w.panel)
-    gemm.product.of(w.dtype)(x, Runs(1, w.inputs, 0), w["x"][d, a:b], bias, out, 0, len(x))
-    width = w["x"].shape[3]
-    if width < w.panel:  # accumulators without a product start from the bias alone
-        rest = gates[:, offset : offset + (b - a) * w.panel].reshape(len(x), b - a, w.panel)
-        rest[:, :, width:] = bias[:, width:]
-    loop()
+def _threads(cost: float, parties: int) -> int:
+    """Of a program whose loops are shared by ``parties`` threads."""
+    return max(threads_for(cost), parties)
+
+
+def _copy(a, offset: int, out) -> Task:
+    """``out[:] = a[offset:]``, cut or filled with zeros to the columns of ``out``."""
+    return Task(find("rows.copy", out.dtype), (a, offset, out), 0, len(out))
+
+
+class _Pass(NamedTuple):
+    """A forward pass that is ready to run."""
+
+    phases: list
+    threads: int
+    together: bool
+    y: np.ndarray
+    states: list  # of each direction
+    gates: np.ndarray
+    masks: list[Masks]
+    packed: dict[str, np.ndarray]  # weights, packed when it has run
 
 
 def recurrent_forward(
@@ -160,11 +150,54 @@ def recurrent_forward(
         return unfused.recurrent_forward(
             weights, x, packed, state_0, training=training, masks=masks
         )
-    w, cell = weights, weights.cell
+    state_n = _new_states(weights, weights.directions, packed.batch)
+    p = _forward(weights, x, packed, state_0, state_n, training, masks)
+    run(p.phases, p.threads, together=p.together)
+    weights.keep(p.packed)
+    tape = Tape(x, packed, p.states, p.gates, p.masks, masks is not None) if training else None
+    return p.y, state_n, tape
+
+
+def _new_states(w: FusedWeights, rows: int, batch: int) -> tuple[np.ndarray, ...]:
+    return tuple([np.empty((rows, batch, w.units), w.dtype) for _ in w.cell.states])
+
+
+def recurrent_plan(layers: Sequence[Any], steps: int, batch: int) -> Plan | None:
+    """See kernels/backend.py."""
+    w = layers[0]
+    if isinstance(w, unfused.UnfusedWeights) or not steps or not batch:
+        return None
+    depth = sum(layer.inputs + layer.units for layer in layers)
+    cost = steps * batch * w.directions * len(w.cell.gates) * w.units * depth
+    if cost > MOST_PLANNED_WORK:
+        return None
+    packed = PackedBatch(steps, batch)
+    first = y = np.empty((packed.size, w.inputs), w.dtype)
+    rows = len(layers) * w.directions
+    initial, final = _new_states(w, rows, batch), _new_states(w, rows, batch)
+    phases, threads, together = [], 1, False
+    for number, layer in enumerate(layers):
+        layer.now("x", "h")
+        part = slice(number * w.directions, (number + 1) * w.directions)
+        before, after = (tuple(s[part] for s in states) for states in (initial, final))
+        p = _forward(layer, y, packed, before, after, False, None)
+        phases += program(p.phases, p.threads)
+        threads, together, y = max(threads, p.threads), together or p.together, p.y
+    is_long = cost > MIN_WORK
+    return Plan(phases, threads, together, is_long, first, y, initial, final)
+
+
+def _forward(
+    w: FusedWeights, x, packed: PackedBatch, state_0, state_n, training: bool, masks
+) -> _Pass:
+    """The program of a forward pass, which writes the final states to ``state_n``."""
+    cell = w.cell
     units, batch, dtype = w.units, packed.batch, w.dtype
     is_index = x.ndim == 1
-    w.prepare(training=training, dx=not is_index)
-    y = buffers.empty((packed.size, w.directions * units), dtype)
+    names = ["x", "h"]
+    if training:
+        names += ["back_h"] if is_index else ["back_h", "back_x"]
+    panels, pack_jobs = w.packed(names)
     depth = units if is_index else units + w.inputs
     cost = packed.size * w.directions * len(cell.gates) * units * depth
     slices, parties = _slices(packed, cost, w.directions, w.panels)
@@ -173,67 +206,63 @@ def recurrent_forward(
     whole = parties > 1 or len(slices) == 1
     hoist = whole and not is_index and packed.size > batch and batch < ISA.tile_rows
     save = training or hoist
+    y = buffers.empty((packed.size, w.directions * units), dtype)
     gates = buffers.empty((packed.size if save else 0, w.directions * w.gates_size), dtype)
-    time_loop = fused.loops(cell, masks is not None).forward.of(dtype)
+    time_loop = find("fused.forward", dtype, cell, masks is not None)
+    begin = find("rows.begin_state", dtype)
     state_offsets = _state_offsets(packed, training)
-    state_rows = (packed.size if training else 2 * batch) + batch
-    barrier = Barrier(w.directions)
+    final = packed.size if training else 2 * batch  # row of the final states
+    lengths = Lengths(packed.lengths, packed.offsets)
+    barrier = np.zeros(8 * w.directions, np.int64)  # a cache line for each counter
     none, no_ids = np.empty((0, 0), dtype), np.empty(0, np.int64)
-    states, tasks, all_masks = [], [], []
+    before, projections, loops, after = list[Task](), list[Job](), list[Task](), list[Task]()
+    states, all_masks = [], []
     for d in range(w.directions):
-        all_masks.append(_masks(w, masks, d))
-        own_states = tuple([buffers.empty((state_rows, w.state_size), dtype) for _ in cell.states])
-        for i, (state, initial) in enumerate(zip(own_states, state_0, strict=True)):
-            mask = masks.recurrent[d] if masks and i == 0 else None
-            _place_initial(state, initial[d], packed, training, d == 1, mask)
+        mask = _masks(w, masks, d)
+        all_masks.append(mask)
+        own_states = tuple(
+            [buffers.empty((final + batch, w.state_size), dtype) for _ in cell.states]
+        )
         states.append(own_states)
-        projection = Projection(none, w["x"][d, :, :0])
+        for i, (state, initial) in enumerate(zip(own_states, state_0, strict=True)):
+            factors = masks.recurrent[d] if masks and i == 0 else none
+            args = (state, initial[d], lengths, training, d == 1, factors)
+            before.append(Task(begin, args, 0, batch))
+            after.append(_copy(state, final, state_n[i][d]))
+        projection = Projection(none, panels["x"][d, :, :0])
         offset = d * w.panels * w.panel
         if is_index:
             table = w.table.reshape(-1)
             init = Init(TABLE, table, x, offset * w.inputs, w.panel, w.inputs * w.panel)
         elif hoist:
+            projections += _hoisted(w, x, panels["x"][d], gates, d)
             flat, stride = gates.reshape(-1), gates.shape[1]
             init = Init(PROJECTED, flat, no_ids, d * w.gates_size, stride, w.panel)
         else:
-            projection = Projection(x, w["x"][d])
+            projection = Projection(x, panels["x"][d])
             init = Init(BIAS, w.bias.reshape(-1), no_ids, offset, 0, w.panel)
         geometry = Geometry(packed.batch_sizes, packed.offsets, state_offsets, d == 1)
         output = Output(y, d * units, gates, d * w.gates_size, training)
         for first, last, a, b in slices:
-            work = Work(first, last, a, b, *barrier.counter(d), parties)
-            loop = partial(
-                time_loop, geometry, projection, init, w["h"][d], w.unit[d], own_states,
-                all_masks[d], output, work,
-            )  # fmt: skip
-            tasks.append((_project_and_loop, w, x, gates, d, a, b, loop) if hoist else (loop,))
-    run(tasks, len(tasks) if parties > 1 else None, barrier.abandon)
-    state_n = tuple(
-        np.stack([own_states[k][state_rows - batch :, :units] for own_states in states])
-        for k in range(len(cell.states))
-    )
-    tape = Tape(x, packed, states, gates, all_masks, masks is not None) if training else None
-    return y, state_n, tape
+            work = Work(first, last, a, b, barrier, 8 * d, parties)
+            loops.append(Task(time_loop, (
+                geometry, projection, init, panels["h"][d], w.unit[d], own_states, mask, output,
+                work,
+            )))  # fmt: skip
+    phases = [[*pack_jobs, *before], projections, loops, after]
+    return _Pass(phases, _threads(cost, parties), parties > 1, y, states, gates, all_masks, panels)
 
 
-def recurrent_step(layers: Sequence[FusedWeights], x, state):
-    """One step through all layers on this thread, see kernels/backend.py."""
-    w, batch, count, states = layers[0], len(x), len(layers), len(state)
-    out = np.empty((count * states + 1, batch, w.units), w.dtype)
-    try:  # not shared: concurrent callers take one each
-        scratch = w.scratch[batch].pop()
-    except (KeyError, IndexError):
-        if len(w.scratch) > 8:  # many different batch sizes
-            w.scratch.clear()
-        w.scratch.setdefault(batch, [])
-        both = tuple([np.empty((2 * batch, w.hp), w.dtype) for _ in state])
-        scratch = both, np.array((batch, 0, batch))
-    finite = True
-    for number, w in enumerate(layers):
-        finite &= w.step(x, *w.for_step, state, number, out, *scratch)
-        x = out[number]
-    layers[0].scratch.setdefault(batch, []).append(scratch)
-    return out[-1], tuple([out[s * count : (s + 1) * count] for s in range(states)]), finite
+def _hoisted(w: FusedWeights, x, panels, gates, d: int) -> list[Job]:
+    """``x @ W_ih.T + bias`` for all rows of one direction, into the gates."""
+    out = Panels(gates, d * w.gates_size, w.panel, w.gates_size)
+    args = (x, Runs(1, w.inputs, 0), panels, w.bias[d], out)
+    jobs = [Job(find("gemm.product", w.dtype), args, len(x), len(x) * panels.size)]
+    width = panels.shape[2]
+    if width < w.panel:  # accumulators without a product start from the bias alone
+        cost = len(x) * w.panels * (w.panel - width) * MOVE_COST
+        jobs.append(Job(find("gemm.fill", w.dtype), (w.bias[d], width, out), len(x), cost))
+    return jobs
 
 
 def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_dx: bool = True):
@@ -246,95 +275,84 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
     tape.gates = None
     units, batch, dtype, is_index = w.units, packed.batch, w.dtype, tape.x.ndim == 1
     need_dx = need_dx and not is_index
-    w.prepare(training=True, dx=need_dx)
+    panels, pack_jobs = w.packed(["back_h", "back_x"] if need_dx else ["back_h"])
     cost = packed.size * w.directions * len(cell.gates) * units * units
-    slices, parties = _slices(packed, cost, w.directions, w["back_h"].shape[1])
-    time_loop = fused.loops(cell, tape.regularised).backward.of(dtype)
-    barrier = Barrier(w.directions)
+    slices, parties = _slices(packed, cost, w.directions, panels["back_h"].shape[1])
+    time_loop = find("fused.backward", dtype, cell, tape.regularised)
+    barrier = np.zeros(8 * w.directions, np.int64)
     unit_size = len(cell.unit_parameters) * w.hp
     dunit = buffers.empty((packed.size if unit_size else 0, w.directions * unit_size), dtype)
-    tasks, dstates = [], []
-    for d in range(w.directions):
-        own_states = tuple([np.zeros((batch, w.hp), dtype) for _ in cell.states])
-        for state, final in zip(own_states, dstate_n, strict=True):
-            state[:, :units] = final[d]
-        dstates.append(own_states)
-        geometry = Geometry(packed.batch_sizes, packed.offsets, packed.offsets, d == 1)
-        output = Output(dy, d * units, gates, d * w.gates_size, True)
-        recurrent = RecurrentPanels(w["back_h"][d], *w.h_runs)
-        for first, last, a, b in slices:
-            work = Work(first, last, a, b, *barrier.counter(d), parties)
-            tasks.append((
-                time_loop, geometry, Gradient(dy, d * units, units), output, tape.states[d],
-                recurrent, w.unit[d], UnitGradient(dunit, d * unit_size), tape.masks[d],
-                own_states, work,
-            ))  # fmt: skip
-    run(tasks, len(tasks) if parties > 1 else None, barrier.abandon)
-
-    # All weight gradients and dx at once, so that every thread has a share of each.
-    dx, jobs, gradients = None, list[Job](), list[_WeightGradient]()
+    unit_sums = np.empty(dunit.shape[1], dtype)
+    dstate_0 = _new_states(w, w.directions, batch)
+    before, loops, after = list[Task](), list[Task](), list[Task]()
+    dx, sums, grads = None, list[Job](), list[dict[str, Any]]()
     if need_dx:
         dx = buffers.empty((packed.size, w.inputs), dtype)
-        runs = Runs(w["back_x"].shape[1] // w.x_runs[0], *w.x_runs)
-        zero = np.zeros((len(w["back_x"]), PANEL * w.lanes), dtype)
-        jobs.append(linear.product(gates, runs, w["back_x"], zero, dx, w.inputs))
+        runs = Runs(panels["back_x"].shape[1] // w.x_runs[0], *w.x_runs)
+        zero = np.zeros((len(panels["back_x"]), PANEL * w.lanes), dtype)
+        sums.append(linear.product(gates, runs, panels["back_x"], zero, dx, w.inputs))
     for d in range(w.directions):
+        own_states = tuple([np.empty((batch, w.hp), dtype) for _ in cell.states])
+        for k, state in enumerate(own_states):
+            before.append(_copy(dstate_n[k][d], 0, state))
+            after.append(_copy(state, 0, dstate_0[k][d]))
+        geometry = Geometry(packed.batch_sizes, packed.offsets, packed.offsets, d == 1)
+        output = Output(dy, d * units, gates, d * w.gates_size, True)
+        recurrent = RecurrentPanels(panels["back_h"][d], *w.h_runs)
+        for first, last, a, b in slices:
+            work = Work(first, last, a, b, barrier, 8 * d, parties)
+            loops.append(Task(time_loop, (
+                geometry, Gradient(dy, d * units, units), output, tape.states[d],
+                recurrent, w.unit[d], UnitGradient(dunit, d * unit_size), tape.masks[d],
+                own_states, work,
+            )))  # fmt: skip
+        named = dict[str, Any]()
         h_prev = tape.states[d][0][: packed.size]
-        gradients += (_WeightGradient(w, "x", d), _WeightGradient(w, "h", d))
-        jobs += (gradients[-2].job(tape.x, gates), gradients[-1].job(h_prev, gates))
-    unit_sums = np.zeros(dunit.shape[1], dtype)
-    if unit_size:
-        sum_columns, items = gemm.sum_columns.of(dtype), dunit.shape[1] // w.lanes
-        jobs.append(Job(sum_columns, (dunit, unit_sums), items, dunit.size * MOVE_COST))
-    parallel_for(*jobs)
-    grads = []
-    for d, (of_x, of_h) in enumerate(zip(gradients[::2], gradients[1::2], strict=True)):
-        named: dict[str, Any] = {"weight_ih": of_x.weight, "weight_hh": of_h.weight}
-        if "bias_ih" in w.parameters[d]:
-            named |= {"bias_ih": of_x.bias(is_index), "bias_hh": of_h.bias(False)}
+        for which, a in ("x", tape.x), ("h", h_prev):
+            named |= _parameter_gradients(w, which, d, a, gates, sums, after)
         for i, name in enumerate(cell.unit_parameters):
             first = d * unit_size + i * w.hp
-            named[name] = unit_sums[first : first + units].copy()
+            named[name] = unit_sums[first : first + units]
         grads.append(named)
-    dstate_0 = []
-    for k in range(len(cell.states)):
-        stacked = np.stack([own_states[k][:, :units] for own_states in dstates])
-        if tape.regularised and k == 0:
-            started = (packed.lengths > 0)[:, None]
-            for d, part in enumerate(stacked):
-                part *= np.where(started, tape.masks[d].recurrent[:, :units], 1)
-        dstate_0.append(stacked)
-    return dx, tuple(dstate_0), grads
+    if unit_size:
+        kernel, items = find("gemm.sum_columns", dtype), dunit.shape[1] // w.lanes
+        sums.append(Job(kernel, (dunit, unit_sums), items, dunit.size * MOVE_COST))
+    # All weight gradients and dx in one phase, so that every thread has a share of each.
+    run(
+        [[*pack_jobs, *before], loops, sums, after],
+        _threads(3 * cost, parties),
+        together=parties > 1,
+    )
+    w.keep(panels)
+    if tape.regularised:
+        started = (packed.lengths > 0)[:, None]
+        for d, part in enumerate(dstate_0[0]):
+            part *= np.where(started, tape.masks[d].recurrent[:, :units], 1)
+    return dx, dstate_0, grads
 
 
-class _WeightGradient:
-    """The gradient of a weight and of its bias, from the gradients of the accumulators."""
+def _parameter_gradients(w: FusedWeights, which: str, d: int, a, gates, jobs, after) -> dict:
+    """The gradients of a weight and its bias from those of the accumulators, by name.
 
-    def __init__(self, w: FusedWeights, which: str, d: int):
-        self.side, name = (w.x, "weight_ih") if which == "x" else (w.h, "weight_hh")
-        self.weight = buffers.empty(w.parameters[d][name].shape, w.dtype)
-        self.packed = buffers.empty(w[which].shape[1:], w.dtype)
-        self.sums = np.zeros(self.packed.shape[::2], w.dtype)
-        self.offset = d * w.gates_size + self.side.offset
-        self.panel, self.remaining = w.panel, (d + 1) * w.gates_size - self.offset
-
-    def job(self, a, gates) -> Job:
-        """The job that computes it, for the input ``a`` of the product: [N, .] or indices [N]."""
-        b = Panels(gates, self.offset, self.panel, self.remaining)
-        columns, depth, dtype = self.side.columns, self.packed.shape[1], self.packed.dtype
-        if a.ndim == 2:
-            return linear.accumulate(a, b, self.packed, self.sums, columns, self.weight)
-
-        def share(first, last):
-            self.packed[first:last] = 0
-            gemm.segment_sum.of(dtype)(a, b, self.packed, first, last)
-            panels.unpack_gradient.of(dtype)(
-                self.packed, columns, self.weight, first * depth, last * depth
-            )
-
-        return Job(share, (), len(self.packed), (gates.size + self.weight.size) * MOVE_COST)
-
-    def bias(self, is_index: bool) -> np.ndarray:
-        """The gradient of the bias; for indices from that of the weight, as one of them is on."""
-        sums = self.packed.sum(axis=1) if is_index else self.sums
-        return sums.reshape(-1)[self.side.positions]
+    ``a`` is the input of the product, [N, .] or indices [N]. What computes them is added to
+    ``jobs`` and, to be run later, ``after``.
+    """
+    side, name = w.side(which)
+    weight = buffers.empty(w.parameters[d][name].shape, w.dtype)
+    columns, panel = side.columns, len(side.columns) // w.panels
+    sums = linear.new_sums(w.panels, weight.shape[1], panel, w.dtype)
+    offset = d * w.gates_size + side.offset
+    b = Panels(gates, offset, w.panel, (d + 1) * w.gates_size - offset)
+    if a.ndim == 2:
+        jobs.append(linear.weight_gradient(a, b, sums, columns, weight))
+    else:
+        cost = (gates.size + weight.size) * MOVE_COST
+        args = (a, b, sums, columns, weight)
+        jobs.append(Job(find("gemm.table_gradient", w.dtype), args, w.panels, cost))
+    named = {name: weight}
+    bias_name = name.replace("weight", "bias")
+    if bias_name in w.parameters[d]:
+        named[bias_name] = np.empty(len(side.positions), w.dtype)
+        to_bias = (sums.totals, side.positions, named[bias_name])
+        after.append(Task(find("rows.unpack_sums", w.dtype), to_bias, 0, len(side.positions)))
+    return named

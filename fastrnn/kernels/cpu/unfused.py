@@ -1,103 +1,22 @@
 """The operations of unfused cells on the CPU, see kernels/unfused.py."""
 
 from collections.abc import Callable, Mapping
-from functools import cache, cached_property
-from typing import Annotated, Any, NamedTuple
+from functools import cached_property
 
 import numpy as np
-from numba.extending import register_jitable
 
 from fastrnn._gather import gather_rows, scatter_add_rows
 from fastrnn.cells import Cell
-from fastrnn.kernels.signature import F2, I, Of, TupleOf
-from fastrnn.kernels.unfused import EPS, resolve
-from fastrnn.kernels.unrolled import statements, tuple_function
+from fastrnn.kernels.native.library import find
+from fastrnn.kernels.native.records import Block
+from fastrnn.kernels.unfused import resolve
 from fastrnn.runtime import buffers
 from fastrnn.runtime.threads import MOVE_COST, Job, parallel_for
 
 from . import linear
-from .compiler import Kernel, kernel
-from .equations import register
 from .linear import LinearWeights
-from .simd import lane_count, load_first, pointer, pointers, store_first
 
 _COST = 2 * MOVE_COST  # of a number of an elementwise function, in multiply-adds
-
-
-class Block(NamedTuple):
-    """An input of an elementwise function: some columns of a matrix."""
-
-    values: F2
-    offset: I  # of the first column
-    step: I  # 1, or 0 where the one row serves all
-
-
-@cache
-def _elementwise(function: Any, cell: str, inputs: int, outputs: int) -> Kernel:
-    name = f"{cell}.{function.__name__}"
-    register(function, name)
-    addresses = register_jitable(
-        tuple_function("x", "pointer(x[{k}].values)", inputs, pointer=pointer)
-    )
-    load = register_jitable(
-        tuple_function(
-            "p, x, r, u, n",
-            "load_first(p[{k}], x[{k}].offset + r * x[{k}].step * x[{k}].values.shape[1] + u, n)",
-            inputs,
-            load_first=load_first,
-        )
-    )
-    store = register_jitable(
-        statements(
-            "p, at, v, n", "store_first(p[{k}], at, v[{k}], n)", outputs, store_first=store_first
-        )
-    )
-
-    def run(
-        x: Annotated[Any, TupleOf(Block, inputs)],
-        y: Annotated[Any, TupleOf(Of("F", 2), outputs)],
-        first: I, last: I,
-    ):  # fmt: skip
-        x_p, y_p, width = addresses(x), pointers(y), y[0].shape[1]
-        for r in range(first, last):
-            for u in range(0, width, lane_count(y_p[0])):
-                v = function(*load(x_p, x, r, u, width - u))
-                store(y_p, r * width + u, v, width - u)
-
-    return kernel(run, f"elementwise({name},{inputs})")
-
-
-@kernel
-def _normalise(x: F2, y: F2, factor: F2, first: I, last: I):
-    """Rows with mean 0 and variance 1 (+ EPS); sums in float64, in order."""
-    n = x.shape[1]
-    for r in range(first, last):
-        mean = 0.0
-        for k in range(n):
-            mean += np.float64(x[r, k])
-        mean /= n
-        variance = 0.0
-        for k in range(n):
-            d = np.float64(x[r, k]) - mean
-            variance += d * d
-        scale = 1 / np.sqrt(variance / n + EPS)
-        factor[r, 0] = scale
-        for k in range(n):
-            y[r, k] = (np.float64(x[r, k]) - mean) * scale
-
-
-@kernel
-def _normalise_backward(dy: F2, y: F2, factor: F2, dx: F2, first: I, last: I):
-    n = y.shape[1]
-    for r in range(first, last):
-        mean, product = 0.0, 0.0
-        for k in range(n):
-            mean += np.float64(dy[r, k])
-            product += np.float64(dy[r, k]) * np.float64(y[r, k])
-        mean /= n
-        product /= n
-        for k in range(n):
-            dx[r, k] = factor[r, 0] * (dy[r, k] - mean - y[r, k] * product)
 
 
 class Ops:
@@ -144,7 +63,7 @@ class Ops:
         return linear.input_gradient(self._linear(weight), dy)
 
     def weight_gradient(self, source, dy):
-        return linear.weight_gradient(source, dy)
+        return linear.dense_weight_gradient(source, dy)
 
     def elementwise(self, function: Callable, count: int, *inputs) -> list[np.ndarray]:
         whole = [x for x in inputs if not isinstance(x, tuple)]
@@ -158,7 +77,7 @@ class Ops:
             x = x.reshape(1, -1) if is_vector else x
             blocks.append(Block(x, block * width, 0 if is_vector else 1))
         out = tuple([self.empty((rows, width)) for _ in range(count)])
-        run = _elementwise(function, self.cell.key, len(blocks), count).of(self.dtype)
+        run = find("unfused.elementwise", self.dtype, self.cell, function, len(blocks), count)
         parallel_for(Job(run, (tuple(blocks), out), rows, rows * width * len(blocks) * _COST))
         return list(out)
 
@@ -174,12 +93,14 @@ class Ops:
 
     def normalise(self, x):
         y, factor = self.empty(x.shape), self.empty((len(x), 1))
-        parallel_for(Job(_normalise.of(self.dtype), (x, y, factor), len(x), x.size * _COST))
+        parallel_for(
+            Job(find("unfused.normalise", self.dtype), (x, y, factor), len(x), x.size * _COST)
+        )
         return y, factor
 
     def normalise_backward(self, dy, y, factor):
         dx = self.empty(y.shape)
-        run = _normalise_backward.of(self.dtype)
+        run = find("unfused.normalise_backward", self.dtype)
         parallel_for(Job(run, (dy, y, factor, dx), len(y), y.size * _COST))
         return dx
 

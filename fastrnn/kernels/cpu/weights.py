@@ -1,27 +1,28 @@
 """The parameters of a recurrent layer, packed for the kernels."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 
 from fastrnn.cells import Cell
+from fastrnn.kernels.native import layouts
+from fastrnn.kernels.native.isa import PANEL, width
+from fastrnn.kernels.native.records import Masks
 from fastrnn.runtime import buffers
 from fastrnn.runtime.threads import Job, parallel_for
 
-from . import fused, linear, panels
-from .simd import width
-from .tile import PANEL
+from . import linear
 
 
 class Side:
     """Where the rows of weight_ih or weight_hh lie in packed panels."""
 
     def __init__(self, order: tuple[int, ...], units: int, dtype, first: int, single: bool):
-        self.positions = panels.gate_positions(units, order, dtype)  # the column of each row
+        self.positions = layouts.gate_positions(units, order, dtype)  # the column of each row
         # The row of each column, -1 for none; in whole panels of one gate for a single one.
-        gates = panels.plain_columns(units, dtype) if single else None
-        self.columns = panels.gate_columns(units, order, dtype) if gates is None else gates
+        gates = layouts.plain_columns(units, dtype) if single else None
+        self.columns = layouts.gate_columns(units, order, dtype) if gates is None else gates
         self.offset = first * width(dtype)  # of these columns in a panel of all accumulators
 
 
@@ -57,34 +58,39 @@ class FusedWeights:
         # A row of states is not a multiple of 1 KB: its columns would share few cache sets.
         self.state_size = self.hp + self.lanes * (self.hp * self.dtype.itemsize % 1024 == 0)
         self._packed: dict[str, np.ndarray] = {}
-        self.scratch: dict[int, list] = {}  # of `recurrent_step`, by the size of the batch
 
-    def prepare(self, *, training: bool, dx: bool) -> None:
-        """Pack what is not yet packed, all at once."""
-        wanted = {"x": self._forward, "h": self._forward}
-        if training:
-            wanted["back_h"] = self._backward
-        if training and dx:
-            wanted["back_x"] = self._backward
-        packed, jobs = {}, list[Job]()
-        for name, make in wanted.items():
-            if name not in self._packed:
-                packed[name] = make(name.removeprefix("back_"), jobs)
+    def packed(self, names: Sequence[str]) -> tuple[dict[str, np.ndarray], list[Job]]:
+        """``x [D, P, I, .]``, ``h [D, P, H, .]``, ``back_x``, ``back_h``, and the jobs that pack
+        what is not yet packed; when these have run, the arrays may be kept (`keep`)."""
+        arrays, jobs = {}, list[Job]()
+        for name in names:
+            array = self._packed.get(name)
+            if array is None:
+                which = name.removeprefix("back_")
+                make = self._forward if which == name else self._backward
+                array = make(which, jobs)
+            arrays[name] = array
+        return arrays, jobs
+
+    def keep(self, arrays: dict[str, np.ndarray]) -> None:
+        """Keep what is packed now; of two callers that packed the same, either is valid."""
+        self._packed.update(arrays)
+
+    def now(self, *names: str) -> dict[str, np.ndarray]:
+        """The packed arrays, packed now if need be."""
+        arrays, jobs = self.packed(names)
         if jobs:
             parallel_for(*jobs)
-            # Two callers may have packed the same arrays; both copies are valid.
-            self._packed.update(packed)
+            self.keep(arrays)
+        return arrays
 
-    def _side(self, which: str) -> tuple[Side, str, int]:
-        """``(where its rows lie, name of the weight, its depth)``."""
-        return (
-            (self.x, "weight_ih", self.inputs)
-            if which == "x"
-            else (self.h, "weight_hh", self.units)
-        )
+    def side(self, which: str) -> tuple[Side, str]:
+        """Where the rows of "x" or "h" lie, and the name of that weight."""
+        return (self.x, "weight_ih") if which == "x" else (self.h, "weight_hh")
 
     def _forward(self, which: str, jobs: list) -> np.ndarray:
-        side, name, depth = self._side(which)
+        side, name = self.side(which)
+        depth = self.parameters[0][name].shape[1]
         shape = (self.directions, self.panels, depth, len(side.columns) // self.panels)
         out = buffers.empty(shape, self.dtype)
         for p, part in zip(self.parameters, out, strict=True):
@@ -93,7 +99,8 @@ class FusedWeights:
 
     def _backward(self, which: str, jobs: list) -> np.ndarray:
         """Of h for each direction, [D, R, ., 4W]; of x all directions in one, [R, D ., 4W]."""
-        side, name, depth = self._side(which)
+        side, name = self.side(which)
+        depth = self.parameters[0][name].shape[1]
         columns = side.columns[: self.hp] if self.cell.accumulators == 1 else side.columns
         panel = PANEL * self.lanes
         r, m, d = -(-depth // panel), len(columns), self.directions
@@ -106,10 +113,6 @@ class FusedWeights:
         for p, (part, offset) in zip(self.parameters, parts, strict=True):
             jobs.append(linear.pack_backward(p[name], columns, part, offset))
         return out
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        """What `prepare` packed: ``x [D, P, I, .]``, ``h [D, P, H, .]``, ``back_x``, ``back_h``."""
-        return self._packed[name]
 
     @cached_property
     def bias(self) -> np.ndarray:
@@ -135,28 +138,15 @@ class FusedWeights:
         return out
 
     @cached_property
-    def step(self) -> Callable:
-        """The kernel of a single step."""
-        step = fused.loops(self.cell, False).step
-        assert step
-        return step.of(self.dtype)
-
-    @cached_property
-    def for_step(self) -> tuple[np.ndarray, ...]:
-        """What `step` reads: the weights of the one direction, bias, per-unit parameters."""
-        self.prepare(training=False, dx=False)
-        return self["x"][0], self["h"][0], self.bias.reshape(-1), self.unit[0]
-
-    @cached_property
-    def no_masks(self) -> fused.Masks:
+    def no_masks(self) -> Masks:
         """The masks of a layer without zoneout and recurrent dropout."""
         none = np.empty((0, 0), self.dtype)
-        return fused.Masks(none, 0, none)
+        return Masks(none, 0, none)
 
     @cached_property
     def table(self) -> np.ndarray:
         """[D, P, I, panel]: bias + W_ih x for each of the I values of a one-hot input."""
-        x = self["x"]
+        x = self.now("x")["x"]
         out = np.repeat(self.bias[:, :, None], self.inputs, axis=2)
         out[..., : x.shape[3]] += x
         return out

@@ -11,7 +11,7 @@ from .recurrent import (
     RecurrentWeights,
     recurrent_backward,
     recurrent_forward,
-    recurrent_step,
+    recurrent_plan,
 )
 
 on_device = True
@@ -49,7 +49,7 @@ __all__ = [
     "parameters_on",
     "recurrent_backward",
     "recurrent_forward",
-    "recurrent_step",
+    "recurrent_plan",
     "require",
     "scale",
     "sgd",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import cuda, types
 
-from fastrnn.kernels.signature import Of, TupleOf, declared
+from fastrnn.kernels.signature import Of, TupleOf, arguments
 
 from . import simulated
 from .memory import SIMULATED, DeviceArray, call, device, stream, use_device
@@ -80,14 +80,14 @@ class Kernel:
     @cached_property
     def argument_types(self) -> list:
         """Numba's types of the arguments."""
-        return [_numba_type(a, self.dtype) for a in declared(self.function).values()]
+        return [_numba_type(a, self.dtype) for a in arguments(self.function).values()]
 
     @cached_property
     def _kinds(self) -> list[Callable]:
         """How the launcher is given each number or pointer."""
         return [
             _pointer if of.ndim else _number(of, self.dtype)
-            for argument in declared(self.function).values()
+            for argument in arguments(self.function).values()
             for of in _declared_leaves(argument)
         ]
 

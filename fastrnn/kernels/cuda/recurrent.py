@@ -127,14 +127,9 @@ def recurrent_forward(
     return y, tuple(state_n), tape
 
 
-def recurrent_step(layers: Sequence[FusedWeights], x, state):
-    """One step through all layers, see kernels/backend.py; numbers are not checked."""
-    packed, after = PackedBatch(1, len(x)), []
-    for layer, weights in enumerate(layers):
-        own_states = tuple(s[layer : layer + 1] for s in state)
-        x, state_n, _ = recurrent_forward(weights, x, packed, own_states, training=False)
-        after.append(state_n)
-    return x, tuple(moves.concatenate(parts) for parts in zip(*after, strict=True)), True
+def recurrent_plan(layers: Sequence[FusedWeights], steps: int, batch: int) -> None:
+    """None: this backend has no plans, see kernels/backend.py."""
+    return None
 
 
 def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_dx: bool = True):

@@ -29,7 +29,7 @@ from .recurrent import (
     RecurrentWeights,
     recurrent_backward,
     recurrent_forward,
-    recurrent_step,
+    recurrent_plan,
 )
 
 __all__ = [
@@ -54,7 +54,7 @@ __all__ = [
     "parameters_on",
     "recurrent_backward",
     "recurrent_forward",
-    "recurrent_step",
+    "recurrent_plan",
     "scale",
     "sgd",
     "sort",

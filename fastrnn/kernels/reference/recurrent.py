@@ -165,12 +165,6 @@ def recurrent_backward(
     return dx, _stack(states), grads
 
 
-def recurrent_step(layers: Sequence[RecurrentWeights], x, state):
-    """See kernels/backend.py."""
-    packed, states = PackedBatch(1, len(x)), []
-    finite = all(np.isfinite(v).all() for v in (x, *state))
-    for layer, weights in enumerate(layers):
-        previous = tuple(s[layer : layer + 1] for s in state)
-        x, new, _ = recurrent_forward(weights, x, packed, previous, training=False)
-        states.append([s[0] for s in new])
-    return x, _stack(states), finite
+def recurrent_plan(layers: Sequence[RecurrentWeights], steps: int, batch: int) -> None:
+    """None: this backend has no plans, see kernels/backend.py."""
+    return None

@@ -1,38 +1,19 @@
 """Matrix products over packed panels: rows times panels, and sums over the rows.
 
-Serial kernels over a range of rows or of tiles, on the layouts of panels.py.
+Serial kernels over a range of rows or of tiles, on the layouts of layouts.py.
 """
 
 from typing import Any, NamedTuple
 
 from numba.extending import register_jitable
 
+from fastrnn.kernels.native.records import BLOCK, Panels, Runs, Sums
 from fastrnn.kernels.signature import F1, F2, F3, I1, I
 
 from .compiler import kernel
-from .simd import lane_count, load, load_first, pointer, store, zeros_like
+from .panels import unpack_gradient
+from .simd import at_address, lane_count, load, load_first, pointer, store, zeros_like
 from .tile import Row, Segment, finish_row, init_panel, init_zero, tile, tile_rows
-
-# Rows that `accumulate` takes at once: block x panel stays in the second-level cache.
-BLOCK = 256
-
-
-class Runs(NamedTuple):
-    """Which columns of a matrix count: ``blocks`` runs of ``length``, ``stride`` apart."""
-
-    blocks: I
-    length: I
-    stride: I
-
-
-class Panels(NamedTuple):
-    """Columns of a matrix, panel by panel: panel q begins at ``offset + q * stride``."""
-
-    values: F2  # [N, .]
-    offset: I
-    stride: I
-    columns: I  # how many are read or written in all
-
 
 _product_tile = tile(init_panel, finish_row)
 
@@ -87,16 +68,18 @@ def _add_sums(i, z, args):
 _sum_tile = tile(init_zero, _add_sums)
 
 
-@kernel
-def accumulate(a: F2, depth: I, b: Panels, out: F3, sums: F2, scratch: F2, first: I, last: I):
+@register_jitable
+def accumulate(
+    a: F2, depth: I, b: Panels, out: F3, sums: F2, first: I, last: I, scratch: I
+):  # fmt: skip
     """``out[q, k] = sum over rows p of a[p, k] * b[p, panel q]``, and ``sums[q]`` of b alone.
 
-    a [N, >= depth]; out [Q, depth, v W], sums [Q, v W], scratch [BLOCK, v W]. Work is the list of
-    all (q, k), of which [first, last) is done here; ``sums[q]`` goes with (q, 0). Rows are added in
-    order, in blocks, so the result does not depend on how the list is divided.
+    a [N, >= depth]; out [Q, depth, v W], sums [Q, v W]; scratch: the thread's own. Work is
+    the list of all (q, k), of which [first, last) is done here; ``sums[q]`` goes with (q, 0). Rows
+    are added in order, in blocks, so the result does not depend on how the list is divided.
     """
     a_p, b_p, out_p, sums_p = pointer(a), pointer(b.values), pointer(out), pointer(sums)
-    block_p = pointer(scratch)
+    block_p = at_address(scratch, b_p)
     n, panel = lane_count(b_p), out.shape[2]
     zero = zeros_like(b_p)
     n_rows, a_stride, b_stride = a.shape[0], a.shape[1], b.values.shape[1]
@@ -129,7 +112,7 @@ def accumulate(a: F2, depth: I, b: Panels, out: F3, sums: F2, scratch: F2, first
         p0 = p1
 
 
-@kernel
+@register_jitable
 def segment_sum(ids: I1, b: Panels, out: F3, first: I, last: I):
     """``out[q, v] += b[p, panel q]`` for the rows p with ``ids[p] == v``, q in [first, last).
 
@@ -158,3 +141,49 @@ def sum_columns(a: F2, out: F1, first: I, last: I):
         for p in range(a.shape[0]):
             total = total + load(a_p, p * a.shape[1] + j)
         store(out_p, j, total)
+
+
+@kernel
+def weight_gradient(
+    a: F2, depth: I, b: Panels, sums: Sums, columns: I1, out: F2, first: I, last: I, scratch: I
+):  # fmt: skip
+    """`accumulate`, and from there to ``out`` as `panels.unpack_gradient` does with ``columns``."""
+    packed, totals = sums
+    if a.shape[0] == 0:
+        packed_p, totals_p, panel = pointer(packed), pointer(totals), packed.shape[2]
+        for k in range(first * panel, last * panel):
+            packed_p[k] = 0
+        for q in range(first // depth, (last + depth - 1) // depth):
+            for k in range(panel):
+                totals_p[q * panel + k] = 0
+    accumulate(a, depth, b, packed, totals, first, last, scratch)
+    unpack_gradient(packed, columns, out, first, last)
+
+
+@kernel
+def table_gradient(ids: I1, b: Panels, sums: Sums, columns: I1, out: F2, first: I, last: I):
+    """The same for a one-hot input given by its index, the panels [first, last)."""
+    packed, totals = sums
+    packed_p, totals_p = pointer(packed), pointer(totals)
+    depth, panel, n = packed.shape[1], packed.shape[2], lane_count(pointer(packed))
+    for k in range(first * depth * panel, last * depth * panel):
+        packed_p[k] = 0
+    segment_sum(ids, b, packed, first, last)
+    unpack_gradient(packed, columns, out, first * depth, last * depth)
+    for q in range(first, last):  # one of the values is on, so the bias has the sum over them
+        for j in range(0, panel, n):
+            total = zeros_like(packed_p)
+            for v in range(depth):
+                total = total + load(packed_p, (q * depth + v) * panel + j)
+            store(totals_p, q * panel + j, total)
+
+
+@kernel
+def fill(bias: F2, width: I, out: Panels, first: I, last: I):
+    """The columns of every panel of ``out`` from ``width`` on: those of ``bias`` [Q, panel]."""
+    out_p, bias_p = pointer(out.values), pointer(bias)
+    panel, stride = bias.shape[1], out.values.shape[1]
+    for p in range(first, last):
+        for q in range(bias.shape[0]):
+            for k in range(width, panel):
+                out_p[p * stride + out.offset + q * out.stride + k] = bias_p[q * panel + k]

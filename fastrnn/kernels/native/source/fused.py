@@ -2,7 +2,7 @@
 
 A kernel is serial over a slice of the batch and of the units (`Work`). Rows are packed (see
 fastrnn/packed.py), so the active rows of a slice [first, last) are always its first ones. Layouts
-are those of panels.py; Hp is H rounded up to whole vectors.
+are those of layouts.py; Hp is H rounded up to whole vectors.
 
 States are [S + B, >= Hp] each. Row r of step t starts from row ``state_offsets[t] + r``; the state
 that a sequence ends with goes to row ``S + r``, where S is the last of the state offsets.
@@ -15,16 +15,29 @@ import threading
 from functools import cache
 from typing import Annotated, Any, NamedTuple
 
-import numpy as np
 from numba.extending import register_jitable
 
 from fastrnn.cells import Cell
 from fastrnn.cells.activations import BOUNDED, fma
-from fastrnn.kernels.signature import F1, F2, F3, I1, B, I, Of, TupleOf
+from fastrnn.kernels.native.isa import PANEL
+from fastrnn.kernels.native.records import (
+    PROJECTED,
+    TABLE,
+    Geometry,
+    Gradient,
+    Init,
+    Masks,
+    Output,
+    Projection,
+    RecurrentPanels,
+    UnitGradient,
+    Work,
+)
+from fastrnn.kernels.signature import F2, F3, Of, TupleOf
 from fastrnn.kernels.unrolled import statements, tuple_function, with_first
 
 from .barrier import barrier_wait
-from .compiler import Kernel, kernel
+from .compiler import kernel
 from .equations import compiled
 from .simd import (
     lane_count,
@@ -41,7 +54,6 @@ from .simd import (
     store_first,
 )
 from .tile import (
-    PANEL,
     Row,
     Segment,
     finish_row,
@@ -51,107 +63,6 @@ from .tile import (
     tile,
     tile_rows,
 )
-
-# What the accumulators of row p start from: row 0 of `Init.values` (the bias), row ``ids[p]`` (a
-# table of bias + column of W_ih, for one-hot input), or row p (bias + W_ih x, computed before).
-BIAS, TABLE, PROJECTED = range(3)
-
-
-class Geometry(NamedTuple):
-    """The packed batch, and where states lie."""
-
-    batch_sizes: I1  # [T]
-    offsets: I1  # [T + 1]
-    state_offsets: I1  # [T + 1]
-    reverse: B  # the direction from each sequence's end to its start
-
-
-class Projection(NamedTuple):
-    """The product with W_ih that is added in the loop."""
-
-    x: F2  # [N, I], or I = 0
-    panels: F3  # [P, I, .], panels.py's forward layout
-
-
-class Init(NamedTuple):
-    """The start of every sum: the vectors at ``offset + row * stride + panel * panel_stride``.
-
-    ``row`` is that of the packed batch for PROJECTED and ``ids[row]`` for TABLE; for BIAS the
-    stride is 0, as all rows start alike.
-    """
-
-    kind: I  # BIAS, TABLE or PROJECTED, which says what ``row`` is
-    values: F1  # flat; for PROJECTED it is the flat buffer of the gates, each read before written
-    ids: I1  # [N] for TABLE, else empty
-    offset: I
-    stride: I
-    panel_stride: I
-
-
-class Masks(NamedTuple):
-    """Zoneout and recurrent dropout; empty arrays for a layer without."""
-
-    keep: F2  # [N or 1, states * Hp]: the share of each new state that is kept
-    keep_stride: I  # from row to row; 0 where one row serves all
-    recurrent: F2  # [B, Hp]: factors of h on its way to the next step
-
-
-class Output(NamedTuple):
-    """Where a direction's results go."""
-
-    y: F2  # [N, >= y_offset + H]
-    y_offset: I
-    gates: F2  # [N, >= gates_offset + the direction's gates]
-    gates_offset: I
-    save: B  # write the gates
-
-
-class Gradient(NamedTuple):
-    """The gradient of the output of a direction."""
-
-    dy: F2  # [N, >= offset + units]
-    offset: I
-    units: I  # H
-
-
-class RecurrentPanels(NamedTuple):
-    """W_hh packed for dz @ W_hh, and which of the gates' columns it multiplies."""
-
-    panels: F3  # [Q, K, 4 W], panels.py's backward layout
-    block: I  # length of a run of columns
-    block_stride: I  # from run to run
-
-
-class UnitGradient(NamedTuple):
-    """Where each row's gradient of the per-unit parameters goes."""
-
-    values: F2  # [N, >= offset + P * Hp]
-    offset: I
-
-
-class Work(NamedTuple):
-    """What one thread does: rows [first, last) of the batch, some panels of the units.
-
-    Where a slice of rows would be too low for the registers, ``parties`` threads take all rows
-    and some panels each, and wait for each other once a step.
-    """
-
-    first: I
-    last: I
-    first_panel: I
-    last_panel: I
-    barrier: I1  # see barrier.py
-    barrier_slot: I
-    parties: I
-
-
-class Loops(NamedTuple):
-    """The time loops of a cell and its single step."""
-
-    forward: Kernel
-    backward: Kernel
-    step: Kernel | None  # not with masks
-
 
 # What a tile's prologue and epilogue are given, inside the kernels.
 
@@ -284,14 +195,23 @@ _dh_tile = tile(init_row, finish_row)
 _making = threading.Lock()
 
 
-def loops(cell: Cell, regularised: bool) -> Loops:
-    """The loops of a cell, with zoneout and recurrent dropout if ``regularised``."""
+def forward(cell: Cell, regularised: bool):
+    """The time loop of a cell, with zoneout and recurrent dropout if ``regularised``."""
+    return _loops(cell, regularised)[0]
+
+
+def backward(cell: Cell, regularised: bool):
+    """The loop of its gradient."""
+    return _loops(cell, regularised)[1]
+
+
+def _loops(cell: Cell, regularised: bool):
     with _making:  # no two threads may make kernels of one name
-        return _loops(cell, regularised)
+        return _made_loops(cell, regularised)
 
 
 @cache
-def _loops(cell: Cell, regularised: bool) -> Loops:
+def _made_loops(cell: Cell, regularised: bool):
     name = f"{cell.key}_regularised" if regularised else cell.key
     count, accumulators, single = len(cell.states), cell.accumulators, cell.accumulators == 1
     first_recurrent, unit_parameters = cell.first_recurrent, len(cell.unit_parameters)
@@ -465,56 +385,7 @@ def _loops(cell: Cell, regularised: bool) -> Loops:
                     _dh_tile(rows, remaining // n, (dz,), (to, to))
                     r += rows
 
-    forward_kernel = kernel(forward, f"{name}_forward")
-    backward_kernel = kernel(backward, f"{name}_backward")
-    if regularised:
-        return Loops(forward_kernel, backward_kernel, None)
-    run_forward = forward_kernel.dispatcher
-
-    def step(
-        x: F2, w_x: F3, w_h: F3, bias: F1, unit: F2,
-        state: Annotated[Any, TupleOf(Of("F", 3), count)], layer: I, out: F3,
-        scratch: Annotated[Any, TupleOf(Of("F", 2), count)], offsets: I1,
-    ):  # fmt: skip
-        """One step of one layer for a stream, False if a number that comes in is not finite.
-
-        x [B, I]; each state [L, B, H] before the step; out [L S + 1, B, H] takes the S states of
-        all layers after it, and y; scratch a tuple of S arrays [2 B, Hp]; offsets is ``[B, 0, B]``.
-        """
-        batch, units = out.shape[1:]
-        finite = True
-        for r in range(batch):
-            for k in range(x.shape[1]):
-                finite &= np.isfinite(x[r, k])
-        for s in range(count):
-            before, into = state[s], scratch[s]
-            for r in range(batch):
-                for k in range(units):
-                    v = before[layer, r, k]
-                    finite &= np.isfinite(v)
-                    into[r, k] = v
-                for k in range(units, into.shape[1]):
-                    into[r, k] = 0
-        y, ids, panel = out[-1], offsets[:0], panel_vectors * lane_count(pointer(w_h))
-        # Not literals, for which Numba would compile ``forward`` again.
-        zero, one, no = np.int64(0), np.int64(1), batch < 0
-        run_forward(
-            Geometry(offsets[:1], offsets[1:], offsets[1:], no),
-            Projection(x, w_x),
-            Init(zero, bias, ids, zero, zero, panel),
-            w_h, unit, scratch,
-            Masks(y, zero, y),
-            Output(y, zero, y, zero, no),
-            Work(zero, batch, zero, w_h.shape[0], offsets, zero, one),
-        )  # fmt: skip
-        for s in range(count):
-            after = scratch[s]
-            for r in range(batch):
-                for k in range(units):
-                    out[s * state[s].shape[0] + layer, r, k] = after[batch + r, k]
-        return finite
-
-    return Loops(forward_kernel, backward_kernel, kernel(step, f"{name}_step"))
+    return kernel(forward, f"{name}_forward"), kernel(backward, f"{name}_backward")
 
 
 def _saved_loader(count: int):

@@ -14,15 +14,15 @@ after them are part of the kernels.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from .simd import ISA, Lanes, lane_count, load, store, store_first, zeros_like
+from fastrnn.kernels.native.isa import ISA, PANEL
 
-PANEL = 4  # vectors in a panel at most: the accumulators of one vector of hidden units
+from .compiler import kernel
+from .simd import Lanes, lane_count, load, store, store_first, zeros_like
 
 _I64 = ir.IntType(64)
 
@@ -173,7 +173,7 @@ def tile(init: Callable, epilogue: Callable, parts=None, name: str = ""):
 
     # Each needs a name of its own, see `compiler.kernel`.
     run.__qualname__ = f"tile({name},{init.__name__},{epilogue.__name__},{parts})"
-    return numba.njit(run, nogil=True, error_model="numpy")
+    return kernel(run)
 
 
 @register_jitable

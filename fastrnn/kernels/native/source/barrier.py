@@ -5,36 +5,15 @@ microseconds. After about 50 us a waiting thread yields its core each time it po
 neighbour slows the loop down but cannot stop it.
 """
 
-import os
-
-import llvmlite.binding as llvm
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
+from fastrnn.kernels.native.isa import CAN_YIELD, X86
+
 _I64 = ir.IntType(64)
-_LINE = 8  # int64 in a cache line: each counter has a line of its own
 _POLLS = 2000  # about 50 us; then the thread yields between polls
-_X86 = "x86_64" in llvm.get_process_triple()
-# Threads share a time loop only where a waiting thread can yield its core.
-CAN_SHARE_UNITS = os.name == "posix"
-
-
-class Barrier:
-    """The counters of some groups of threads, for one parallel region."""
-
-    def __init__(self, groups: int):
-        self.counts = np.zeros((groups + 1) * _LINE, np.int64)
-
-    def counter(self, group: int) -> tuple[np.ndarray, int]:
-        """The array and the index of a group's counter, for `barrier_wait`."""
-        return self.counts, (group + 1) * _LINE
-
-    def abandon(self) -> None:
-        """Release all threads: one of them will never arrive."""
-        self.counts[0] = 1
 
 
 @intrinsic
@@ -73,8 +52,8 @@ def _nothing():
     pass
 
 
-_pause = _call("llvm.x86.sse2.pause") if _X86 else register_jitable(_nothing)
-_yield = _call("sched_yield") if CAN_SHARE_UNITS else register_jitable(_nothing)
+_pause = _call("llvm.x86.sse2.pause") if X86 else register_jitable(_nothing)
+_yield = _call("sched_yield") if CAN_YIELD else register_jitable(_nothing)
 
 
 @register_jitable
@@ -84,7 +63,7 @@ def barrier_wait(counts, slot, parties, round_):
         return
     _add(counts, slot)
     polls = 0
-    while _poll(counts, slot) < parties * round_ and _poll(counts, 0) == 0:
+    while _poll(counts, slot) < parties * round_:
         polls += 1
         _pause()
         if polls > _POLLS:

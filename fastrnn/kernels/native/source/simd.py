@@ -1,18 +1,8 @@
-"""`Lanes`: a Numba type that is one machine vector, and the instruction-set path with its width.
-
-The path (``avx512``, ``avx2``, ``generic``) is chosen once per process from the features of the
-CPU, or forced with the environment variable ``FASTRNN_ISA``. Forcing it also makes Numba compile
-for that level, so the code is the same that such a machine would run.
-"""
+"""`Lanes`: a Numba type that is one machine vector, and what kernels do with vectors."""
 
 import operator
-import os
 from functools import cache
-from typing import NamedTuple
 
-import llvmlite.binding as llvm
-import numba
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -27,48 +17,7 @@ from numba.extending import (
 )
 
 from fastrnn.cells import activations
-
-
-class Isa(NamedTuple):
-    """An instruction-set path: vector bytes, rows of a register tile, LLVM CPU level."""
-
-    name: str
-    vector_bytes: int
-    tile_rows: int  # tile_rows x 4 accumulators + what is loaded must fit the registers
-    needs: tuple[str, ...]
-    level: str
-
-
-ISAS = {
-    "avx512": Isa("avx512", 64, 6, ("avx512f", "avx512dq", "avx512bw", "avx512vl"), "x86-64-v4"),
-    "avx2": Isa("avx2", 32, 3, ("avx2", "fma"), "x86-64-v3"),
-    "generic": Isa("generic", 16, 3, (), "x86-64"),
-}
-
-
-def _choose() -> Isa:
-    has = llvm.get_host_cpu_features()
-    usable = [isa for isa in ISAS.values() if all(has.get(f) for f in isa.needs)]
-    forced = os.environ.get("FASTRNN_ISA")
-    if not forced:
-        # A user who lowers Numba's own target (NUMBA_CPU_NAME) gets what runs anywhere.
-        return ISAS["generic"] if numba.config.CPU_NAME else usable[0]
-    if forced not in ISAS or ISAS[forced] not in usable:
-        raise ValueError(
-            f"FASTRNN_ISA is {forced!r}; this CPU can run {', '.join(i.name for i in usable)}"
-        )
-    isa = ISAS[forced]
-    if "avx2" in has:  # x86-64: the level names are x86's
-        numba.config.CPU_NAME, numba.config.CPU_FEATURES = isa.level, ""
-    return isa
-
-
-ISA = _choose()
-
-
-def width(dtype) -> int:
-    """How many numbers of ``dtype`` one vector holds."""
-    return ISA.vector_bytes // np.dtype(dtype).itemsize
+from fastrnn.kernels.native.isa import ISA
 
 
 class Lanes(types.Type):
@@ -264,6 +213,16 @@ def pointer(typingctx, array):
         return context.make_array(sig.args[0])(context, builder, args[0]).data
 
     return types.CPointer(array.dtype)(array), codegen
+
+
+@intrinsic
+def at_address(typingctx, address, like):
+    """The memory at an address, as a pointer of the type of ``like``."""
+
+    def codegen(context, builder, sig, args):
+        return builder.inttoptr(args[0], args[1].type)
+
+    return like(types.int64, like), codegen
 
 
 @intrinsic

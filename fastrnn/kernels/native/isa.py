@@ -1,0 +1,59 @@
+"""The instruction-set path: how wide vectors are, and the CPUs that the machine code is for.
+
+The path (``avx512``, ``avx2``, ``generic``) is chosen once per process: the best that this CPU can
+run, or the one named by the environment variable ``FASTRNN_ISA``.
+"""
+
+import os
+import platform
+from typing import NamedTuple
+
+import numpy as np
+
+# Vectors in a panel at most: the accumulators of one vector of hidden units.
+PANEL = 4
+
+
+class Isa(NamedTuple):
+    """An instruction-set path."""
+
+    name: str
+    vector_bytes: int
+    tile_rows: int  # tile_rows x PANEL accumulators + what is loaded must fit the registers
+    level: str  # LLVM's name of the CPUs
+
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+# Threads share the units of a time loop only where one that waits can yield its core.
+CAN_YIELD = os.name == "posix"
+ISAS = {"generic": Isa("generic", 16, 3, "x86-64-v2" if X86 else "generic")}
+if X86:
+    ISAS |= {
+        "avx512": Isa("avx512", 64, 6, "x86-64-v4"),
+        "avx2": Isa("avx2", 32, 3, "x86-64-v3"),
+    }
+
+
+def usable() -> list[str]:
+    """The paths that this CPU can run, the best first."""
+    from fastrnn._native import supports  # not yet there while the package is built
+
+    return [name for name in ("avx512", "avx2", "generic") if supports(name)]
+
+
+def _choose() -> Isa:
+    if "FASTRNN_COMPILE_FOR" in os.environ:  # the build, on a CPU that need not run it
+        return ISAS[os.environ["FASTRNN_COMPILE_FOR"]]
+    names = usable()
+    forced = os.environ.get("FASTRNN_ISA") or names[0]
+    if forced not in names:
+        raise ValueError(f"FASTRNN_ISA is {forced!r}; this CPU can run {', '.join(names)}")
+    return ISAS[forced]
+
+
+ISA = _choose()
+
+
+def width(dtype) -> int:
+    """How many numbers of ``dtype`` one vector holds."""
+    return ISA.vector_bytes // np.dtype(dtype).itemsize

@@ -1,0 +1,215 @@
+#define _GNU_SOURCE
+#include "team.h"
+
+#define POLL_BETWEEN_NS 200000 /* for the next call */
+#define POLL_WITHIN_NS 50000   /* for the end of a phase */
+#define LOST_CORE_NS 100000    /* between two looks at the clock */
+
+#ifdef _WIN32
+#include <windows.h>
+typedef SRWLOCK lock_t;
+static lock_t team_lock = SRWLOCK_INIT;
+static int lock_try(lock_t *l) { return TryAcquireSRWLockExclusive(l); }
+static void lock_take(lock_t *l) { AcquireSRWLockExclusive(l); }
+static void lock_give(lock_t *l) { ReleaseSRWLockExclusive(l); }
+static void sleep_while(_Atomic uint32_t *at, uint32_t value) {
+    WaitOnAddress((volatile VOID *)at, &value, sizeof value, INFINITE);
+}
+static void wake_all(_Atomic uint32_t *at) { WakeByAddressAll((PVOID)at); }
+static int64_t now_ns(void) {
+    LARGE_INTEGER count, rate;
+    QueryPerformanceCounter(&count);
+    QueryPerformanceFrequency(&rate);
+    return (int64_t)((double)count.QuadPart * 1e9 / (double)rate.QuadPart);
+}
+#define THREAD DWORD WINAPI
+static DWORD WINAPI worker(void *seen);
+static int start_worker(uint32_t seen) {
+    HANDLE thread = CreateThread(0, 0, worker, (void *)(uintptr_t)seen, 0, 0);
+    return thread && CloseHandle(thread);
+}
+#else
+#include <pthread.h>
+#include <signal.h>
+#include <time.h>
+typedef pthread_mutex_t lock_t;
+static lock_t team_lock = PTHREAD_MUTEX_INITIALIZER;
+static int lock_try(lock_t *l) { return !pthread_mutex_trylock(l); }
+static void lock_take(lock_t *l) { pthread_mutex_lock(l); }
+static void lock_give(lock_t *l) { pthread_mutex_unlock(l); }
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static void sleep_while(_Atomic uint32_t *at, uint32_t value) {
+    syscall(SYS_futex, at, FUTEX_WAIT_PRIVATE, value, 0, 0, 0);
+}
+static void wake_all(_Atomic uint32_t *at) {
+    syscall(SYS_futex, at, FUTEX_WAKE_PRIVATE, INT32_MAX, 0, 0, 0);
+}
+#else
+static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static void sleep_while(_Atomic uint32_t *at, uint32_t value) {
+    pthread_mutex_lock(&sleep_lock);
+    if (atomic_load(at) == value) pthread_cond_wait(&changed, &sleep_lock);
+    pthread_mutex_unlock(&sleep_lock);
+}
+static void wake_all(_Atomic uint32_t *at) {
+    (void)at;
+    pthread_mutex_lock(&sleep_lock);
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&sleep_lock);
+}
+#endif
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+}
+#define THREAD void *
+static void *worker(void *seen);
+static int start_worker(uint32_t seen) {
+    pthread_t thread;
+    pthread_attr_t detached;
+    sigset_t all, before;
+    pthread_attr_init(&detached);
+    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    sigfillset(&all); /* signals are for Python's threads */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int failed = pthread_create(&thread, &detached, worker, (void *)(uintptr_t)seen);
+    pthread_sigmask(SIG_SETMASK, &before, 0);
+    pthread_attr_destroy(&detached);
+    return !failed;
+}
+#endif
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#define PAUSE() _mm_pause()
+#elif defined(__aarch64__) && !defined(_MSC_VER)
+#define PAUSE() __asm__ volatile("yield")
+#else
+#define PAUSE() (void)0
+#endif
+
+/* The region that runs now. Written only by the thread that holds team_lock. */
+static phase_t *region;
+static int64_t region_count;
+static int workers;
+static _Atomic uint32_t generation;  /* of regions: workers wait for a new one */
+static _Atomic int asleep;           /* workers */
+static _Atomic int is_open, seats;   /* whether and how many workers may still enter */
+static _Atomic uint32_t users;       /* workers that may look at the region */
+static _Atomic int caller_sleeps;
+
+/* Poll until *at is not `value`, for no longer than `limit`: whether it changed. */
+static int poll_while(_Atomic uint32_t *at, uint32_t value, int64_t limit) {
+    int64_t start = 0, before = 0;
+    for (int k = 1; atomic_load_explicit(at, memory_order_acquire) == value; k++) {
+        PAUSE();
+        if (k % 32) continue;
+        int64_t now = now_ns();
+        if (!start) start = now;
+        else if (now - start > limit || now - before > LOST_CORE_NS) return 0;
+        before = now;
+    }
+    return 1;
+}
+
+static void run_phases(phase_t *phases, int64_t count) {
+    _Alignas(64) char scratch[SCRATCH];
+    for (phase_t *p = phases; p < phases + count; p++) {
+        int64_t i;
+        while ((i = atomic_fetch_add(&p->next, 1)) < p->count) {
+            const task_t *t = p->tasks + i;
+            t->entry(t->slots, t->first, t->last, scratch);
+            if (atomic_fetch_add(&p->done, 1) + 1 == p->count) {
+                atomic_store(&p->ended, 1);
+                if (atomic_load(&p->sleepers)) wake_all(&p->ended);
+            }
+        }
+        if (p->count && !poll_while(&p->ended, 0, POLL_WITHIN_NS)) {
+            atomic_fetch_add(&p->sleepers, 1);
+            while (!atomic_load(&p->ended)) sleep_while(&p->ended, 0);
+        }
+    }
+}
+
+static THREAD worker(void *argument) {
+    uint32_t seen = (uint32_t)(uintptr_t)argument;
+    for (;;) {
+        while (!poll_while(&generation, seen, POLL_BETWEEN_NS)) {
+            atomic_fetch_add(&asleep, 1);
+            sleep_while(&generation, seen);
+            atomic_fetch_sub(&asleep, 1);
+        }
+        seen = atomic_load(&generation);
+        atomic_fetch_add(&users, 1); /* first announce, then look: see team_run */
+        if (atomic_load(&is_open) && atomic_fetch_sub(&seats, 1) > 0)
+            run_phases(region, region_count);
+        if (atomic_fetch_sub(&users, 1) == 1 && atomic_load(&caller_sleeps)) wake_all(&users);
+    }
+    return 0;
+}
+
+void call_entry(entry_t entry, const int64_t *slots, int64_t first, int64_t last) {
+    _Alignas(64) char scratch[SCRATCH];
+    entry(slots, first, last, scratch);
+}
+
+static void run_alone(phase_t *phases, int64_t count) {
+    for (phase_t *p = phases; p < phases + count; p++)
+        for (const task_t *t = p->tasks; t < p->tasks + p->count; t++)
+            call_entry(t->entry, t->slots, t->first, t->last);
+}
+
+int team_run(phase_t *phases, int64_t count, int threads, int together) {
+    if (threads > 1 && !lock_try(&team_lock)) {
+        if (together) lock_take(&team_lock);
+        else threads = 1;
+    }
+    if (threads <= 1) {
+        run_alone(phases, count);
+        return 0;
+    }
+    while (workers < threads - 1 && start_worker(atomic_load(&generation))) workers++;
+    if (together && workers < threads - 1) {
+        lock_give(&team_lock);
+        return -1;
+    }
+    region = phases;
+    region_count = count;
+    atomic_store(&seats, threads - 1);
+    atomic_store(&is_open, 1);
+    atomic_fetch_add(&generation, 1);
+    if (atomic_load(&asleep)) wake_all(&generation);
+    run_phases(phases, count);
+    atomic_store(&is_open, 0);
+    /* All tasks are done, but a worker may still be looking for one. */
+    for (uint32_t left; (left = atomic_load(&users));)
+        if (!poll_while(&users, left, POLL_WITHIN_NS)) {
+            atomic_store(&caller_sleeps, 1);
+            sleep_while(&users, left);
+            atomic_store(&caller_sleeps, 0);
+        }
+    lock_give(&team_lock);
+    return 0;
+}
+
+#ifndef _WIN32
+static void in_child(void) { /* which has no workers, and a region only in its parent */
+    workers = 0;
+    atomic_store(&asleep, 0);
+    atomic_store(&is_open, 0);
+    atomic_store(&users, 0);
+    atomic_store(&caller_sleeps, 0);
+    pthread_mutex_init(&team_lock, 0);
+}
+#endif
+
+void team_init(void) {
+#ifndef _WIN32
+    pthread_atfork(0, 0, in_child);
+#endif
+}
