@@ -14,7 +14,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from fastrnn import checks
 
@@ -123,6 +122,8 @@ class WordVectors:
         if vector is None:
             name = f"{self.seed}\0{word}".encode("utf-8", "surrogatepass")
             bits = np.frombuffer(hashlib.shake_128(name).digest(4 * self.dimension), "<u4")
+            from scipy.special import ndtr, ndtri  # takes long to import
+
             low = ndtr(-_CUT)
             uniform = low + (1 - 2 * low) * (bits + 0.5) / 2**32
             vector = (self.mean + self.std * ndtri(uniform)).astype(np.float32)

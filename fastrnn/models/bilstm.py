@@ -6,7 +6,6 @@ After Huang, Xu & Yu (2015) and Lample et al. (2016).
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
 from fastrnn import checks, parameters
 from fastrnn._gather import gather_rows, scatter_add_rows
@@ -205,5 +204,7 @@ class BiLSTMTagger:
         """The probability of each tag at each row, [N, K]."""
         scores = self._scores(batch)
         if self.crf is None:
+            from scipy.special import softmax  # takes long to import
+
             return softmax(self._kernels.to_host(scores), axis=1)
         return self.crf.rows_marginals(scores, batch.packed).astype(self.parameters.dtype)

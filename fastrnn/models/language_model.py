@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-from scipy.special import softmax
 
 from fastrnn import checks, parameters
 from fastrnn.checkpoint import load_arrays, load_json, save_arrays, save_json
@@ -190,6 +189,8 @@ class LanguageModel:
         ValueError
             ``prime`` is empty or ``temperature`` negative.
         """
+        from scipy.special import softmax  # takes long to import
+
         checks.positive_int("length", length, 0)
         checks.number("temperature", temperature, 0.0, math.inf)
         if not prime:

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from fastrnn.kernels import reference
 from fastrnn.kernels.native.library import find
 from fastrnn.kernels.native.records import Gradients, Sequences, Transitions
 from fastrnn.packed import PackedBatch
@@ -23,6 +22,8 @@ def crf_gradient(scores, tags, packed: PackedBatch, pair, start, end):
     parallel_for(Job(find("crf.gradient", scores.dtype), args, packed.batch, n * k * (4 * k + 20)))
     if not (np.isfinite(loss).all() and np.isfinite(d_scores).all()):
         # Scores so far apart that a probability underflows: logarithms are slower but always work.
+        from fastrnn.kernels import reference  # late, as it imports SciPy
+
         return reference.crf_gradient(scores, tags, packed, pair, start, end)
     # Summed one sequence after the other, so the bits do not depend on the threads.
     return loss, d_scores, d_pair.sum(axis=0), ends[:, 0].sum(axis=0), ends[:, 1].sum(axis=0)
