@@ -84,9 +84,9 @@ setup(
         ),
         Extension(
             "fastrnn._native",
-            ["src_native/native.c", "src_native/team.c"],
+            ["src_native/native.c", "src_native/team.c", "src_native/arena.c"],
             include_dirs=[numpy.get_include()],
-            depends=["src_native/team.h"],
+            depends=["src_native/team.h", "src_native/arena.h"],
             extra_compile_args=[
                 "-O3",
                 "-std=gnu11",

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastrnn import checks
-from fastrnn.kernels.backend import Backend, get_backend
+from fastrnn.kernels import cpu
+from fastrnn.kernels.backend import Backend
 from fastrnn.kernels.device import backend_of
 from fastrnn.kernels.options import AdamStep, SGDStep
 from fastrnn.parameters import Parameters
@@ -92,7 +93,7 @@ class Optimizer:
         first: Any = gradient
         if isinstance(gradient, Mapping):
             first = next(iter(gradient.values()), None)
-        kernels, host = backend_of(first), get_backend("cpu")
+        kernels = backend_of(first)
         if isinstance(gradient, Mapping):
             gradient = parameters.flatten(gradient, kernels.empty(shape, dtype))
         if gradient.shape != shape or gradient.dtype != dtype:
@@ -103,7 +104,7 @@ class Optimizer:
         if not kernels.on_device:
             gradient = np.ascontiguousarray(gradient)
         rows = {name: self._checked(name, given) for name, given in (rows or {}).items()}
-        norms = [host.norm(g.values.reshape(-1)) for g in rows.values()]
+        norms = [cpu.norm(g.values.reshape(-1)) for g in rows.values()]
         norm = math.hypot(kernels.norm(gradient), *norms)
         if not math.isfinite(norm):
             raise FloatingPointError(f"gradient is not finite: its norm is {norm}")
@@ -119,13 +120,8 @@ class Optimizer:
         self._move_state(kernels)
         self._update(kernels, kernels.writable(parameters), gradient, self._state, scale, lr)
         for name, (table, at, values) in rows.items():
-            of_table = {s: self._rows_state(f"{name}.{s}", table) for s in self.slots}
-            state = {slot: held[at].reshape(-1) for slot, held in of_table.items()}
-            w = table[at].reshape(-1)
-            self._update(host, w, values.reshape(-1), state, scale, lr)
-            table[at] = w.reshape(values.shape)
-            for slot, held in of_table.items():
-                held[at] = state[slot].reshape(values.shape)
+            state = {slot: self._rows_state(f"{name}.{slot}", table) for slot in self.slots}
+            self._update(cpu, table, values, state, scale, lr, rows=at)
         return norm
 
     def _move_state(self, kernels: Backend) -> None:
@@ -163,8 +159,9 @@ class Optimizer:
         return kept
 
     def _update(
-        self, kernels: Backend, w: Any, g: Any, state: dict, scale: float, lr: float
+        self, kernels: Any, w: Any, g: Any, state: dict, scale: float, lr: float, **rows: Any
     ) -> None:
+        """Update w, or the ``rows`` of a table w on the host."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -217,9 +214,9 @@ class SGD(Optimizer):
         self.weight_decay = checks.number("weight_decay", weight_decay, 0.0, math.inf)
         self.nesterov = bool(nesterov)
 
-    def _update(self, kernels, w, g, state, scale, lr):
+    def _update(self, kernels, w, g, state, scale, lr, **rows):
         options = SGDStep(scale, lr, self.momentum, self.weight_decay, self.nesterov)
-        kernels.sgd(w, g, state["velocity"], options)
+        kernels.sgd(w, g, state["velocity"], options, **rows)
 
 
 class Adam(Optimizer):
@@ -256,13 +253,13 @@ class Adam(Optimizer):
         self.eps = checks.number("eps", eps, 0.0, math.inf)
         self.weight_decay = checks.number("weight_decay", weight_decay, 0.0, math.inf)
 
-    def _update(self, kernels, w, g, state, scale, lr):
+    def _update(self, kernels, w, g, state, scale, lr, **rows):
         moments = state["first_moment"], state["second_moment"]
         l2 = 0.0 if self.decoupled else self.weight_decay
         shrink = 1.0 - lr * self.weight_decay if self.decoupled else 1.0
         beta1, beta2 = self.betas
         options = AdamStep(scale, lr, beta1, beta2, self.eps, l2, shrink, self.steps)
-        kernels.adam(w, g, moments, options)
+        kernels.adam(w, g, moments, options, **rows)
 
 
 class AdamW(Adam):

@@ -4,7 +4,9 @@
 #include <stddef.h>
 #include <structmember.h>
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL fastrnn_ARRAY_API
 #include <numpy/arrayobject.h>
+#include "arena.h"
 #include "team.h"
 
 /* kernels.h, made by setup.py, has a line K(isa, symbol, "name", "signature") for each precompiled
@@ -278,41 +280,77 @@ static PyObject *supports(PyObject *module, PyObject *isa) {
     return PyBool_FromLong(yes);
 }
 
-/* A program: phases one after the other, each a list of tasks (kernel, arguments, first, last,
-   pieces); the range [first, last) of a task is cut into that many pieces of about equal length. */
+/* A program: phases one after the other, each a sequence of items. An item is a task (kernel,
+   arguments, first, last, pieces), whose range [first, last) is cut into that many pieces of about
+   equal length; or a job (kernel, arguments, items, cost), whose range(items) is divided by the
+   cost: a thread that starts late or runs slowly then does fewer pieces. */
 typedef struct {
     char *memory;
     phase_t *phases;
     Py_ssize_t count;
 } program_t;
 
-static int count_tasks(PyObject *phases, int64_t *tasks, int64_t *slots) {
-    for (Py_ssize_t p = 0; p < PyList_GET_SIZE(phases); p++) {
-        PyObject *phase = PyList_GET_ITEM(phases, p);
-        for (Py_ssize_t i = 0; PyList_Check(phase) && i < PyList_GET_SIZE(phase); i++) {
-            PyObject *task = PyList_GET_ITEM(phase, i);
-            if (!PyTuple_Check(task) || PyTuple_GET_SIZE(task) != 5 ||
-                !Py_IS_TYPE(PyTuple_GET_ITEM(task, 0), &kernel_type) ||
-                !PyTuple_Check(PyTuple_GET_ITEM(task, 1)))
-                goto wrong;
-            int64_t pieces = PyLong_AsLongLong(PyTuple_GET_ITEM(task, 4));
-            if (PyErr_Occurred()) return -1;
-            *tasks += pieces > 0 ? pieces : 0;
-            *slots += ((kernel_t *)PyTuple_GET_ITEM(task, 0))->slots;
-        }
-        if (!PyList_Check(phase)) goto wrong;
+/* `threads` and the least cost of a piece, for jobs. */
+typedef struct {
+    int64_t threads, min_work;
+} division_t;
+
+typedef struct {
+    const kernel_t *kernel;
+    PyObject *arguments;
+    int64_t first, last, pieces;
+} item_t;
+
+static int read_item(item_t *item, PyObject *given, division_t by) {
+    Py_ssize_t n = PyTuple_Check(given) ? PyTuple_GET_SIZE(given) : 0;
+    PyObject **field = ((PyTupleObject *)given)->ob_item;
+    if ((n != 4 && n != 5) || !Py_IS_TYPE(field[0], &kernel_type) || !PyTuple_Check(field[1])) {
+        PyErr_SetString(PyExc_TypeError, "expected a task (kernel, arguments, first, last, pieces) "
+                                         "or a job (kernel, arguments, items, cost)");
+        return -1;
     }
-    return 0;
-wrong:
-    PyErr_SetString(PyExc_TypeError, "a program must be lists of tasks "
-                                     "(kernel, arguments, first, last, pieces)");
-    return -1;
+    item->kernel = (kernel_t *)field[0];
+    item->arguments = field[1];
+    if (n == 5) {
+        item->first = PyLong_AsLongLong(field[2]);
+        item->last = PyLong_AsLongLong(field[3]);
+        item->pieces = PyLong_AsLongLong(field[4]);
+    } else {
+        double pieces = PyFloat_AsDouble(field[3]) / (double)by.min_work;
+        item->first = 0;
+        item->last = PyLong_AsLongLong(field[2]);
+        item->pieces = 1;
+        if (by.threads > 1 && pieces >= 2 && item->last > 1) {
+            item->pieces = pieces < 4 * by.threads ? (int64_t)pieces : 4 * by.threads;
+            if (item->pieces > item->last) item->pieces = item->last;
+        }
+    }
+    if (item->pieces < 0) item->pieces = 0;
+    return PyErr_Occurred() ? -1 : 0;
 }
 
-static int make_program(program_t *program, PyObject *phases) {
+static int count_tasks(PyObject *phases, division_t by, int64_t *tasks, int64_t *slots) {
+    item_t item;
+    for (Py_ssize_t p = 0; p < PyList_GET_SIZE(phases); p++) {
+        PyObject *phase = PyList_GET_ITEM(phases, p);
+        if (!PyList_Check(phase)) {
+            PyErr_SetString(PyExc_TypeError, "a phase must be a list");
+            return -1;
+        }
+        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(phase); i++) {
+            if (read_item(&item, PyList_GET_ITEM(phase, i), by)) return -1;
+            *tasks += item.pieces;
+            *slots += item.kernel->slots;
+        }
+    }
+    return 0;
+}
+
+static int make_program(program_t *program, PyObject *phases, division_t by) {
     int64_t tasks = 0, slot_count = 0;
+    item_t item;
     program->memory = 0;
-    if (count_tasks(phases, &tasks, &slot_count)) return -1;
+    if (count_tasks(phases, by, &tasks, &slot_count)) return -1;
     program->count = PyList_GET_SIZE(phases);
     program->memory = PyMem_RawMalloc(program->count * sizeof(phase_t) + tasks * sizeof(task_t) +
                                       slot_count * sizeof(int64_t) + 64);
@@ -324,17 +362,15 @@ static int make_program(program_t *program, PyObject *phases) {
         PyObject *phase = PyList_GET_ITEM(phases, p);
         program->phases[p].tasks = task;
         for (Py_ssize_t i = 0; i < PyList_GET_SIZE(phase); i++) {
-            PyObject **item = ((PyTupleObject *)PyList_GET_ITEM(phase, i))->ob_item;
-            const kernel_t *k = (kernel_t *)item[0];
-            int64_t first = PyLong_AsLongLong(item[2]), last = PyLong_AsLongLong(item[3]);
-            int64_t pieces = PyLong_AsLongLong(item[4]);
-            if (PyErr_Occurred() || fill_all(k, ((PyTupleObject *)item[1])->ob_item,
-                                             PyTuple_GET_SIZE(item[1]), slots))
+            if (read_item(&item, PyList_GET_ITEM(phase, i), by) ||
+                fill_all(item.kernel, ((PyTupleObject *)item.arguments)->ob_item,
+                         PyTuple_GET_SIZE(item.arguments), slots))
                 return -1;
-            for (int64_t j = 0; j < pieces; j++)
-                *task++ = (task_t){k->entry, slots, first + (last - first) * j / pieces,
-                                   first + (last - first) * (j + 1) / pieces};
-            slots += k->slots;
+            int64_t size = item.last - item.first;
+            for (int64_t j = 0; j < item.pieces; j++)
+                *task++ = (task_t){item.kernel->entry, slots, item.first + size * j / item.pieces,
+                                   item.first + size * (j + 1) / item.pieces};
+            slots += item.kernel->slots;
         }
         program->phases[p].count = task - program->phases[p].tasks;
     }
@@ -356,14 +392,16 @@ static PyObject *cannot_start(int threads) {
     return PyErr_Format(PyExc_RuntimeError, "cannot start %d threads", threads);
 }
 
-/* run(threads, program, together): without the GIL from the first task to the last. */
+/* run(program, threads, min_work, together): without the GIL from the first task to the last. */
 static PyObject *run(PyObject *module, PyObject *args) {
     int threads, together, failed;
+    long long min_work;
     PyObject *phases;
     program_t program;
     (void)module;
-    if (!PyArg_ParseTuple(args, "iO!p", &threads, &PyList_Type, &phases, &together)) return 0;
-    if (make_program(&program, phases)) {
+    if (!PyArg_ParseTuple(args, "O!iLp", &PyList_Type, &phases, &threads, &min_work, &together))
+        return 0;
+    if (make_program(&program, phases, (division_t){threads, min_work})) {
         PyMem_RawFree(program.memory);
         return 0;
     }
@@ -375,7 +413,7 @@ static PyObject *run(PyObject *module, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* Plan(program, threads, together, long, x, y, initial, final): a program that is kept, for inputs
+/* Plan(program, threads, min_work, together, long, x, y, initial, final): a program that is kept, for inputs
    of one shape. x [N, I], y [N, O], and the states before and after it, [L, B, H] each, are arrays
    that the program refers to. `long`: worth releasing the GIL.
 
@@ -507,10 +545,11 @@ static void plan_dealloc(PyObject *self) {
 static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *options) {
     PyObject *phases, *initial, *final, *x, *y;
     int threads, together, is_long;
+    long long min_work;
     (void)options;
-    if (!PyArg_ParseTuple(args, "O!ippO!O!O!O!", &PyList_Type, &phases, &threads, &together,
-                          &is_long, &PyArray_Type, &x, &PyArray_Type, &y, &PyTuple_Type, &initial,
-                          &PyTuple_Type, &final))
+    if (!PyArg_ParseTuple(args, "O!iLppO!O!O!O!", &PyList_Type, &phases, &threads, &min_work,
+                          &together, &is_long, &PyArray_Type, &x, &PyArray_Type, &y,
+                          &PyTuple_Type, &initial, &PyTuple_Type, &final))
         return 0;
     if (PyTuple_GET_SIZE(initial) > MOST_STATES ||
         PyTuple_GET_SIZE(initial) != PyTuple_GET_SIZE(final)) {
@@ -532,7 +571,7 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *options)
     p->together = together;
     p->is_long = is_long;
     p->busy = 0;
-    if (make_program(&p->program, phases)) Py_CLEAR(p);
+    if (make_program(&p->program, phases, (division_t){threads, min_work})) Py_CLEAR(p);
     return (PyObject *)p;
 }
 
@@ -551,6 +590,9 @@ static PyMethodDef methods[] = {
     {"names", names, METH_O, 0},
     {"supports", supports, METH_O, 0},
     {"run", run, METH_VARARGS, 0},
+    {"empty", arena_empty, METH_VARARGS, 0},
+    {"held", arena_held, METH_NOARGS, 0},
+    {"release", arena_release, METH_NOARGS, 0},
     {0}};
 
 static PyModuleDef module_definition = {PyModuleDef_HEAD_INIT, "_native", 0, -1, methods,
@@ -560,7 +602,7 @@ PyMODINIT_FUNC PyInit__native(void) {
     import_array();
     team_init();
     PyObject *module = PyModule_Create(&module_definition);
-    if (module && (PyType_Ready(&kernel_type) || PyType_Ready(&plan_type) ||
+    if (module && (PyType_Ready(&kernel_type) || PyType_Ready(&plan_type) || arena_init() ||
                    PyModule_AddObjectRef(module, "Kernel", (PyObject *)&kernel_type) ||
                    PyModule_AddObjectRef(module, "Plan", (PyObject *)&plan_type)))
         Py_CLEAR(module);

@@ -145,6 +145,33 @@ def expm1(x):
     return expm1_32(x) if np.asarray(x).dtype == np.float32 else expm1_64(x)
 
 
+def exp32(x):
+    y = clamp(x, 87.0)
+    n = (y * _LOG2_E + _ROUND32) - _ROUND32
+    r = fma(n, -_LN2_LOW32, fma(n, -_LN2_HIGH32, y))
+    p = fma(r, _EXPM1[5], _EXPM1[6])
+    for c in _EXPM1[7:]:
+        p = fma(r, p, c)
+    s = pow2(n)
+    return where_positive(x + 87.0, fma(s, p * r, s))
+
+
+def exp64(x):
+    y = clamp(x, 700.0)
+    n = (y * _LOG2_E + _ROUND) - _ROUND
+    r = fma(n, -_LN2_LOW, fma(n, -_LN2_HIGH, y))
+    p = fma(r, _EXPM1[0], _EXPM1[1])
+    for c in _EXPM1[2:]:
+        p = fma(r, p, c)
+    s = pow2(n)
+    return where_positive(x + 700.0, fma(s, p * r, s))
+
+
+def exp(x):
+    """``e ** x`` in the precision of ``x``; 0 where that is close to underflow."""
+    return exp32(x) if np.asarray(x).dtype == np.float32 else exp64(x)
+
+
 def log1p(x):
     """``log(1 + x)`` for x in [0, 1]."""
     s = x / (x + 2.0)
@@ -155,7 +182,7 @@ def log1p(x):
     return s * p * 2.0
 
 
-PRIMITIVES = (fma, clamp, pow2, where_positive, tanh, expm1, log1p)
+PRIMITIVES = (fma, clamp, pow2, where_positive, tanh, expm1, exp, log1p)
 
 
 def sigmoid(x):

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from fastrnn import checks, parameters
-from fastrnn._gather import gather_rows, scatter_add_rows
+from fastrnn._gather import scatter_add_rows
 from fastrnn.data.batches import Batch
 from fastrnn.kernels.backend import get_backend
+from fastrnn.kernels.cpu.pointwise import insert
 from fastrnn.layers import CRF, LSTM, Linear
 from fastrnn.layers.dropout import new_key
 from fastrnn.losses import cross_entropy
@@ -116,12 +117,7 @@ class BiLSTMTagger:
         """``(x, tape of the character BiLSTM)``; x is the input of the BiLSTM over tokens."""
         x, tape = batch.inputs, None
         if self.tables:
-            table = self.tables["words"]
-            trained = batch.words >= 0
-            if trained.all():
-                x[:, : table.shape[1]] = gather_rows(table, batch.words)
-            else:
-                x[trained, : table.shape[1]] = table[batch.words[trained]]
+            x = insert(x, self.tables["words"], batch.words)
         if self.characters is not None:
             assert batch.spelling is not None
             spelled, tape = self.characters.forward(batch.spelling, training=training)
@@ -139,9 +135,10 @@ class BiLSTMTagger:
         packed, kernels = batch.packed, self._kernels
         x, spelling = self._input(batch, training=True)
         mask_in = self._mask(packed, x.shape[1], self.input_dropout)
+        x = kernels.to_device(x.copy() if mask_in is not None and x is batch.inputs else x)
         if mask_in is not None:
-            x = x * mask_in[packed.ranks]
-        h, _, tape = self.lstm.rows_forward(kernels.to_device(x), packed, training=True)
+            kernels.scale(x, mask_in, packed.ranks)
+        h, _, tape = self.lstm.rows_forward(x, packed, training=True)
         mask_out = self._mask(packed, h.shape[1], self.dropout)
         if mask_out is not None:
             kernels.scale(h, mask_out, packed.ranks)
@@ -157,11 +154,11 @@ class BiLSTMTagger:
         if mask_out is not None:
             kernels.scale(dh, mask_out, packed.ranks)
         need_dx = self.characters is not None or bool(self.tables)
-        dx, _, own = self.lstm.rows_backward(tape, dh, need_dx=need_dx)
+        d_input, _, own = self.lstm.rows_backward(tape, dh, need_dx=need_dx)
         grads |= {f"lstm.{k}": v for k, v in own.items()}
-        dx = kernels.to_host(dx) if need_dx else None
         if need_dx and mask_in is not None:
-            dx *= mask_in[packed.ranks]
+            kernels.scale(d_input, mask_in, packed.ranks)
+        dx: Any = kernels.to_host(d_input) if need_dx else None
         if self.tables:
             table = self.tables["words"]
             values, words = np.ascontiguousarray(dx[:, : table.shape[1]]), batch.words

@@ -86,43 +86,27 @@ class Job(NamedTuple):
     items: int
     cost: float  # of all items together, in multiply-adds
 
-    def task(self, threads: int) -> Task:
-        """In pieces for that many threads: one that starts late or runs slowly does fewer."""
-        pieces = 1
-        if threads > 1:
-            pieces = min(max(1, int(self.cost) // MIN_WORK), 4 * threads, max(1, self.items))
-        return Task(self.kernel, self.arguments, 0, self.items, pieces)
-
 
 def threads_for(cost: float) -> int:
     """How many threads a call of this cost (in multiply-adds) should use."""
     return max(1, min(_threads, int(cost) // MIN_WORK))
 
 
-Phase = Sequence[Task | Job]
+Phase = list  # of tasks and jobs
 
 
-def program(phases: Sequence[Phase], threads: int) -> list[list[Task]]:
-    """The phases as the extension takes them."""
-    return [
-        [item.task(threads) if isinstance(item, Job) else item for item in phase]
-        for phase in phases
-        if phase
-    ]
-
-
-def run(phases: Sequence[Phase], threads: int, *, together: bool = False) -> None:
+def run(phases: list[Phase], threads: int, *, together: bool = False) -> None:
     """Run the phases one after the other, on that many threads at most.
 
     ``together``: tasks of a phase wait for each other. They must be neighbours in the list, and no
     more of them than ``threads``.
     """
-    run_program(threads, program(phases, threads), together)
+    run_program(phases, threads, MIN_WORK, together)
 
 
 def parallel_for(*jobs: Job) -> None:
     """Run the jobs as one phase."""
-    run([jobs], threads_for(sum(job.cost for job in jobs)))
+    run([list(jobs)], threads_for(sum([job.cost for job in jobs])))
 
 
 def split(items: int, parts: int) -> list[tuple[int, int]]:

@@ -3,14 +3,12 @@
 from fastrnn.kernels.host import (
     concatenate,
     copy,
-    cross_entropy,
     device_view,
     embedding_backward,
     embedding_forward,
     empty,
     on_device,
     parameters_on,
-    scale,
     sort,
     stream_of,
     to_caller,
@@ -23,7 +21,7 @@ from fastrnn.kernels.host import (
 from .crf import crf_gradient, crf_viterbi
 from .linear import LinearWeights, linear_backward, linear_forward
 from .optim import adam, norm, sgd
-from .pointwise import dropout
+from .pointwise import cross_entropy, dropout, scale
 from .recurrent import (
     RecurrentWeights,
     recurrent_backward,

@@ -18,18 +18,31 @@ def norm(x: np.ndarray) -> float:
     return math.sqrt(math.fsum(sums))
 
 
-def sgd(w, g, velocity, options: SGDStep) -> None:
-    """Stochastic gradient descent, see `SGDStep`."""
+def sgd(w, g, velocity, options: SGDStep, rows=None) -> None:
+    """Stochastic gradient descent, see `SGDStep`; of some ``rows`` of the tables w and velocity, if
+    given."""
     scale, lr, momentum, decay = map(w.dtype.type, options[:4])
-    numbers = records.SGD(scale, lr, momentum, decay, options.nesterov)
-    parallel_for(
-        Job(find("optim.sgd", w.dtype), (w, g, velocity, numbers), len(w), len(w) * MOVE_COST)
+    _update(
+        "optim.sgd",
+        w,
+        g,
+        (velocity,),
+        records.SGD(scale, lr, momentum, decay, options.nesterov),
+        rows,
     )
 
 
-def adam(w, g, moments, options: AdamStep) -> None:
-    """Adam, see `AdamStep`."""
-    numbers = records.Adam(*map(w.dtype.type, options.coefficients))
-    parallel_for(
-        Job(find("optim.adam", w.dtype), (w, g, *moments, numbers), len(w), len(w) * MOVE_COST)
+def adam(w, g, moments, options: AdamStep, rows=None) -> None:
+    """Adam, see `AdamStep`; of some ``rows`` of the tables w and moments, if given."""
+    _update(
+        "optim.adam", w, g, moments, records.Adam(*map(w.dtype.type, options.coefficients)), rows
     )
+
+
+def _update(kernel: str, w, g, state, options, rows) -> None:
+    if rows is None:
+        job = Job(find(kernel, w.dtype), (w, g, *state, options), len(w), w.size * MOVE_COST)
+    else:
+        args = (w, rows, g, *state, options)
+        job = Job(find(f"{kernel}_rows", w.dtype), args, len(rows), g.size * MOVE_COST)
+    parallel_for(job)

@@ -1,9 +1,13 @@
-"""Dropout in one pass and in place: whether a number is kept is a hash of its position."""
+"""Functions of each number or of each row."""
 
 import numpy as np
 
+from fastrnn.kernels import host
 from fastrnn.kernels.native.library import find
-from fastrnn.runtime.threads import Job, parallel_for
+from fastrnn.runtime import buffers
+from fastrnn.runtime.threads import MOVE_COST, Job, parallel_for
+
+_EXP_COST = 2 * MOVE_COST
 
 
 def dropout(x: np.ndarray, p: float, key: int) -> None:
@@ -14,3 +18,31 @@ def dropout(x: np.ndarray, p: float, key: int) -> None:
     flat = x.reshape(-1)
     args = (flat, np.uint64(key), np.uint64(p * 2**53), x.dtype.type(1 / (1 - p)))
     parallel_for(Job(find("pointwise.dropout", x.dtype), args, len(flat), len(flat) * 8))
+
+
+def scale(x: np.ndarray, mask: np.ndarray, indices: np.ndarray) -> None:
+    """``x *= mask[indices]``, in place."""
+    kernel = find("pointwise.scale", x.dtype)
+    parallel_for(Job(kernel, (x, mask, indices), len(x), x.size * MOVE_COST))
+
+
+def insert(x: np.ndarray, table: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """A copy of x with ``table[indices[p]]`` in the first columns of row p, unless that is
+    negative."""
+    out = buffers.empty(x.shape, x.dtype)
+    kernel = find("pointwise.insert", x.dtype)
+    parallel_for(Job(kernel, (x, table, indices, out), len(x), x.size * MOVE_COST))
+    return out
+
+
+def cross_entropy(logits: np.ndarray, targets: np.ndarray, counts: np.ndarray):
+    """See kernels/backend.py."""
+    if logits.dtype not in (np.float32, np.float64):  # longer or shorter floats
+        return host.cross_entropy(logits, targets, counts)
+    count = int(np.count_nonzero(counts))
+    weights = counts * logits.dtype.type(1 / max(count, 1))
+    losses, out = np.empty(len(logits)), buffers.empty(logits.shape, logits.dtype)
+    args = (np.ascontiguousarray(logits), targets, weights, losses, out)
+    kernel = find("pointwise.cross_entropy", logits.dtype)
+    parallel_for(Job(kernel, args, len(logits), logits.size * _EXP_COST))
+    return float(losses.sum() / max(count, 1)), out, count

@@ -36,7 +36,6 @@ from fastrnn.runtime.threads import (
     MOVE_COST,
     Job,
     Task,
-    program,
     run,
     split,
     split_by_weight,
@@ -181,10 +180,10 @@ def recurrent_plan(layers: Sequence[Any], steps: int, batch: int) -> Plan | None
         part = slice(number * w.directions, (number + 1) * w.directions)
         before, after = (tuple(s[part] for s in states) for states in (initial, final))
         p = _forward(layer, y, packed, before, after, False, None)
-        phases += program(p.phases, p.threads)
+        phases += p.phases
         threads, together, y = max(threads, p.threads), together or p.together, p.y
     is_long = cost > MIN_WORK
-    return Plan(phases, threads, together, is_long, first, y, initial, final)
+    return Plan(phases, threads, MIN_WORK, together, is_long, first, y, initial, final)
 
 
 def _forward(

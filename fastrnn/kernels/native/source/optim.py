@@ -7,7 +7,7 @@ vectors.
 import numpy as np
 
 from fastrnn.kernels.native.records import CHUNK, SGD, Adam
-from fastrnn.kernels.signature import D1, F1, I
+from fastrnn.kernels.signature import D1, F1, F2, I1, I
 
 from .compiler import kernel
 from .simd import pointer
@@ -48,3 +48,30 @@ def adam(w: F1, g: F1, m: F1, v: F1, options: Adam, first: I, last: I):
         m[k] += (d - m[k]) * new1
         v[k] = v[k] * beta2 + d * d * new2
         w[k] = w[k] * shrink - lr * m[k] / (np.sqrt(v[k]) / root2 + eps)
+
+
+@kernel
+def sgd_rows(w: F2, rows: I1, g: F2, v: F2, options: SGD, first: I, last: I):
+    """`sgd` of some rows of a table; g [R, .] is their gradient."""
+    w, g, v, width = pointer(w), pointer(g), pointer(v), w.shape[1]
+    scale, lr, momentum, decay, nesterov = options
+    for r in range(first, last):
+        for j in range(width):
+            k = rows[r] * width + j
+            d = g[r * width + j] * scale + decay * w[k]
+            v[k] = momentum * v[k] + d
+            w[k] -= lr * (d + momentum * v[k] if nesterov else v[k])
+
+
+@kernel
+def adam_rows(w: F2, rows: I1, g: F2, m: F2, v: F2, options: Adam, first: I, last: I):
+    """`adam` of some rows of a table; g [R, .] is their gradient."""
+    w, g, m, v, width = pointer(w), pointer(g), pointer(m), pointer(v), w.shape[1]
+    scale, lr, new1, beta2, new2, eps, l2, shrink, root2 = options
+    for r in range(first, last):
+        for j in range(width):
+            k = rows[r] * width + j
+            d = g[r * width + j] * scale + l2 * w[k]
+            m[k] += (d - m[k]) * new1
+            v[k] = v[k] * beta2 + d * d * new2
+            w[k] = w[k] * shrink - lr * m[k] / (np.sqrt(v[k]) / root2 + eps)

@@ -1,11 +1,14 @@
-"""Dropout in one pass and in place: whether a number is kept is a hash of its position."""
+"""Functions of each number or of each row."""
+
+import math
 
 import numpy as np
 
-from fastrnn.kernels.signature import F1, F, I, U
+from fastrnn.cells.activations import exp
+from fastrnn.kernels.signature import D1, F1, F2, I1, F, I, U
 
 from .compiler import kernel
-from .simd import pointer
+from .simd import lane_count, load_first, pointer, store_first
 
 
 @kernel
@@ -18,3 +21,66 @@ def dropout(x: F1, key: U, limit: U, scale: F, first: I, last: I):
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
         x_p[i] *= scale if (z >> np.uint64(11)) >= limit else scale * 0
+
+
+@kernel
+def scale(x: F2, mask: F2, indices: I1, first: I, last: I):
+    """``x[p] *= mask[indices[p]]``."""
+    x_p, mask_p, width = pointer(x), pointer(mask), x.shape[1]
+    for p in range(first, last):
+        row = indices[p] * width
+        for k in range(width):
+            x_p[p * width + k] *= mask_p[row + k]
+
+
+@kernel
+def insert(x: F2, table: F2, indices: I1, out: F2, first: I, last: I):
+    """``out`` is x with ``table[indices[p]]`` in the first columns of row p, unless that is
+    negative."""
+    x_p, table_p, out_p = pointer(x), pointer(table), pointer(out)
+    width, size = x.shape[1], table.shape[1]
+    for p in range(first, last):
+        at, begin = p * width, 0
+        if indices[p] >= 0:
+            row, begin = indices[p] * size, size
+            for k in range(size):
+                out_p[at + k] = table_p[row + k]
+        for k in range(begin, width):
+            out_p[at + k] = x_p[at + k]
+
+
+@kernel
+def cross_entropy(
+    logits: F2, targets: I1, weights: F1, losses: D1, out: F2, first: I, last: I
+):  # fmt: skip
+    """The loss of each row, and ``out = weight * (softmax(logits) - one_hot(target))``.
+
+    Where a weight is 0, the loss is 0 and the target is not looked at.
+    """
+    x_p, out_p = pointer(logits), pointer(out)
+    classes, n = logits.shape[1], lane_count(pointer(logits))
+    for p in range(first, last):
+        at = p * classes
+        top = x_p[at]
+        for k in range(1, classes):
+            top = max(top, x_p[at + k])
+        for k in range(0, classes, n):
+            e = exp(load_first(x_p, at + k, classes - k) - top)
+            store_first(out_p, at + k, e, classes - k)
+        a = b = c = d = 0.0  # four sums, because each addition waits for the one before
+        for k in range(0, classes - 3, 4):
+            a += np.float64(out_p[at + k])
+            b += np.float64(out_p[at + k + 1])
+            c += np.float64(out_p[at + k + 2])
+            d += np.float64(out_p[at + k + 3])
+        for k in range(classes // 4 * 4, classes):
+            a += np.float64(out_p[at + k])
+        total = (a + b) + (c + d)
+        losses[p] = 0.0
+        factor = weights[p] / total
+        for k in range(classes):
+            out_p[at + k] *= factor
+        if weights[p] != 0:
+            t = at + targets[p]
+            losses[p] = math.log(total) - (np.float64(x_p[t]) - np.float64(top))
+            out_p[t] -= weights[p]

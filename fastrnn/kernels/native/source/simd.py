@@ -190,14 +190,19 @@ def _overload_expm1(x):
     return activations.expm1_32 if _is_single(x) else activations.expm1_64
 
 
+@overload(activations.exp)
+def _overload_exp(x):
+    return activations.exp32 if _is_single(x) else activations.exp64
+
+
 # Functions of `activations` that are compiled as something other than their own source.
 OVERLOADED = (
     activations.fma, activations.clamp, activations.pow2, activations.where_positive,
-    activations.tanh, activations.expm1,
+    activations.tanh, activations.expm1, activations.exp,
 )  # fmt: skip
 for _function in (
     activations.tanh32, activations.tanh64, activations.expm1_32, activations.expm1_64,
-    activations.sigmoid,
+    activations.exp32, activations.exp64, activations.sigmoid,
 ):  # fmt: skip
     register_jitable(_function)
 
