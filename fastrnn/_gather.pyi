@@ -14,3 +14,6 @@ def scatter_add_rows(
 def scatter_add_rows(
     grads: NDArray[Any], ids: ArrayLike, *, out: None = None, num_rows: int
 ) -> tuple[NDArray[np.int64], NDArray[Any]]: ...
+def sum_rows(
+    grads: NDArray[Any], ids: NDArray[Any], width: int, limit: int
+) -> tuple[NDArray[Any], NDArray[Any]]: ...

@@ -17,7 +17,14 @@ def shape_of(name: str, got: tuple, wanted: tuple | None) -> None:
         raise ValueError(f"{name} must have shape ({sizes}), got {got}")
 
 
-def real_array(name: str, value, dtype, shape: tuple | None = None) -> np.ndarray:
+def all_finite(array: np.ndarray) -> bool:
+    """Whether no number is infinite or NaN."""
+    return bool(np.isfinite(array).all())
+
+
+def real_array(
+    name: str, value, dtype, shape: tuple | None = None, is_finite=all_finite
+) -> np.ndarray:
     """``value`` as a finite C-contiguous array of ``dtype``; None in ``shape`` is any size."""
     array = np.asarray(value)
     if array.dtype.kind not in "fiub":
@@ -25,7 +32,7 @@ def real_array(name: str, value, dtype, shape: tuple | None = None) -> np.ndarra
     shape_of(name, array.shape, shape)
     with np.errstate(over="ignore"):  # overflow gives infinity, which is refused
         array = np.ascontiguousarray(array, dtype).reshape(array.shape)
-    if not np.isfinite(array).all():
+    if not is_finite(array):
         raise ValueError(f"{name} must be finite, got NaN or infinity (in {dtype})")
     return array
 

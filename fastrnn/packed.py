@@ -44,13 +44,12 @@ class PackedBatch:
         if lengths is None or (lengths == steps).all():
             self.lengths = np.full(batch, steps, np.int64)
             self.batch_sizes = np.full(steps if batch else 0, batch, np.int64)
+            self.offsets = np.arange(len(self.batch_sizes) + 1, dtype=np.int64) * batch
         else:
-            self.sorted_indices = np.argsort(-lengths, kind="stable")
-            self.lengths = lengths[self.sorted_indices].astype(np.int64)
-            longest = int(self.lengths[0]) if batch else 0
-            sizes = np.searchsorted(-self.lengths, -np.arange(longest), side="left")
-            self.batch_sizes = sizes.astype(np.int64)
-        self.offsets = np.concatenate([[0], np.cumsum(self.batch_sizes)]).astype(np.int64)
+            from fastrnn._padding import sort_lengths  # not yet there while the package is built
+
+            order, self.lengths, self.batch_sizes, self.offsets = sort_lengths(lengths)
+            self.sorted_indices = order
         self.size = int(self.offsets[-1])
 
     @cached_property

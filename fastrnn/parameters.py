@@ -67,6 +67,12 @@ class Parameters(Mapping):
 
     def _bind(self, vector: _Vector, part: slice, layout):
         self._vector, self._part, self._layout = vector, part, layout
+        self._views = {}
+        for name, (at, shape) in layout.items():
+            first = part.start + at
+            view = vector.host[first : first + prod(shape)].reshape(shape)
+            view.flags.writeable = False
+            self._views[name] = view
 
     @property
     def dtype(self) -> np.dtype:
@@ -106,15 +112,9 @@ class Parameters(Mapping):
         self._vector.changes("device")
         return there
 
-    def _slot(self, name: str) -> np.ndarray:
-        at, shape = self._layout[name]
-        at += self._part.start
-        return self._vector.on_host()[at : at + prod(shape)].reshape(shape)
-
     def __getitem__(self, name: str) -> np.ndarray:
-        view = self._slot(name)
-        view.flags.writeable = False
-        return view
+        self._vector.on_host()
+        return self._views[name]
 
     def __iter__(self):
         return iter(self._layout)
@@ -146,11 +146,13 @@ class Parameters(Mapping):
         ValueError
             A name is missing or unknown, or a shape differs.
         """
-        self._check_names("gradient", named)
+        if named.keys() != self._layout.keys():
+            self._check_names("gradient", named)
         for name, (at, shape) in self._layout.items():
-            if np.shape(named[name]) != shape:
-                raise ValueError(f"{name} must have shape {shape}, got {np.shape(named[name])}")
-            out[at : at + prod(shape)] = named[name].reshape(-1)
+            given = named[name]
+            if given.shape != shape:
+                raise ValueError(f"{name} must have shape {shape}, got {given.shape}")
+            out[at : at + prod(shape)] = given.reshape(-1)
         return out
 
     def _check_names(self, what: str, named: Mapping) -> None:
@@ -180,9 +182,9 @@ class Parameters(Mapping):
             name: checks.real_array(name, mapping[name], self.dtype, self[name].shape)
             for name in self
         }
-        self.writing()
-        for name, array in arrays.items():
-            self._slot(name)[...] = array
+        flat = self.writing()
+        for name, (at, shape) in self._layout.items():
+            flat[at : at + prod(shape)] = arrays[name].reshape(-1)
 
 
 def join(layers: Mapping) -> Parameters:

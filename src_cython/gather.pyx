@@ -99,9 +99,9 @@ cdef void _gather_d_q(const int64_t* s, int64_t first, int64_t last, void* _) no
 cdef void _scatter_sorted(
     const floating* grads, const int64_t* slots, int64_t first, int64_t last
 ) noexcept nogil:
-    """grads [N, E], order [N], starts [R + 1], out [R, E]: ``out[r]`` is the sum of
+    """grads [N, >= E], order [.], starts [R + 1], out [R, E]: ``out[r]`` is the sum of
     ``grads[order[starts[r] : starts[r + 1]]]``, in that order."""
-    cdef int64_t r, s, k, width = slots[2], count = slots[4]
+    cdef int64_t r, s, k, stride = slots[2], count = slots[4], width = slots[9]
     cdef const int64_t* order = <const int64_t*>slots[3]
     cdef const int64_t* starts = <const int64_t*>slots[5]
     cdef floating* out = <floating*>slots[7]
@@ -110,8 +110,8 @@ cdef void _scatter_sorted(
     for r in range(first, last):
         for s in range(starts[r], starts[r + 1]):
             if s + AHEAD < count:
-                _ask(<const char*>(grads + order[s + AHEAD] * width), size)
-            source = grads + order[s] * width
+                _ask(<const char*>(grads + order[s + AHEAD] * stride), size)
+            source = grads + order[s] * stride
             if s == starts[r]:
                 memcpy(out + r * width, source, size)
             else:
@@ -157,15 +157,31 @@ def _scatter(const floating[:, ::1] grads, const index_t[::1] ids, floating[:, :
 
 
 def _sorted(ids, Py_ssize_t limit):
-    """``(order, ids[order])`` with equal ids in their original order."""
+    """``(order, ids[order])`` of the ids that are not negative, equal ones in their original
+    order."""
     places = max(len(ids), 1)
+    at = np.flatnonzero(ids >= 0)
     if limit * places < 2**63:
         # All keys differ, so NumPy's fastest sort, which is not stable, can be used.
-        keys = ids * np.int64(places) + np.arange(len(ids))
+        keys = ids[at] * np.int64(places) + at
         keys.sort()
         return np.divmod(keys, places)[::-1]
-    order = np.argsort(ids, kind="stable")
+    order = at[np.argsort(ids[at], kind="stable")]
     return order, ids[order]
+
+
+def sum_rows(grads, ids, Py_ssize_t width, Py_ssize_t limit):
+    """``(rows, sums)`` as `scatter_add_rows` returns them for ``grads[:, :width]``, C-contiguous,
+    where ids are int64 below ``limit`` and a negative one takes no part. Nothing is checked."""
+    order, ordered = _sorted(ids, limit)
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    rows = ordered[starts]
+    sums = np.empty((len(rows), width), grads.dtype)
+    if sums.size:
+        args = (grads, order, np.append(starts, len(order)), sums)
+        cost = len(order) * width * MOVE_COST
+        parallel_for(Job(_SCATTER[grads.dtype.name], args, len(rows), cost))
+    return rows, sums
 
 
 def _as_ids(ids):
@@ -286,11 +302,4 @@ def scatter_add_rows(grads, ids, *, out=None, num_rows=None):
     if num_rows < 0:
         raise ValueError(f"num_rows must be at least 0, got {num_rows}")
     _check(ids, num_rows)
-    order, ordered = _sorted(ids.astype(np.int64, copy=False), num_rows)
-    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-    rows = ordered[starts]
-    sums = np.empty((len(rows), grads.shape[1]), grads.dtype)
-    if sums.size:
-        args = (grads, order, np.append(starts, len(ids)), sums)
-        parallel_for(Job(_SCATTER[grads.dtype.name], args, len(rows), grads.size * MOVE_COST))
-    return rows, sums
+    return sum_rows(grads, ids.astype(np.int64, copy=False), grads.shape[1], num_rows)

@@ -204,3 +204,29 @@ def pad_sequences(
     out = np.empty(shape, flat.dtype)
     _pad(flat, offsets, out if batch_first else out.T, pad_before, cut_before, value)
     return out, np.minimum(lengths, steps)
+
+
+def sort_lengths(const int64_t[::1] lengths):
+    """``(order, sorted lengths, batch_sizes, offsets)`` of `fastrnn.packed.PackedBatch`, the longest
+    first and equal ones in their order."""
+    cdef Py_ssize_t batch = lengths.shape[0], b, t, longest = 0
+    for b in range(batch):
+        longest = max(longest, lengths[b])
+    cdef int64_t[::1] place = np.zeros(longest + 2, np.int64)  # by length, where the next one goes
+    order, ordered = np.empty(batch, np.int64), np.empty(batch, np.int64)
+    sizes, offsets = np.empty(longest, np.int64), np.empty(longest + 1, np.int64)
+    cdef int64_t[::1] order_ = order, ordered_ = ordered, sizes_ = sizes, offsets_ = offsets
+    for b in range(batch):
+        place[lengths[b]] += 1
+    offsets_[0] = 0
+    for t in range(longest, -1, -1):  # the number of sequences that are longer
+        place[t] += place[t + 1]
+    for t in range(longest):
+        sizes_[t] = place[t + 1]
+        offsets_[t + 1] = offsets_[t] + sizes_[t]
+    for b in range(batch):
+        t = place[lengths[b] + 1]
+        place[lengths[b] + 1] += 1
+        order_[t] = b
+        ordered_[t] = lengths[b]
+    return order, ordered, sizes, offsets

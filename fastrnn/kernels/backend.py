@@ -68,6 +68,9 @@ class Backend(Protocol):
     def writable(self, parameters: Any) -> Array:
         """The flat vector of the parameters, to be written now."""
 
+    def all_finite(self, x: Any) -> bool:
+        """Whether no number of a C-contiguous array on the host is infinite or NaN."""
+
     # Padded arrays and packed rows
 
     def pack(self, x: Array, packed: PackedBatch, *, batch_first: bool = False) -> Array:

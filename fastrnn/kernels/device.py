@@ -66,7 +66,8 @@ class Door:
         """
         kernels = self.kernels
         if not (kernels.on_device and is_on_device(value)):
-            return kernels.to_device(checks.real_array(name, value, dtype, shape))
+            array = checks.real_array(name, value, dtype, shape, kernels.all_finite)
+            return kernels.to_device(array)
         if not self.is_device:
             raise ValueError(f"{name} must be on the host, as {self.name} is")
         array = kernels.device_view(value)

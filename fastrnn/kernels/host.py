@@ -6,10 +6,12 @@ import numpy as np
 from numpy import concatenate, empty
 
 from fastrnn._gather import gather_rows, scatter_add_rows
+from fastrnn.checks import all_finite
 from fastrnn.packed import PackedBatch
 from fastrnn.runtime import buffers
 
 __all__ = [
+    "all_finite",
     "concatenate",
     "copy",
     "cross_entropy",

@@ -100,7 +100,9 @@ class Recurrent(PackedLayer):
         for layer in range(self.num_layers):
             inputs = self.input_size if layer == 0 else self.directions * self.output_size
             for suffix in self._suffixes(layer):
-                values.update({k + suffix: v for k, v in self._initial(inputs).items()})
+                initial = self._initial(inputs)
+                values.update({k + suffix: v for k, v in initial.items()})
+        self._names = list(initial)  # of a direction's parameters
         super().__init__(values, checks.float_dtype("dtype", dtype), backend)
         self._plans: tuple[Any, dict] = None, {}  # of these weights
 
@@ -168,11 +170,7 @@ class Recurrent(PackedLayer):
         }
 
         def direction(suffix):
-            return {
-                name.removesuffix(suffix): value
-                for name, value in by_name.items()
-                if name.endswith(suffix)
-            } | constants
+            return {n: by_name[n + suffix] for n in self._names} | constants
 
         return [
             kernels.RecurrentWeights(self.cell, list(map(direction, self._suffixes(layer))))

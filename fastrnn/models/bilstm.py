@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastrnn import checks, parameters
-from fastrnn._gather import scatter_add_rows
+from fastrnn._gather import sum_rows
 from fastrnn.data.batches import Batch
 from fastrnn.kernels.backend import get_backend
 from fastrnn.kernels.cpu.pointwise import insert
@@ -161,10 +161,7 @@ class BiLSTMTagger:
         dx: Any = kernels.to_host(d_input) if need_dx else None
         if self.tables:
             table = self.tables["words"]
-            values, words = np.ascontiguousarray(dx[:, : table.shape[1]]), batch.words
-            if (words < 0).any():
-                values, words = values[words >= 0], words[words >= 0]
-            sums = scatter_add_rows(values, words, num_rows=len(table))
+            sums = sum_rows(dx, batch.words, table.shape[1], len(table))
             self._row_gradients = {"words": RowGradient(table, *sums)}
         if self.characters is not None:
             assert batch.spelling is not None

@@ -21,7 +21,7 @@ from fastrnn.kernels.host import (
 from .crf import crf_gradient, crf_viterbi
 from .linear import LinearWeights, linear_backward, linear_forward
 from .optim import adam, norm, sgd
-from .pointwise import cross_entropy, dropout, scale
+from .pointwise import all_finite, cross_entropy, dropout, scale
 from .recurrent import (
     RecurrentWeights,
     recurrent_backward,
@@ -34,6 +34,7 @@ __all__ = [
     "LinearWeights",
     "RecurrentWeights",
     "adam",
+    "all_finite",
     "concatenate",
     "copy",
     "crf_gradient",

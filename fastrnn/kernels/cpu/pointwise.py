@@ -3,7 +3,9 @@
 import numpy as np
 
 from fastrnn.kernels import host
+from fastrnn.kernels.native.isa import width
 from fastrnn.kernels.native.library import find
+from fastrnn.kernels.native.records import CHUNK
 from fastrnn.runtime import buffers
 from fastrnn.runtime.threads import MOVE_COST, Job, parallel_for
 
@@ -46,3 +48,14 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray, counts: np.ndarray):
     kernel = find("pointwise.cross_entropy", logits.dtype)
     parallel_for(Job(kernel, args, len(logits), logits.size * _EXP_COST))
     return float(losses.sum() / max(count, 1)), out, count
+
+
+def all_finite(x: np.ndarray) -> bool:
+    """Whether no number of a C-contiguous array is infinite or NaN."""
+    if x.size < CHUNK:
+        return host.all_finite(x)
+    blocks = -(-x.size // CHUNK)
+    out = np.empty((blocks, width(x.dtype)), x.dtype)
+    args = (x.reshape(-1), out)
+    parallel_for(Job(find("pointwise.differences", x.dtype), args, blocks, x.size * 8))
+    return not out.any()

@@ -207,7 +207,7 @@ def _forward(
     save = training or hoist
     y = buffers.empty((packed.size, w.directions * units), dtype)
     gates = buffers.empty((packed.size if save else 0, w.directions * w.gates_size), dtype)
-    time_loop = find("fused.forward", dtype, cell, masks is not None)
+    time_loop = w.loop("forward", masks is not None)
     begin = find("rows.begin_state", dtype)
     state_offsets = _state_offsets(packed, training)
     final = packed.size if training else 2 * batch  # row of the final states
@@ -277,7 +277,7 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
     panels, pack_jobs = w.packed(["back_h", "back_x"] if need_dx else ["back_h"])
     cost = packed.size * w.directions * len(cell.gates) * units * units
     slices, parties = _slices(packed, cost, w.directions, panels["back_h"].shape[1])
-    time_loop = find("fused.backward", dtype, cell, tape.regularised)
+    time_loop = w.loop("backward", tape.regularised)
     barrier = np.zeros(8 * w.directions, np.int64)
     unit_size = len(cell.unit_parameters) * w.hp
     dunit = buffers.empty((packed.size if unit_size else 0, w.directions * unit_size), dtype)

@@ -1,13 +1,15 @@
 """The parameters of a recurrent layer, packed for the kernels."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
+from fastrnn._native import Kernel
 from fastrnn.cells import Cell
 from fastrnn.kernels.native import layouts
 from fastrnn.kernels.native.isa import PANEL, width
+from fastrnn.kernels.native.library import find
 from fastrnn.kernels.native.records import Masks
 from fastrnn.runtime import buffers
 from fastrnn.runtime.threads import Job, parallel_for
@@ -26,26 +28,17 @@ class Side:
         self.offset = first * width(dtype)  # of these columns in a panel of all accumulators
 
 
-class FusedWeights:
-    """The parameters of one layer, packed when first needed and kept until they change.
+class Shape:
+    """What the layout of a layer's parameters depends on, and the kernels of its cell."""
 
-    Parameters
-    ----------
-    cell : Cell
-    parameters : sequence over the D directions of mappings of str to array
-        See `kernels.backend`.
-    """
-
-    def __init__(self, cell: Cell, parameters):
-        self.cell, self.parameters = cell, parameters
-        w_ih, w_hh = parameters[0]["weight_ih"], parameters[0]["weight_hh"]
-        self.inputs, self.units, self.directions = w_ih.shape[1], w_hh.shape[1], len(parameters)
-        self.dtype = w_ih.dtype
-        self.lanes = width(self.dtype)
-        self.hp = -(-self.units // self.lanes) * self.lanes
+    def __init__(self, cell: Cell, inputs: int, units: int, directions: int, dtype: np.dtype):
+        self.cell, self.dtype = cell, dtype
+        self.inputs, self.units, self.directions = inputs, units, directions
+        self.lanes = width(dtype)
+        self.hp = -(-units // self.lanes) * self.lanes
         single = cell.accumulators == 1
-        self.x = Side(cell.input_order, self.units, self.dtype, 0, single)
-        self.h = Side(cell.recurrent_order, self.units, self.dtype, cell.first_recurrent, single)
+        self.x = Side(cell.input_order, units, dtype, 0, single)
+        self.h = Side(cell.recurrent_order, units, dtype, cell.first_recurrent, single)
         self.panel = (PANEL if single else cell.accumulators) * self.lanes
         self.panels = -(-self.hp // self.panel) if single else self.hp // self.lanes
         # Numbers that a row of gates has for one direction.
@@ -56,7 +49,38 @@ class FusedWeights:
             for gates in (cell.input_gates, cell.recurrent_gates)
         )
         # A row of states is not a multiple of 1 KB: its columns would share few cache sets.
-        self.state_size = self.hp + self.lanes * (self.hp * self.dtype.itemsize % 1024 == 0)
+        self.state_size = self.hp + self.lanes * (self.hp * dtype.itemsize % 1024 == 0)
+        none = np.empty((0, 0), dtype)
+        self.no_masks = Masks(none, 0, none)  # of a layer without zoneout and recurrent dropout
+        self._loops: dict[tuple, Kernel] = {}
+
+    def loop(self, which: str, regularised: bool) -> Kernel:
+        """The time loop "forward" or "backward"."""
+        key = which, regularised
+        if key not in self._loops:
+            self._loops[key] = find(f"fused.{which}", self.dtype, self.cell, regularised)
+        return self._loops[key]
+
+
+_shape = cache(Shape)
+
+
+class FusedWeights(Shape):
+    """The parameters of one layer, packed when first needed and kept until they change.
+
+    Parameters
+    ----------
+    cell : Cell
+    parameters : sequence over the D directions of mappings of str to array
+        See `kernels.backend`.
+    """
+
+    def __init__(self, cell: Cell, parameters):
+        w_ih, w_hh = parameters[0]["weight_ih"], parameters[0]["weight_hh"]
+        # All that does not depend on the parameters is made once.
+        shape = _shape(cell, w_ih.shape[1], w_hh.shape[1], len(parameters), w_ih.dtype)
+        vars(self).update(vars(shape))
+        self.parameters = parameters
         self._packed: dict[str, np.ndarray] = {}
 
     def packed(self, names: Sequence[str]) -> tuple[dict[str, np.ndarray], list[Job]]:
@@ -136,12 +160,6 @@ class FusedWeights:
             for row, name in zip(part, names, strict=True):
                 row[: self.units] = parameters[name]
         return out
-
-    @cached_property
-    def no_masks(self) -> Masks:
-        """The masks of a layer without zoneout and recurrent dropout."""
-        none = np.empty((0, 0), self.dtype)
-        return Masks(none, 0, none)
 
     @cached_property
     def table(self) -> np.ndarray:

@@ -1,5 +1,7 @@
 """The CUDA backend: kernels compiled by Numba for NVIDIA's GPUs (see kernels/backend.py)."""
 
+from fastrnn.kernels.host import all_finite
+
 from .crf import crf_gradient, crf_viterbi
 from .launch import require
 from .linear import LinearWeights, linear_backward, linear_forward
@@ -31,6 +33,7 @@ __all__ = [
     "LinearWeights",
     "RecurrentWeights",
     "adam",
+    "all_finite",
     "concatenate",
     "copy",
     "crf_gradient",

@@ -1,6 +1,7 @@
 """The reference backend: plain NumPy, slow, what every kernel is checked against."""
 
 from fastrnn.kernels.host import (
+    all_finite,
     concatenate,
     copy,
     cross_entropy,
@@ -36,6 +37,7 @@ __all__ = [
     "LinearWeights",
     "RecurrentWeights",
     "adam",
+    "all_finite",
     "concatenate",
     "copy",
     "crf_gradient",

@@ -107,10 +107,10 @@ def _elementwise(cell: Cell) -> list[tuple]:
     p = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     seen = dict[tuple, None]()
     weights = unfused.UnfusedWeights(cell, [p, p], lambda *args: _Recorder(seen, *args))
-    packed, x = PackedBatch(2, 3, np.array([2, 1, 2])), np.zeros((5, 3), np.float32)
+    packed, x = PackedBatch(2, 3), np.zeros((6, 3), np.float32)
     sizes = [size if name == "h" else units for name in cell.states]
     state = tuple(np.zeros((2, 3, n), np.float32) for n in sizes)
-    masks = StepMasks(np.zeros((2, 5, sum(sizes)), np.float32), np.zeros((2, 3, size), np.float32))
+    masks = StepMasks(np.zeros((2, 6, sum(sizes)), np.float32), np.zeros((2, 3, size), np.float32))
     for given in (None, masks):
         y, _, tape = unfused.recurrent_forward(
             weights, x, packed, state, training=True, masks=given

@@ -5,10 +5,11 @@ import math
 import numpy as np
 
 from fastrnn.cells.activations import exp
+from fastrnn.kernels.native.records import CHUNK
 from fastrnn.kernels.signature import D1, F1, F2, I1, F, I, U
 
 from .compiler import kernel
-from .simd import lane_count, load_first, pointer, store_first
+from .simd import lane_count, load_first, pointer, store, store_first, zeros_like
 
 
 @kernel
@@ -84,3 +85,18 @@ def cross_entropy(
             t = at + targets[p]
             losses[p] = math.log(total) - (np.float64(x_p[t]) - np.float64(top))
             out_p[t] -= weights[p]
+
+
+@kernel
+def differences(x: F1, out: F2, first: I, last: I):
+    """``sum of x - x`` of each block of CHUNK numbers, a vector each: 0, or NaN if one of them is
+    infinite or NaN."""
+    x_p, out_p = pointer(x), pointer(out)
+    n = lane_count(x_p)
+    for i in range(first, last):
+        end = min((i + 1) * CHUNK, x.shape[0])
+        total = zeros_like(x_p)
+        for k in range(i * CHUNK, end, n):
+            v = load_first(x_p, k, end - k)
+            total = total + (v - v)
+        store(out_p, i * n, total)
