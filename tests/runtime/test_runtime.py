@@ -1,7 +1,11 @@
 """Memory that is reused, and the team of threads."""
 
 import multiprocessing
+import signal
+import subprocess
+import sys
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,16 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastrnn
+from fastrnn._native import Kernel
+from fastrnn.kernels.native.library import find
 from fastrnn.runtime import buffers, threads
 
 # Buffers
 
 
-def test_memory_is_used_again_only_when_nobody_looks_at_it(monkeypatch):
-    monkeypatch.setattr(buffers, "_free", [])
+def test_memory_is_used_again_only_when_nobody_looks_at_it():
+    buffers.release()
     a = buffers.empty((1 << 16,), "float32")
     address = a.ctypes.data
-    assert address % 64 == 0
+    assert address % 64 == 0 and a.flags.carray
     view = a[10:20].reshape(2, 5)
     view[:] = 7
     del a
@@ -30,11 +36,25 @@ def test_memory_is_used_again_only_when_nobody_looks_at_it(monkeypatch):
     assert again.ctypes.data == address and again.dtype == np.float64
 
 
-def test_memory_does_not_grow_with_the_number_of_shapes(monkeypatch):
-    monkeypatch.setattr(buffers, "_free", [])
+def test_memory_does_not_grow_with_the_number_of_shapes():
+    buffers.release()
+    in_use = buffers.held()[0]
     for size in range(20_000, 120_000, 100):
         buffers.empty((size,), "float32")
-    assert sum(block.nbytes for block in buffers._free) < 2 * 120_000 * 4
+    assert buffers.held()[0] == in_use
+    assert buffers.held()[1] < 2.2 * (in_use + 120_000 * 4)
+    buffers.release()
+    assert buffers.held()[1] == 0
+
+
+def test_sizes_that_no_memory_has():
+    with pytest.raises(ValueError, match="shape must be"):
+        buffers.empty((1 << 40, 1 << 40), "float32")
+    with pytest.raises(ValueError, match="shape must be"):
+        buffers.empty((-1, 3), "float32")
+    with pytest.raises(MemoryError):
+        buffers.empty((1 << 60,), "uint8")
+    assert buffers.empty((0, 5), "float32").shape == (0, 5)
 
 
 # Threads
@@ -67,6 +87,92 @@ def test_callers_from_several_threads(rng):
     for caller in callers:
         caller.join()
     assert not wrong
+
+
+def test_tasks_of_a_phase_follow_those_before(rng):
+    """Rows move from array to array, a phase each: none may start before the last has ended."""
+    copy = find("rows.copy", np.dtype("float32"))
+    for size in (1, 3, 64, 1000):
+        arrays = [np.zeros((size, 5), "f") for _ in range(30)]
+        arrays[0][:] = rng.standard_normal((size, 5))
+        phases = [
+            [threads.Task(copy, (a, 0, b), 0, size, min(size, 7))] for a, b in pairwise(arrays)
+        ]
+        for count in (1, 2, 3, 5):
+            for array in arrays[1:]:
+                array[:] = 0
+            threads.run([[], *phases, []], count)
+            assert np.array_equal(arrays[0], arrays[-1])
+
+
+def test_jobs_are_divided_by_their_cost():
+    copy = find("rows.copy", np.dtype("float32"))
+    a, b = np.ones((10, 3), "f"), np.zeros((10, 3), "f")
+    for cost in (0, 1e3, 1e7, 1e12):
+        b[:] = 0
+        threads.run([[threads.Job(copy, (a, 0, b), 10, cost)]], 3)
+        assert (b == 1).all()
+
+
+def test_what_is_no_program_is_refused():
+    copy = find("rows.copy", np.dtype("float32"))
+    a = np.ones((4, 3), "f")
+    for item, message in (
+        ((copy, (a, 0, a.T)), "expected a task"),
+        ((copy, (a, 0, a.T), 0, 4, 1), "expected a C-contiguous array 'f2'"),
+        ((copy, (a, 0, a.astype("d")), 0, 4, 1), "expected a C-contiguous array 'f2'"),
+        ((copy, (a, 0), 0, 4, 1), "arguments do not fit the signature"),
+        ((copy, (a, "0", a), 0, 4, 1), "int"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            threads.run([[item]], 2)
+    with pytest.raises(ValueError, match="bad signature"):
+        Kernel("wrong", "f2(q", 0, None)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers")
+def test_the_team_survives_signals(rng):
+    """A call that is interrupted ends first, and the next ones are right."""
+    layer = fastrnn.LSTM(16, 64, bidirectional=True, seed=0)
+    x = rng.standard_normal((20, 30, 16))
+    wanted, _ = layer(x)
+    caught = 0
+
+    def raise_it(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, raise_it)
+    try:
+        for _ in range(20):
+            signal.setitimer(signal.ITIMER_REAL, 0.004)
+            try:
+                for _ in range(1000):
+                    layer(x)
+            except KeyboardInterrupt:
+                caught += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert caught == 20
+    assert np.array_equal(layer(x)[0], wanted)
+
+
+def test_a_process_ends_while_others_compute():
+    code = """
+import threading, numpy as np, fastrnn
+fastrnn.set_num_threads(3)
+layer = fastrnn.LSTM(16, 64, bidirectional=True, seed=0)
+x = np.ones((20, 30, 16), "f")
+def work():
+    while True:
+        layer(x)
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+layer(x)
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
 def _in_child(connection, layer, x):

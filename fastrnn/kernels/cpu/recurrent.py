@@ -135,6 +135,12 @@ class _Pass(NamedTuple):
     packed: dict[str, np.ndarray]  # weights, packed when it has run
 
 
+def _barrier(w: FusedWeights) -> tuple[np.ndarray, Task]:
+    """The counters of the directions, a cache line for each, and what sets them to 0."""
+    counts = np.empty(8 * w.directions, np.int64)
+    return counts, Task(find("rows.zero", w.dtype), (counts,), 0, len(counts))
+
+
 def recurrent_forward(
     weights: FusedWeights,
     x,
@@ -212,7 +218,7 @@ def _forward(
     state_offsets = _state_offsets(packed, training)
     final = packed.size if training else 2 * batch  # row of the final states
     lengths = Lengths(packed.lengths, packed.offsets)
-    barrier = np.zeros(8 * w.directions, np.int64)  # a cache line for each counter
+    barrier, no_round = _barrier(w)
     none, no_ids = np.empty((0, 0), dtype), np.empty(0, np.int64)
     before, projections, loops, after = list[Task](), list[Job](), list[Task](), list[Task]()
     states, all_masks = [], []
@@ -248,7 +254,7 @@ def _forward(
                 geometry, projection, init, panels["h"][d], w.unit[d], own_states, mask, output,
                 work,
             )))  # fmt: skip
-    phases = [[*pack_jobs, *before], projections, loops, after]
+    phases = [[*pack_jobs, no_round, *before], projections, loops, after]
     return _Pass(phases, _threads(cost, parties), parties > 1, y, states, gates, all_masks, panels)
 
 
@@ -278,7 +284,7 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
     cost = packed.size * w.directions * len(cell.gates) * units * units
     slices, parties = _slices(packed, cost, w.directions, panels["back_h"].shape[1])
     time_loop = w.loop("backward", tape.regularised)
-    barrier = np.zeros(8 * w.directions, np.int64)
+    barrier, no_round = _barrier(w)
     unit_size = len(cell.unit_parameters) * w.hp
     dunit = buffers.empty((packed.size if unit_size else 0, w.directions * unit_size), dtype)
     unit_sums = np.empty(dunit.shape[1], dtype)
@@ -318,7 +324,7 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
         sums.append(Job(kernel, (dunit, unit_sums), items, dunit.size * MOVE_COST))
     # All weight gradients and dx in one phase, so that every thread has a share of each.
     run(
-        [[*pack_jobs, *before], loops, sums, after],
+        [[*pack_jobs, no_round, *before], loops, sums, after],
         _threads(3 * cost, parties),
         together=parties > 1,
     )

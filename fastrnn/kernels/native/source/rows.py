@@ -94,3 +94,10 @@ def unpack_sums(sums: F2, positions: I1, out: F1, first: I, last: I):
     sums_p = pointer(sums)
     for j in range(first, last):
         out[j] = sums_p[positions[j]]
+
+
+@kernel
+def zero(counts: I1, first: I, last: I):
+    """``counts[:] = 0``: barriers before they are used, see barrier.py."""
+    for i in range(first, last):
+        counts[i] = 0
