@@ -377,6 +377,16 @@ static int make_program(program_t *program, PyObject *phases, division_t by) {
     return 0;
 }
 
+/* Notice once that PyTorch was imported. */
+static void look_for_torch(void) {
+    static int found;
+    PyObject *modules = PyImport_GetModuleDict();
+    if (!found && modules && PyDict_GetItemString(modules, "torch._C")) {
+        found = 1;
+        team_use_openmp(1);
+    }
+}
+
 static int run_program(program_t *program, int threads, int together) {
     for (Py_ssize_t p = 0; p < program->count; p++) {
         phase_t *phase = program->phases + p;
@@ -401,6 +411,7 @@ static PyObject *run(PyObject *module, PyObject *args) {
     (void)module;
     if (!PyArg_ParseTuple(args, "O!iLp", &PyList_Type, &phases, &threads, &min_work, &together))
         return 0;
+    look_for_torch();
     if (make_program(&program, phases, (division_t){threads, min_work})) {
         PyMem_RawFree(program.memory);
         return 0;
@@ -523,6 +534,7 @@ static PyObject *plan_call(PyObject *self, PyObject *const *args, size_t flags, 
     int unbatched = args[2] == Py_True;
     if (p->busy || !plan_inputs(p, args[0], args[1], unbatched)) Py_RETURN_NONE;
     if (p->is_long) {
+        look_for_torch();
         p->busy = 1;
         Py_BEGIN_ALLOW_THREADS
         failed = run_program(&p->program, p->threads, p->together);

@@ -164,6 +164,52 @@ static void run_alone(phase_t *phases, int64_t count) {
             call_entry(t->entry, t->slots, t->first, t->last);
 }
 
+/* PyTorch's OpenMP workers poll for milliseconds after each of its operations and would take our
+   cores: where they exist, they run our regions. */
+#ifdef __linux__
+#include <dlfcn.h>
+#include <link.h>
+#include <string.h>
+static struct {
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+    int (*in_parallel)(void), (*max_threads)(void);
+} openmp;
+
+static int find_openmp(struct dl_phdr_info *info, size_t size, void *data) {
+    (void)size, (void)data;
+    if (!strstr(info->dlpi_name, "gomp") && !strstr(info->dlpi_name, "omp5")) return 0;
+    void *library = dlopen(info->dlpi_name, RTLD_NOW | RTLD_NOLOAD);
+    if (!library) return 0;
+    openmp.in_parallel = (int (*)(void))dlsym(library, "omp_in_parallel");
+    openmp.max_threads = (int (*)(void))dlsym(library, "omp_get_max_threads");
+    void *parallel = dlsym(library, "GOMP_parallel");
+    if (openmp.in_parallel && openmp.max_threads && parallel)
+        openmp.parallel = (void (*)(void (*)(void *), void *, unsigned, unsigned))parallel;
+    return openmp.parallel != 0;
+}
+
+void team_use_openmp(int yes) {
+    openmp.parallel = 0;
+    if (yes) dl_iterate_phdr(find_openmp, 0);
+}
+
+static void openmp_body(void *unused) {
+    (void)unused;
+    run_phases(region, region_count);
+}
+
+/* Only with as many threads as it has anyway: another number makes it start and end threads. */
+static int openmp_run(int threads, int together) {
+    if (!openmp.parallel || together || openmp.in_parallel() || openmp.max_threads() != threads)
+        return 0;
+    openmp.parallel(openmp_body, 0, threads, 0);
+    return 1;
+}
+#else
+void team_use_openmp(int yes) { (void)yes; }
+static int openmp_run(int threads, int together) { return (void)threads, (void)together, 0; }
+#endif
+
 int team_run(phase_t *phases, int64_t count, int threads, int together) {
     if (threads > 1 && !lock_try(&team_lock)) {
         if (together) lock_take(&team_lock);
@@ -173,13 +219,17 @@ int team_run(phase_t *phases, int64_t count, int threads, int together) {
         run_alone(phases, count);
         return 0;
     }
+    region = phases;
+    region_count = count;
+    if (openmp_run(threads, together)) {
+        lock_give(&team_lock);
+        return 0;
+    }
     while (workers < threads - 1 && start_worker(atomic_load(&generation))) workers++;
     if (together && workers < threads - 1) {
         lock_give(&team_lock);
         return -1;
     }
-    region = phases;
-    region_count = count;
     atomic_store(&seats, threads - 1);
     atomic_store(&is_open, 1);
     atomic_fetch_add(&generation, 1);
@@ -200,6 +250,7 @@ int team_run(phase_t *phases, int64_t count, int threads, int together) {
 #ifndef _WIN32
 static void in_child(void) { /* which has no workers, and a region only in its parent */
     workers = 0;
+    team_use_openmp(0); /* it would wait for threads that the child does not have */
     atomic_store(&asleep, 0);
     atomic_store(&is_open, 0);
     atomic_store(&users, 0);

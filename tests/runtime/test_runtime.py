@@ -16,6 +16,7 @@ import fastrnn
 from fastrnn._native import Kernel
 from fastrnn.kernels.native.library import find
 from fastrnn.runtime import buffers, threads
+from helpers import needs_torch
 
 # Buffers
 
@@ -191,6 +192,39 @@ def test_a_forked_child_computes(rng):
     child.start()
     assert ours.poll(60) and np.array_equal(ours.recv(), wanted)
     child.join()
+
+
+@needs_torch
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
+def test_beside_torch():
+    """Its threads run our regions: the same bits, also in a forked child and with other numbers."""
+    code = """
+import multiprocessing, warnings
+import numpy as np, fastrnn
+warnings.simplefilter("ignore")
+layer = fastrnn.LSTM(16, 64, bidirectional=True, seed=0)
+x = np.random.default_rng(0).standard_normal((20, 30, 16))
+wanted, _ = layer(x)
+import torch
+torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+for ours, theirs in (2, 2), (1, 2), (2, 1), (3, 3), (2, 3):
+    torch.set_num_threads(theirs)
+    fastrnn.set_num_threads(ours)
+    for _ in range(3):
+        torch.ones(300, 300) @ torch.ones(300, 300)
+        assert np.array_equal(layer(x)[0], wanted)
+def child(results):
+    fastrnn.set_num_threads(3)
+    results.put(np.array_equal(layer(x)[0], wanted))
+context = multiprocessing.get_context("fork")
+results = context.SimpleQueue()
+process = context.Process(target=child, args=(results,))
+process.start()
+process.join(60)
+print(process.exitcode, results.get())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "0 True\n", done.stderr
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 5))
