@@ -256,6 +256,8 @@ class Recurrent(PackedLayer):
 
     def _stacked(self, states) -> State:
         """The states of all layers, concatenated."""
+        if len(states) == 1:
+            return states[0]
         return tuple(self._kernels.concatenate(parts) for parts in zip(*states, strict=True))
 
     def _of_layer(self, state: State, layer: int) -> State:

@@ -38,17 +38,16 @@ for cell, units, dtype, tolerance in (
 BITS = """
 import hashlib
 import numpy as np
-from fastrnn.layers import GRU, LSTM, RNN
+from fastrnn.layers import LSTM, RNN
 
 rng, digest = np.random.default_rng(0), hashlib.sha256()
-for cell in (LSTM, GRU, RNN):
-    for dtype in ("float32", "float64"):
-        layer = cell(9, 21, 2, bidirectional=True, dtype=dtype, seed=0)
-        x, dy = rng.standard_normal((7, 5, 9)), rng.standard_normal((7, 5, 42))
-        y, _, tape = layer.forward(x, lengths=[7, 0, 3, 5, 1])
-        dx, _, grads = layer.backward(tape, dy)
-        for array in (y, dx, *grads.values()):
-            digest.update(array.tobytes())
+for cell in (LSTM, RNN):
+    layer = cell(9, 21, 2, bidirectional=True, seed=0)
+    x, dy = rng.standard_normal((7, 5, 9)), rng.standard_normal((7, 5, 42))
+    y, _, tape = layer.forward(x, lengths=[7, 0, 3, 5, 1])
+    dx, _, grads = layer.backward(tape, dy)
+    for array in (y, dx, *grads.values()):
+        digest.update(array.tobytes())
 print(digest.hexdigest())
 """
 paths = pytest.mark.parametrize("path", list(isa.ISAS))

@@ -1,6 +1,7 @@
 """Memory that is reused, and the team of threads."""
 
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -172,7 +173,9 @@ for _ in range(3):
 layer(x)
 print("done")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=os.sep
+    )
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 

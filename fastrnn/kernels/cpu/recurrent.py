@@ -82,10 +82,14 @@ def _slices(packed: PackedBatch, cost: float, directions: int, panels: int):
         return [(0, packed.batch, a, b) for a, b in split(panels, units)], units
     # More slices than threads if they stay high enough: a slow thread then does fewer of them.
     pieces = max(1, min(4, packed.batch // (4 * ISA.tile_rows * shares))) if shares > 1 else 1
-    if packed.sorted_indices is None:
-        cuts = split(packed.batch, min(packed.batch, shares * pieces) or 1)
-    else:
-        cuts = split_by_weight(packed.lengths, shares * pieces)
+    parts = shares * pieces
+    cuts = packed.cuts.get(parts)
+    if cuts is None:
+        if packed.sorted_indices is None:
+            cuts = split(packed.batch, min(packed.batch, parts) or 1)
+        else:
+            cuts = split_by_weight(packed.lengths, parts)
+        packed.cuts[parts] = cuts
     return [(a, b, 0, panels) for a, b in cuts], 1
 
 
@@ -199,6 +203,7 @@ def _forward(
     cell = w.cell
     units, batch, dtype = w.units, packed.batch, w.dtype
     is_index = x.ndim == 1
+    table = w.table.reshape(-1) if is_index else None
     names = ["x", "h"]
     if training:
         names += ["back_h"] if is_index else ["back_h", "back_x"]
@@ -237,7 +242,6 @@ def _forward(
         projection = Projection(none, panels["x"][d, :, :0])
         offset = d * w.panels * w.panel
         if is_index:
-            table = w.table.reshape(-1)
             init = Init(TABLE, table, x, offset * w.inputs, w.panel, w.inputs * w.panel)
         elif hoist:
             projections += _hoisted(w, x, panels["x"][d], gates, d)
