@@ -1,8 +1,8 @@
 """Activation functions, written once over an abstract number.
 
-``x`` may be a Python or NumPy number, an array, or (compiled, see ``kernels/cpu/simd.py``) one
-machine vector. The primitives (`PRIMITIVES`) are what a compiler replaces for its own number type;
-everything else is made of them.
+``x`` may be a Python or NumPy number, an array, or (compiled, see
+``kernels/native/source/simd.py``) one machine vector. The primitives (`PRIMITIVES`) are what a
+compiler replaces for its own number type; everything else is made of them.
 
 `fma` is explicit so that rounding never depends on what an optimiser fuses: a row gives the same
 bits in a tile of one row as in a tile of six.

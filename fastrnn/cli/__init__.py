@@ -66,7 +66,11 @@ def bench(
 
 
 @app.command()
-def info() -> None:
+def info(
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="List the precompiled kernels.")
+    ] = False,
+) -> None:
     """Show the CPU code path, where each kernel comes from, the versions and the cache folder."""
     with clear_errors():
         from fastrnn import _native
@@ -85,6 +89,9 @@ def info() -> None:
         }
         for name, fact in facts.items():
             typer.echo(f"{name:<9} {fact}")
+        for name in sorted(_native.names(isa.ISA.name)) if kernels else ():
+            where = "precompiled" if library.USE_PRECOMPILED else "compiled when needed"
+            typer.echo(f"  {name}: {isa.ISA.name}, {where}")
 
 
 def _version(package: str) -> str:
