@@ -156,30 +156,48 @@ def _scatter(const floating[:, ::1] grads, const index_t[::1] ids, floating[:, :
                 row[k] += grads[i, k]
 
 
-def _sorted(ids, Py_ssize_t limit):
-    """``(order, ids[order])`` of the ids that are not negative, equal ones in their original
-    order."""
-    places = max(len(ids), 1)
-    at = np.flatnonzero(ids >= 0)
-    if limit * places < 2**63:
+def _by_row(const int64_t[::1] ids, int64_t limit):
+    """``(order, rows, starts)``: the positions of the ids that are not negative, by id and then by
+    position; the ids that occur, ascending; and where each begins in the order, with its length at
+    the end."""
+    cdef int64_t i, row, last = -1, places = max(1, ids.shape[0])
+    cdef Py_ssize_t count = 0, runs = 0
+    order = np.empty(ids.shape[0], np.int64)
+    cdef int64_t[::1] order_ = order
+    for i in range(ids.shape[0]):
+        if ids[i] >= 0:
+            order_[count] = i
+            count += 1
+    order = order[:count]
+    if limit <= 2**62 // places:
         # All keys differ, so NumPy's fastest sort, which is not stable, can be used.
-        keys = ids[at] * np.int64(places) + at
-        keys.sort()
-        return np.divmod(keys, places)[::-1]
-    order = at[np.argsort(ids[at], kind="stable")]
-    return order, ids[order]
+        for i in range(count):
+            order_[i] += ids[order_[i]] * places
+        order.sort()
+        for i in range(count):
+            order_[i] %= places
+    else:
+        order = order[np.argsort(np.asarray(ids)[order], kind="stable")]
+        order_ = order
+    rows, starts = np.empty(count, np.int64), np.empty(count + 1, np.int64)
+    cdef int64_t[::1] rows_ = rows, starts_ = starts
+    for i in range(count):
+        row = ids[order_[i]]
+        if row != last:
+            rows_[runs], starts_[runs] = row, i
+            runs, last = runs + 1, row
+    starts_[runs] = count
+    return order, rows[:runs], starts[: runs + 1]
 
 
 def sum_rows(grads, ids, Py_ssize_t width, Py_ssize_t limit):
     """``(rows, sums)`` as `scatter_add_rows` returns them for ``grads[:, :width]``, C-contiguous,
     where ids are int64 below ``limit`` and a negative one takes no part. Nothing is checked."""
-    order, ordered = _sorted(ids, limit)
-    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
-    rows = ordered[starts]
+    order, rows, starts = _by_row(ids, limit)
     sums = np.empty((len(rows), width), grads.dtype)
     if sums.size:
-        args = (grads, order, np.append(starts, len(order)), sums)
         cost = len(order) * width * MOVE_COST
+        args = (grads, order, starts, sums)
         parallel_for(Job(_SCATTER[grads.dtype.name], args, len(rows), cost))
     return rows, sums
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fastrnn import gather_rows, scatter_add_rows
+from fastrnn._gather import sum_rows
 
 
 @pytest.mark.parametrize("ids_type", [np.int32, np.int64, np.uint8, list])
@@ -87,3 +88,16 @@ def test_refused():
     for bad, error in ((2.5, TypeError), (True, TypeError), ("3", TypeError), (-1, ValueError)):
         with pytest.raises(error, match="num_rows must be"):
             scatter_add_rows(grads[:0], np.empty(0, int), num_rows=bad)
+
+
+@pytest.mark.parametrize("limit", [50, 2**62])
+def test_sparse_sums_of_some_columns(rng, limit):
+    """Negative ids take no part; also where an id and a position do not fit one integer."""
+    grads, ids = rng.standard_normal((200, 7)), rng.integers(-3, 50, 200)
+    rows, sums = sum_rows(grads, ids, 4, limit)
+    wanted = np.zeros((50, 4))
+    for row, g in zip(ids, grads, strict=True):
+        if row >= 0:
+            wanted[row] += g[:4]
+    assert np.array_equal(rows, np.unique(ids[ids >= 0]))
+    assert np.array_equal(sums, wanted[rows])

@@ -56,9 +56,10 @@ def sgd_rows(w: F2, rows: I1, g: F2, v: F2, options: SGD, first: I, last: I):
     w, g, v, width = pointer(w), pointer(g), pointer(v), w.shape[1]
     scale, lr, momentum, decay, nesterov = options
     for r in range(first, last):
+        row, at = rows[r] * width, r * width
         for j in range(width):
-            k = rows[r] * width + j
-            d = g[r * width + j] * scale + decay * w[k]
+            k = row + j
+            d = g[at + j] * scale + decay * w[k]
             v[k] = momentum * v[k] + d
             w[k] -= lr * (d + momentum * v[k] if nesterov else v[k])
 
@@ -69,9 +70,10 @@ def adam_rows(w: F2, rows: I1, g: F2, m: F2, v: F2, options: Adam, first: I, las
     w, g, m, v, width = pointer(w), pointer(g), pointer(m), pointer(v), w.shape[1]
     scale, lr, new1, beta2, new2, eps, l2, shrink, root2 = options
     for r in range(first, last):
+        row, at = rows[r] * width, r * width
         for j in range(width):
-            k = rows[r] * width + j
-            d = g[r * width + j] * scale + l2 * w[k]
+            k = row + j
+            d = g[at + j] * scale + l2 * w[k]
             m[k] += (d - m[k]) * new1
             v[k] = v[k] * beta2 + d * d * new2
             w[k] = w[k] * shrink - lr * m[k] / (np.sqrt(v[k]) / root2 + eps)
