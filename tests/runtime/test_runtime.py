@@ -226,7 +226,9 @@ process.start()
 process.join(60)
 print(process.exitcode, results.get())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=os.sep
+    )
     assert done.stdout == "0 True\n", done.stderr
 
 
