@@ -53,10 +53,15 @@ static void system_give(void *memory) {
 #endif
 }
 
-static void drop(int i) {
+static void remove_spare(int i) { /* they stay in the order in which they were given */
     kept -= spare[i].size;
-    system_give(spare[i].memory);
-    spare[i] = spare[--spares];
+    memmove(spare + i, spare + i + 1, (--spares - i) * sizeof *spare);
+}
+
+static void drop(int i) {
+    void *memory = spare[i].memory;
+    remove_spare(i);
+    system_give(memory);
 }
 
 /* A block of at least `size` bytes: the smallest spare one that is not much too large, as a small
@@ -74,8 +79,7 @@ static void *take(size_t *size) {
     if (best >= 0) {
         memory = spare[best].memory;
         *size = spare[best].size;
-        kept -= *size;
-        spare[best] = spare[--spares];
+        remove_spare(best);
     } else {
         memory = system_take(*size);
     }

@@ -55,6 +55,7 @@ static int fill_number(char letter, PyObject *o, int64_t *slot) {
     if (letter == 'f' || letter == 'd') {
         double value = PyFloat_AsDouble(o);
         float single = (float)value;
+        if (value == -1.0 && PyErr_Occurred()) return -1;
         *slot = 0;
         if (letter == 'f') memcpy(slot, &single, sizeof single);
         else memcpy(slot, &value, sizeof value);
@@ -75,7 +76,7 @@ static int fill_array(const kernel_t *k, char letter, int axes, PyObject *o, int
     int type = type_of(letter);
     if (!PyArray_Check(o) || PyArray_NDIM(a) != axes || !PyArray_IS_C_CONTIGUOUS(a) ||
         (PyArray_TYPE(a) != type && !PyArray_EquivTypenums(PyArray_TYPE(a), type)) ||
-        !PyArray_ISNOTSWAPPED(a)) {
+        !PyArray_ISNOTSWAPPED(a) || !PyArray_ISALIGNED(a)) {
         PyErr_Format(PyExc_TypeError, "%U: expected a C-contiguous array '%c%d', got %R", k->name,
                      letter, axes, (PyObject *)Py_TYPE(o));
         return -1;
@@ -383,7 +384,7 @@ static void look_for_torch(void) {
     PyObject *modules = PyImport_GetModuleDict();
     if (!found && modules && PyDict_GetItemString(modules, "torch._C")) {
         found = 1;
-        team_use_openmp(1);
+        team_use_openmp();
     }
 }
 
@@ -504,11 +505,7 @@ static int plan_inputs(plan_t *p, PyObject *x, PyObject *state, int unbatched) {
     return 1;
 }
 
-static PyObject *plan_outputs(plan_t *p, PyArrayObject *x, int unbatched) {
-    npy_intp sizes[NPY_MAXDIMS];
-    int axes = PyArray_NDIM(x);
-    memcpy(sizes, PyArray_DIMS(x), axes * sizeof *sizes);
-    sizes[axes - 1] = PyArray_DIM(p->y, 1);
+static PyObject *plan_outputs(plan_t *p, int axes, const npy_intp *sizes, int unbatched) {
     PyObject *y = copy_out(p->y, axes, sizes), *state = p->states > 1 ? PyTuple_New(p->states) : 0;
     for (int i = 0; i < p->states; i++) {
         npy_intp *d = PyArray_DIMS(p->final[i]), flat[2] = {d[0], d[2]};
@@ -532,19 +529,29 @@ static PyObject *plan_call(PyObject *self, PyObject *const *args, size_t flags, 
         return 0;
     }
     int unbatched = args[2] == Py_True;
-    if (p->busy || !plan_inputs(p, args[0], args[1], unbatched)) Py_RETURN_NONE;
+    /* Set until the results are copied: an allocation may run other Python code. */
+    if (p->busy) Py_RETURN_NONE;
+    p->busy = 1;
+    if (!plan_inputs(p, args[0], args[1], unbatched)) {
+        p->busy = 0;
+        Py_RETURN_NONE;
+    }
+    /* Read now, as the caller's array may get another shape while the GIL is released. */
+    npy_intp sizes[NPY_MAXDIMS];
+    int axes = PyArray_NDIM((PyArrayObject *)args[0]);
+    memcpy(sizes, PyArray_DIMS((PyArrayObject *)args[0]), axes * sizeof *sizes);
+    sizes[axes - 1] = PyArray_DIM(p->y, 1);
     if (p->is_long) {
         look_for_torch();
-        p->busy = 1;
         Py_BEGIN_ALLOW_THREADS
         failed = run_program(&p->program, p->threads, p->together);
         Py_END_ALLOW_THREADS
-        p->busy = 0;
     } else {
         failed = run_program(&p->program, p->threads, p->together);
     }
-    if (failed) return cannot_start(p->threads);
-    return plan_outputs(p, (PyArrayObject *)args[0], unbatched);
+    PyObject *out = failed ? cannot_start(p->threads) : plan_outputs(p, axes, sizes, unbatched);
+    p->busy = 0;
+    return out;
 }
 
 static void plan_dealloc(PyObject *self) {

@@ -168,29 +168,35 @@ static void run_alone(phase_t *phases, int64_t count) {
    cores: where they exist, they run our regions. */
 #ifdef __linux__
 #include <dlfcn.h>
+#include <limits.h>
 #include <link.h>
 #include <string.h>
 static struct {
     void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
     int (*in_parallel)(void), (*max_threads)(void);
 } openmp;
+static _Atomic int use_openmp; /* set last */
+static int forked;
 
-static int find_openmp(struct dl_phdr_info *info, size_t size, void *data) {
-    (void)size, (void)data;
+/* Only the name is taken here: the loader's lock is held. */
+static int find_openmp(struct dl_phdr_info *info, size_t size, void *name) {
+    (void)size;
     if (!strstr(info->dlpi_name, "gomp") && !strstr(info->dlpi_name, "omp5")) return 0;
-    void *library = dlopen(info->dlpi_name, RTLD_NOW | RTLD_NOLOAD);
-    if (!library) return 0;
-    openmp.in_parallel = (int (*)(void))dlsym(library, "omp_in_parallel");
-    openmp.max_threads = (int (*)(void))dlsym(library, "omp_get_max_threads");
-    void *parallel = dlsym(library, "GOMP_parallel");
-    if (openmp.in_parallel && openmp.max_threads && parallel)
-        openmp.parallel = (void (*)(void (*)(void *), void *, unsigned, unsigned))parallel;
-    return openmp.parallel != 0;
+    if (strlen(info->dlpi_name) >= PATH_MAX) return 0;
+    strcpy(name, info->dlpi_name);
+    return 1;
 }
 
-void team_use_openmp(int yes) {
-    openmp.parallel = 0;
-    if (yes) dl_iterate_phdr(find_openmp, 0);
+void team_use_openmp(void) {
+    char name[PATH_MAX];
+    if (forked || use_openmp || !dl_iterate_phdr(find_openmp, name)) return;
+    void *library = dlopen(name, RTLD_NOW | RTLD_NOLOAD);
+    if (!library) return;
+    openmp.in_parallel = (int (*)(void))dlsym(library, "omp_in_parallel");
+    openmp.max_threads = (int (*)(void))dlsym(library, "omp_get_max_threads");
+    openmp.parallel = (void (*)(void (*)(void *), void *, unsigned, unsigned))dlsym(
+        library, "GOMP_parallel");
+    atomic_store(&use_openmp, openmp.in_parallel && openmp.max_threads && openmp.parallel);
 }
 
 static void openmp_body(void *unused) {
@@ -200,13 +206,13 @@ static void openmp_body(void *unused) {
 
 /* Only with as many threads as it has anyway: another number makes it start and end threads. */
 static int openmp_run(int threads, int together) {
-    if (!openmp.parallel || together || openmp.in_parallel() || openmp.max_threads() != threads)
+    if (!atomic_load(&use_openmp) || together || openmp.in_parallel() || openmp.max_threads() != threads)
         return 0;
     openmp.parallel(openmp_body, 0, threads, 0);
     return 1;
 }
 #else
-void team_use_openmp(int yes) { (void)yes; }
+void team_use_openmp(void) {}
 static int openmp_run(int threads, int together) { return (void)threads, (void)together, 0; }
 #endif
 
@@ -250,7 +256,13 @@ int team_run(phase_t *phases, int64_t count, int threads, int together) {
 #ifndef _WIN32
 static void in_child(void) { /* which has no workers, and a region only in its parent */
     workers = 0;
-    team_use_openmp(0); /* it would wait for threads that the child does not have */
+#ifdef __linux__
+    forked = 1; /* OpenMP would wait for threads that the child does not have */
+    atomic_store(&use_openmp, 0);
+#else
+    pthread_mutex_init(&sleep_lock, 0);
+    pthread_cond_init(&changed, 0);
+#endif
     atomic_store(&asleep, 0);
     atomic_store(&is_open, 0);
     atomic_store(&users, 0);

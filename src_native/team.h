@@ -39,8 +39,8 @@ typedef struct {
    (`together`) or runs everything itself. */
 int team_run(phase_t *phases, int64_t count, int threads, int together);
 
-/* Whether to run regions on the threads of the OpenMP library that is loaded, if there is one. */
-void team_use_openmp(int yes);
+/* Run regions on the threads of the OpenMP library that is loaded, if there is one. */
+void team_use_openmp(void);
 
 /* Call a kernel on this thread. */
 void call_entry(entry_t entry, const int64_t *slots, int64_t first, int64_t last);

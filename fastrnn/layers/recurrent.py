@@ -312,18 +312,20 @@ class Recurrent(PackedLayer):
         """
         if type(x) is not np.ndarray or any(self.zoneout):
             return None
-        weights = self._weights()
-        if self._plans[0] is not weights:
-            self._plans = weights, {}
-        plans, key = self._plans[1], (x.shape, unbatched)
-        if key not in plans:
+        weights, kept = self._weights(), self._plans
+        if kept[0] is not weights:
+            kept = self._plans = weights, {}
+        # Other threads may add to or clear the plans at any time.
+        plans, key = kept[1], (x.shape, unbatched)
+        plan = plans.get(key, "new")
+        if plan == "new":
             if len(plans) >= MOST_PLANS:
                 plans.clear()
-            plans[key] = False
-        elif plans[key] is False:
+            plans[key] = "seen"
+        elif plan == "seen":
             plans[key] = self._new_plan(weights, x.shape, unbatched)
-        elif plans[key] is not None:
-            return plans[key](x, state, unbatched)
+        elif plan is not None:
+            return plan(x, state, unbatched)
         return None
 
     def _new_plan(self, weights, shape: tuple[int, ...], unbatched: bool):

@@ -128,6 +128,11 @@ def test_what_is_no_program_is_refused():
     ):
         with pytest.raises(TypeError, match=message):
             threads.run([[item]], 2)
+    w = np.ones((3, 4), "f")
+    update = find("optim.sgd", np.dtype("float32"))
+    with pytest.raises(TypeError):
+        update(w[0], w[1], w[2], (np.ones(2, "f"), 0.1, 0.0, 0.0, False), 0, 4)
+    assert (w == 1).all()
     with pytest.raises(ValueError, match="bad signature"):
         Kernel("wrong", "f2(q", 0, None)
 
@@ -217,7 +222,6 @@ for ours, theirs in (2, 2), (1, 2), (2, 1), (3, 3), (2, 3):
         torch.ones(300, 300) @ torch.ones(300, 300)
         assert np.array_equal(layer(x)[0], wanted)
 def child(results):
-    fastrnn.set_num_threads(3)
     results.put(np.array_equal(layer(x)[0], wanted))
 context = multiprocessing.get_context("fork")
 results = context.SimpleQueue()
@@ -226,6 +230,9 @@ process.start()
 process.join(60)
 print(process.exitcode, results.get())
 """
+    # In the second the parent has not run anything of ours since torch was imported.
+    quiet = code.replace("    for _ in range(3):", "    for _ in ():")
+    assert quiet != code
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=os.sep
     )
