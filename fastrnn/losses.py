@@ -45,6 +45,8 @@ def cross_entropy(logits, targets, *, ignore_index: int | None = -100):
     if logits.ndim == 0 or targets.shape != logits.shape[:-1]:
         raise ValueError(f"targets must have shape {logits.shape[:-1]}, got {targets.shape}")
     classes, flat = logits.shape[-1], targets.reshape(-1)
+    if not classes:
+        raise ValueError(f"logits must have at least one class, got shape {logits.shape}")
     counts = np.ones(flat.shape, bool) if ignore_index is None else flat != ignore_index
     checks.below("targets", "class", flat, classes, counts)
     with kernels.stream_of(given):

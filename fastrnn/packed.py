@@ -49,6 +49,7 @@ class PackedBatch:
         else:
             from fastrnn._padding import sort_lengths  # not yet there while the package is built
 
+            lengths = np.ascontiguousarray(lengths, np.int64)
             order, self.lengths, self.batch_sizes, self.offsets = sort_lengths(lengths)
             self.sorted_indices = order
         self.size = int(self.offsets[-1])

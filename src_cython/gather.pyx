@@ -257,7 +257,7 @@ def gather_rows(table, ids, out=None):
         An id is not in ``[0, V)``; the message names its position, the id and V. Nothing is
         written.
     ValueError, TypeError
-        A shape or a type does not fit.
+        A shape or a type does not fit, or ``out`` shares memory with the table.
     """
     table = np.ascontiguousarray(_as_matrix("table", table))
     ids = _as_ids(ids)
@@ -265,6 +265,8 @@ def gather_rows(table, ids, out=None):
     if out is None:
         out = np.empty(shape, table.dtype)
     _as_out("out", out, shape, table.dtype)
+    if np.may_share_memory(out, table):
+        raise ValueError("out must not share memory with table")
     _check(ids, len(table))
     if out.size:
         kernel = _GATHER[table.dtype.name, ids.dtype.name]

@@ -101,3 +101,11 @@ def test_sparse_sums_of_some_columns(rng, limit):
             wanted[row] += g[:4]
     assert np.array_equal(rows, np.unique(ids[ids >= 0]))
     assert np.array_equal(sums, wanted[rows])
+
+
+def test_out_is_not_the_table():
+    table = np.arange(12.0).reshape(4, 3)
+    kept = table.copy()
+    with pytest.raises(ValueError, match="out must not share memory with table"):
+        gather_rows(table, [3, 2, 1, 0], table)
+    assert np.array_equal(table, kept)

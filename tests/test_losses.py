@@ -56,6 +56,8 @@ def test_extremes():
 
 
 def test_refused():
+    with pytest.raises(ValueError, match=r"at least one class, got shape \(2, 0\)"):
+        fastrnn.cross_entropy(np.zeros((2, 0)), [-100, -100])
     with pytest.raises(IndexError, match=r"class 3 at position 1 is not in \[0, 3\)"):
         fastrnn.cross_entropy(np.zeros((2, 3)), [0, 3])
     with pytest.raises(IndexError, match="class -1 at position 0"):

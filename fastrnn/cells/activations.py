@@ -114,30 +114,35 @@ def tanh(x):
     return tanh32(x) if np.asarray(x).dtype == np.float32 else tanh64(x)
 
 
-def expm1_32(x):
+def _exp_parts32(x):
+    """``(s, t)`` with ``exp(x) = s + s t``: s a power of two, t small."""
     y = clamp(x, 87.0)
     n = (y * _LOG2_E + _ROUND32) - _ROUND32
     r = fma(n, -_LN2_LOW32, fma(n, -_LN2_HIGH32, y))
     p = fma(r, _EXPM1[5], _EXPM1[6])
-    p = fma(r, p, _EXPM1[7])
-    p = fma(r, p, _EXPM1[8])
-    p = fma(r, p, _EXPM1[9])
-    p = fma(r, p, _EXPM1[10])
-    p = fma(r, p, _EXPM1[11])
-    p = fma(r, p, _EXPM1[12])
-    s = pow2(n)
-    return fma(s, p * r, s - 1.0)
+    for c in _EXPM1[7:]:
+        p = fma(r, p, c)
+    return pow2(n), p * r
 
 
-def expm1_64(x):
+def _exp_parts64(x):
     y = clamp(x, 700.0)
     n = (y * _LOG2_E + _ROUND) - _ROUND
     r = fma(n, -_LN2_LOW, fma(n, -_LN2_HIGH, y))
     p = fma(r, _EXPM1[0], _EXPM1[1])
     for c in _EXPM1[2:]:
         p = fma(r, p, c)
-    s = pow2(n)
-    return fma(s, p * r, s - 1.0)
+    return pow2(n), p * r
+
+
+def expm1_32(x):
+    s, t = _exp_parts32(x)
+    return fma(s, t, s - 1.0)
+
+
+def expm1_64(x):
+    s, t = _exp_parts64(x)
+    return fma(s, t, s - 1.0)
 
 
 def expm1(x):
@@ -146,25 +151,13 @@ def expm1(x):
 
 
 def exp32(x):
-    y = clamp(x, 87.0)
-    n = (y * _LOG2_E + _ROUND32) - _ROUND32
-    r = fma(n, -_LN2_LOW32, fma(n, -_LN2_HIGH32, y))
-    p = fma(r, _EXPM1[5], _EXPM1[6])
-    for c in _EXPM1[7:]:
-        p = fma(r, p, c)
-    s = pow2(n)
-    return where_positive(x + 87.0, fma(s, p * r, s))
+    s, t = _exp_parts32(x)
+    return where_positive(x + 87.0, fma(s, t, s))
 
 
 def exp64(x):
-    y = clamp(x, 700.0)
-    n = (y * _LOG2_E + _ROUND) - _ROUND
-    r = fma(n, -_LN2_LOW, fma(n, -_LN2_HIGH, y))
-    p = fma(r, _EXPM1[0], _EXPM1[1])
-    for c in _EXPM1[2:]:
-        p = fma(r, p, c)
-    s = pow2(n)
-    return where_positive(x + 700.0, fma(s, p * r, s))
+    s, t = _exp_parts64(x)
+    return where_positive(x + 700.0, fma(s, t, s))
 
 
 def exp(x):

@@ -9,11 +9,11 @@ import fastrnn
 from fastrnn.cells import CELLS, activations
 from fastrnn.kernels import host
 from fastrnn.kernels.backend import get_backend
-from fastrnn.kernels.cpu import linear
+from fastrnn.kernels.cpu import linear, pointwise
 from fastrnn.kernels.native import jit
 from fastrnn.kernels.native.layouts import plain_columns
 from fastrnn.kernels.native.library import find
-from fastrnn.kernels.native.records import BLOCK, Panels, Runs, Sums
+from fastrnn.kernels.native.records import BLOCK, CHUNK, Panels, Runs, Sums
 from fastrnn.kernels.native.source import simd
 from fastrnn.kernels.native.source.compiler import kernel
 from fastrnn.kernels.signature import F1
@@ -247,6 +247,49 @@ def test_dropout_is_a_function_of_key_and_place(dtype):
         (kept[0][:, 1:], kept[0][:, :-1]),
     ):
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.02
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("classes", [1, 2, 15, 16, 17, 129])
+def test_cross_entropy_is_that_of_the_reference(rng, dtype, classes):
+    logits = (rng.standard_normal((53, classes)) * 5).astype(dtype)
+    logits[7] = -300  # exponentials of differences, not of the numbers
+    logits[7, 0] = 300
+    targets, counts = rng.integers(0, classes, 53), rng.random(53) < 0.8
+    targets[~counts] = -100
+    wanted = get_backend("reference").cross_entropy(logits.astype("float64"), targets, counts)
+    for threads in (1, 3):
+        fastrnn.set_num_threads(threads)
+        got = get_backend("cpu").cross_entropy(logits, targets, counts)
+        assert got[2] == wanted[2] and got[0] == pytest.approx(wanted[0], rel=1e-6)
+        check_close(got[1], wanted[1], dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_scale_and_insert(rng, dtype):
+    x, mask = rng.standard_normal((41, 19)).astype(dtype), rng.standard_normal((5, 19))
+    indices, mask = rng.integers(0, 5, 41), mask.astype(dtype)
+    scaled = x.copy()
+    get_backend("cpu").scale(scaled, mask, indices)
+    assert np.array_equal(scaled, x * mask[indices])
+    table, rows = rng.standard_normal((6, 7)).astype(dtype), rng.integers(-1, 6, 41)
+    wanted = x.copy()
+    wanted[rows >= 0, :7] = table[rows[rows >= 0]]
+    before = x.copy()
+    assert np.array_equal(pointwise.insert(x, table, rows), wanted)
+    assert np.array_equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [0, 5, CHUNK, 3 * CHUNK + 5])
+def test_all_finite_finds_every_place(dtype, size):
+    x = np.full(size, np.finfo(dtype).max, dtype)
+    assert pointwise.all_finite(x)
+    for at in {0, size // 2, size - 2, size - 1} & set(range(size)):
+        for bad in (np.nan, np.inf, -np.inf):
+            y = x.copy()
+            y[at] = bad
+            assert not pointwise.all_finite(y), (at, bad)
 
 
 def test_backends_by_name():

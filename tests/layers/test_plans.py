@@ -1,12 +1,11 @@
 """Small dense calls of a shape that came before run by a plan: the same bits, the same errors."""
 
-import threading
-
 import numpy as np
 import pytest
 
 import fastrnn
 from fastrnn.layers import GRU, LSTM, RNN
+from helpers import from_threads
 
 each_cell = pytest.mark.parametrize("cell", [LSTM, GRU, RNN])
 
@@ -125,18 +124,7 @@ def test_one_plan_and_many_threads(rng):
     x = rng.standard_normal((40, 1, 64), np.float32)
     wanted, _ = both(layer, x)[0]
     assert np.array_equal(layer(x)[0], wanted), "threads that share units"
-    wrong = []
-
-    def call():
-        for _ in range(50):
-            if not np.array_equal(layer(x)[0], wanted):
-                wrong.append(1)
-
-    callers = [threading.Thread(target=call) for _ in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert not wrong
+    results = from_threads(lambda: [layer(x)[0] for _ in range(50)])
+    assert all(np.array_equal(y, wanted) for ys in results for y in ys)
     fastrnn.set_num_threads(1)
     same(layer(x)[0], wanted)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +16,7 @@ import fastrnn
 from fastrnn._native import Kernel
 from fastrnn.kernels.native.library import find
 from fastrnn.runtime import buffers, threads
-from helpers import needs_torch
+from helpers import from_threads, needs_torch
 
 # Buffers
 
@@ -76,19 +75,8 @@ def test_callers_from_several_threads(rng):
     twin, layer = (fastrnn.LSTM(16, 64, bidirectional=True, seed=0) for _ in range(2))
     x = rng.standard_normal((20, 30, 16))
     wanted, _ = twin(x)  # the layer itself packs its weights under the callers' feet
-    wrong = []
-
-    def call():
-        for _ in range(5):
-            if not np.array_equal(layer(x)[0], wanted):
-                wrong.append(1)
-
-    callers = [threading.Thread(target=call) for _ in range(4)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert not wrong
+    results = from_threads(lambda: [layer(x)[0] for _ in range(5)])
+    assert all(np.array_equal(y, wanted) for ys in results for y in ys)
 
 
 def test_tasks_of_a_phase_follow_those_before(rng):

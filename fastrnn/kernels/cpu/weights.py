@@ -1,7 +1,7 @@
 """The parameters of a recurrent layer, packed for the kernels."""
 
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class Shape:
         return self._loops[key]
 
 
-_shape = cache(Shape)
+_shape = lru_cache(256)(Shape)
 
 
 class FusedWeights(Shape):

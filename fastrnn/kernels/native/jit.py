@@ -22,7 +22,17 @@ from .isa import ISA
 
 _SYMBOL = "fastrnn_kernel"
 _DIGEST = hashlib.sha256().digest_size
-_compiling = threading.Lock()
+_compiling = threading.Lock()  # also: no two threads may make kernels of one name
+
+
+def _renew_lock() -> None:
+    """After a fork: the thread that held the lock does not exist in the child."""
+    global _compiling
+    _compiling = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def cache_dir() -> Path:

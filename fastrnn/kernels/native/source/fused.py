@@ -11,7 +11,6 @@ A cell with several accumulators has a panel per vector of units, one vector per
 with one has a panel per four vectors of units.
 """
 
-import threading
 from functools import cache
 from typing import Annotated, Any, NamedTuple
 
@@ -192,7 +191,6 @@ def _epilogue(cell: Cell, regularised: bool):
 
 
 _dh_tile = tile(init_row, finish_row)
-_making = threading.Lock()
 
 
 def forward(cell: Cell, regularised: bool):
@@ -205,13 +203,8 @@ def backward(cell: Cell, regularised: bool):
     return _loops(cell, regularised)[1]
 
 
-def _loops(cell: Cell, regularised: bool):
-    with _making:  # no two threads may make kernels of one name
-        return _made_loops(cell, regularised)
-
-
 @cache
-def _made_loops(cell: Cell, regularised: bool):
+def _loops(cell: Cell, regularised: bool):
     name = f"{cell.key}_regularised" if regularised else cell.key
     count, accumulators, single = len(cell.states), cell.accumulators, cell.accumulators == 1
     first_recurrent, unit_parameters = cell.first_recurrent, len(cell.unit_parameters)

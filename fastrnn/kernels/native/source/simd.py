@@ -201,8 +201,9 @@ OVERLOADED = (
     activations.tanh, activations.expm1, activations.exp,
 )  # fmt: skip
 for _function in (
-    activations.tanh32, activations.tanh64, activations.expm1_32, activations.expm1_64,
-    activations.exp32, activations.exp64, activations.sigmoid,
+    activations.tanh32, activations.tanh64, activations._exp_parts32, activations._exp_parts64,
+    activations.expm1_32, activations.expm1_64, activations.exp32, activations.exp64,
+    activations.sigmoid,
 ):  # fmt: skip
     register_jitable(_function)
 
