@@ -80,6 +80,7 @@ setup(
             [
                 Extension("fastrnn._gather", ["src_cython/gather.pyx"]),
                 Extension("fastrnn._padding", ["src_cython/padding.pyx"]),
+                Extension("fastrnn._tags", ["src_cython/tags.pyx"]),
             ]
         ),
         Extension(

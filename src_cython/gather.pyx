@@ -134,15 +134,16 @@ cdef _kernel(str name, str signature, entry_t entry):
     return Kernel(name, signature, <uintptr_t>entry, None)
 
 
+_FLOATS = _FLOAT32, _FLOAT64 = np.dtype("float32"), np.dtype("float64")
 _GATHER = {
-    ("float32", "int32"): _kernel("gather", "f2i1f2", _gather_f_i),
-    ("float32", "int64"): _kernel("gather", "f2q1f2", _gather_f_q),
-    ("float64", "int32"): _kernel("gather", "d2i1d2", _gather_d_i),
-    ("float64", "int64"): _kernel("gather", "d2q1d2", _gather_d_q),
+    (_FLOAT32, np.dtype("int32")): _kernel("gather", "f2i1f2", _gather_f_i),
+    (_FLOAT32, np.dtype("int64")): _kernel("gather", "f2q1f2", _gather_f_q),
+    (_FLOAT64, np.dtype("int32")): _kernel("gather", "d2i1d2", _gather_d_i),
+    (_FLOAT64, np.dtype("int64")): _kernel("gather", "d2q1d2", _gather_d_q),
 }
 _SCATTER = {
-    "float32": _kernel("scatter", "f2q1q1f2", _scatter_f),
-    "float64": _kernel("scatter", "d2q1q1d2", _scatter_d),
+    _FLOAT32: _kernel("scatter", "f2q1q1f2", _scatter_f),
+    _FLOAT64: _kernel("scatter", "d2q1q1d2", _scatter_d),
 }
 
 
@@ -198,7 +199,7 @@ def sum_rows(grads, ids, Py_ssize_t width, Py_ssize_t limit):
     if sums.size:
         cost = len(order) * width * MOVE_COST
         args = (grads, order, starts, sums)
-        parallel_for(Job(_SCATTER[grads.dtype.name], args, len(rows), cost))
+        parallel_for(Job(_SCATTER[grads.dtype], args, len(rows), cost))
     return rows, sums
 
 
@@ -216,9 +217,10 @@ def _as_ids(ids):
 def _as_matrix(name, value, like=None):
     if not isinstance(value, np.ndarray) or value.ndim != 2:
         raise ValueError(f"{name} must be an array of two dimensions, got {_say(value)}")
-    allowed = ("float32", "float64") if like is None else (like.name,)
-    if value.dtype.name not in allowed:
-        raise TypeError(f"{name} must be of {' or '.join(allowed)}, got dtype {value.dtype}")
+    allowed = _FLOATS if like is None else (like,)
+    if value.dtype not in allowed:
+        names = " or ".join(map(str, allowed))
+        raise TypeError(f"{name} must be of {names}, got dtype {value.dtype}")
     return value
 
 
@@ -269,7 +271,7 @@ def gather_rows(table, ids, out=None):
         raise ValueError("out must not share memory with table")
     _check(ids, len(table))
     if out.size:
-        kernel = _GATHER[table.dtype.name, ids.dtype.name]
+        kernel = _GATHER[table.dtype, ids.dtype]
         parallel_for(Job(kernel, (table, ids, out), len(ids), out.size * MOVE_COST))
     return out
 

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -85,14 +86,13 @@ class Lexicon:
 
     def encode(self, sentences: Sequence[Sequence[str]]) -> Tokens:
         """An id for each token."""
-        with self._growing:
-            new = {t: None for s in sentences for t in s if t not in self._ids}
-            if new:
-                self._add(list(new))
-        known, flat = self._ids, list[int]()
-        for sentence in sentences:
-            flat += [known[token] for token in sentence]
-        return Tokens.of(flat, [len(s) for s in sentences])
+        tokens = list(chain.from_iterable(sentences))
+        ids = list(map(self._ids.get, tokens))
+        if None in ids:
+            with self._growing:
+                self._add([t for t in dict.fromkeys(tokens) if t not in self._ids])
+            ids = list(map(self._ids.get, tokens))
+        return Tokens.of(ids, [len(s) for s in sentences])
 
     def _add(self, new: list[str]) -> None:
         first, last = len(self._ids), len(self._ids) + len(new)

@@ -10,6 +10,10 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
+
+from fastrnn._tags import strict_spans
+
 SCHEMES = ("IOB2", "BIOES")
 _PREFIX = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}
 
@@ -73,6 +77,28 @@ def write_tags(entities: Iterable[Entity], length: int, scheme: str = "IOB2") ->
     return out
 
 
+class TagCodes(NamedTuple):
+    """Tags as numbers, for `strict_spans`."""
+
+    prefixes: np.ndarray  # letters, uint8 [K]
+    types: np.ndarray  # positions in ``names``, int64 [K]
+    names: list[str]
+
+    @classmethod
+    def of(cls, tags: Iterable[str]) -> "TagCodes":
+        """Of K tags."""
+        split = [split_tag(tag) for tag in tags]
+        names = {kind: i for i, kind in enumerate(dict.fromkeys(kind for _, kind in split))}
+        prefixes = np.frombuffer("".join(prefix for prefix, _ in split).encode(), np.uint8)
+        return cls(prefixes, np.array([names[k] for _, k in split], np.int64), list(names))
+
+    def strict_entities(self, ids: np.ndarray, lengths: np.ndarray, scheme: str) -> list[Entity]:
+        """The entities of sequences of these lengths, one after the other, from their tags' ids."""
+        first, last = strict_spans(self.prefixes, self.types, ids, lengths, scheme == "BIOES")
+        kinds = [self.names[i] for i in self.types[ids[first]]]
+        return list(map(Entity, kinds, first.tolist(), last.tolist()))
+
+
 def strict_entities(tags: Sequence[str], scheme: str = "IOB2") -> list[Entity]:
     """Only the entities that follow the scheme, beginning at their B (or S).
 
@@ -80,23 +106,9 @@ def strict_entities(tags: Sequence[str], scheme: str = "IOB2") -> list[Entity]:
     is one without an end tag.
     """
     check_scheme(scheme)
-    out: list[Entity] = []
-    first, kind = -1, ""
-    for i, tag in enumerate([*tags, "O"]):
-        if tag == "O" and first < 0:
-            continue
-        prefix, k = split_tag(tag)
-        goes_on = first >= 0 and k == kind and prefix in "IE"
-        if first >= 0 and not goes_on:
-            if scheme == "IOB2":
-                out.append(Entity(kind, first, i))
-            first = -1
-        if prefix == "B" or (prefix == "S" and scheme == "BIOES"):
-            first, kind = i, k
-        if scheme == "BIOES" and (prefix == "S" or (goes_on and prefix == "E")):
-            out.append(Entity(kind, first, i + 1))
-            first = -1
-    return out
+    number = {tag: i for i, tag in enumerate(dict.fromkeys(tags))}
+    ids = np.array([number[tag] for tag in tags], np.int64)
+    return TagCodes.of(number).strict_entities(ids, np.array([len(tags)], np.int64), scheme)
 
 
 def may_follow(before: str, after: str, scheme: str) -> bool:

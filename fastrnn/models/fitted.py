@@ -7,7 +7,7 @@ import numpy as np
 
 from fastrnn.checkpoint import load_arrays, load_json, save_arrays, save_json
 from fastrnn.data.batches import Batch, Lexicon, Tokens, by_length, make_batch
-from fastrnn.data.tags import check_scheme, may_follow, split_tag, strict_entities, write_tags
+from fastrnn.data.tags import TagCodes, check_scheme, may_follow, write_tags
 from fastrnn.data.text import Vocabulary
 from fastrnn.data.vectors import WordVectors
 from fastrnn.kernels.backend import get_backend
@@ -38,8 +38,7 @@ class FittedTagger:
         self.scheme = p["scheme"]
         for scheme in (self.scheme, self.writes):
             check_scheme(scheme)
-        for tag in self.tags:
-            split_tag(tag)
+        self._codes = TagCodes.of(self.tags)
         allowed = None
         if p["crf"] and p["constrain"]:
             ends = [*self.tags, "O"]  # the start and the end act like an O
@@ -75,21 +74,19 @@ class FittedTagger:
             if out is None:
                 out = np.empty((len(tokens.ids), *values.shape[1:]), values.dtype)
             out[batch.positions] = values
-        return np.empty(0) if out is None else out, tokens
+        return np.empty(0, np.int64) if out is None else out, tokens
 
     def tag(self, X) -> list[list[str]]:
         """The tags of sentences."""
         ids, tokens = self._by_token(X, self.network.decode)
-        names = [self.tags[i] for i in ids]
-        return [
-            write_tags(strict_entities(names[a : a + n], self.scheme), n, self.writes)
-            for a, n in zip(tokens.starts, tokens.lengths, strict=True)
-        ]
+        entities = self._codes.strict_entities(ids, tokens.lengths, self.scheme)
+        flat = write_tags(entities, len(ids), self.writes)
+        return [flat[a : a + n] for a, n in _bounds(tokens)]
 
     def probabilities(self, X) -> list[np.ndarray]:
         """The probability of each of ``tags`` for each token."""
         p, tokens = self._by_token(X, self.network.probabilities)
-        return [p[a : a + n] for a, n in zip(tokens.starts, tokens.lengths, strict=True)]
+        return [p[a : a + n] for a, n in _bounds(tokens)]
 
     # Files
 
@@ -134,6 +131,11 @@ class FittedTagger:
         except ValueError as error:
             raise ValueError(f"{path} does not fit {folder}/config.json: {error}") from error
         return fitted
+
+
+def _bounds(tokens: Tokens):
+    """The start and the length of each sentence."""
+    return zip(tokens.starts.tolist(), tokens.lengths.tolist(), strict=True)
 
 
 _PARTS = {
