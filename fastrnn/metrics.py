@@ -2,9 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
-from fastrnn.data.tags import strict_entities
+import numpy as np
+
+from fastrnn.data.tags import TagCodes, check_scheme
 
 
 class Score(NamedTuple):
@@ -56,26 +59,27 @@ def entity_scores(
         raise ValueError(
             f"predicted must have {len(true)} sentences as true has, got {len(predicted)}"
         )
-    right, found, there = Counter[str](), Counter[str](), Counter[str]()
-    confusion = Counter[tuple[str, str]]()
-    tokens = equal = 0
     for number, (t, p) in enumerate(zip(true, predicted, strict=True)):
         if len(t) != len(p):
             raise ValueError(f"predicted[{number}] must have {len(t)} tags, got {len(p)}")
-        tokens += len(t)
-        equal += sum(a == b for a, b in zip(t, p, strict=True))
-        gold = {(e.first, e.last): e.type for e in strict_entities(t, scheme)}
-        ours = {(e.first, e.last): e.type for e in strict_entities(p, scheme)}
-        there.update(gold.values())
-        found.update(ours.values())
-        right.update(kind for span, kind in gold.items() if ours.get(span) == kind)
-        for span in gold.keys() | ours.keys():
-            confusion[gold.get(span, ""), ours.get(span, "")] += 1
+    check_scheme(scheme)
+    flat = [list(chain.from_iterable(tags)) for tags in (true, predicted)]
+    lengths = np.array([len(t) for t in true], np.int64)
+    tags = dict.fromkeys(chain(*flat))
+    codes, number_of = TagCodes.of(tags), {tag: i for i, tag in enumerate(tags)}
+    true_ids, ids = (np.array([number_of[tag] for tag in part], np.int64) for part in flat)
+    gold, ours = (
+        {(e.first, e.last): e.type for e in codes.strict_entities(part, lengths, scheme)}
+        for part in (true_ids, ids)
+    )
+    there, found = Counter(gold.values()), Counter(ours.values())
+    right = Counter(kind for span, kind in gold.items() if ours.get(span) == kind)
+    confusion = Counter((gold.get(s, ""), ours.get(s, "")) for s in gold.keys() | ours.keys())
     types = sorted(there.keys() | found.keys())
     return EntityScores(
         _score(right.total(), found.total(), there.total()),
         {k: _score(right[k], found[k], there[k]) for k in types},
-        equal / tokens if tokens else 0.0,
+        float((true_ids == ids).mean()) if len(ids) else 0.0,
         dict(confusion),
     )
 

@@ -30,9 +30,11 @@ class FittedTagger:
         the scheme of the returned tags; and "vectors", the `WordVectors.facts` of the vectors.
     vectors : WordVectors
     backend : {"cpu", "cuda", "reference"}
+    new : bool, default True
+        False if weights are loaded next: trained word vectors are then left at zero.
     """
 
-    def __init__(self, config: dict, vectors: WordVectors, backend: str):
+    def __init__(self, config: dict, vectors: WordVectors, backend: str, *, new: bool = True):
         self.config, self.vectors = config, vectors
         p, self.tags, self.writes = config["params"], config["tags"], config["writes"]
         self.scheme = p["scheme"]
@@ -46,8 +48,9 @@ class FittedTagger:
         words, self._symbols = config["words"], config["symbols"]
         self._trained = {word: row for row, word in enumerate(words)}
         self.lexicon = self.new_lexicon()
+        initial = vectors(words) if new else np.zeros((len(words), vectors.dimension))
         self.network = BiLSTMTagger(
-            self.lexicon.table.shape[1], len(self.tags), words=vectors(words) if words else None,
+            self.lexicon.table.shape[1], len(self.tags), words=initial if words else None,
             characters=len(self._symbols), char_dim=p["char_dim"],
             char_hidden=p["char_hidden"] or 1, hidden_size=p["hidden_size"],
             num_layers=p["num_layers"], dropout=p["dropout"], input_dropout=p["input_dropout"],
@@ -113,16 +116,15 @@ class FittedTagger:
         path = folder / "config.json"
         config = read_config(path)
         known = config["vectors"]
-        vectors = load_vectors(config["params"])
-        if vectors.facts() | {"mean": 0, "std": 0} != known | {"mean": 0, "std": 0}:
+        vectors = load_vectors(config["params"]).with_moments(known["mean"], known["std"])
+        if vectors.facts() != known:
             raise ValueError(
                 f"{vectors.source or 'vectors'} must be the vectors that {path} was trained with, "
                 f"{known['count']:,} words of {known['dimension']} numbers; got "
                 f"{len(vectors):,} of {vectors.dimension} (values or seed may differ too)"
             )
-        vectors = vectors.with_moments(known["mean"], known["std"])
         try:
-            fitted = cls(config, vectors, backend)
+            fitted = cls(config, vectors, backend, new=False)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error!r}") from error
         path = folder / "weights.safetensors"
