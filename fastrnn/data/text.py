@@ -1,5 +1,6 @@
 """Text as streams of characters: vocabulary, encoding, batches for truncated BPTT."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 from fastrnn import checks
 
 UNKNOWN = "\ufffd"
+_BLOCK = 1 << 17  # characters
 
 
 def read_text(path) -> str:
@@ -48,7 +50,7 @@ class Vocabulary:
         if len(set(symbols)) != len(symbols):
             raise ValueError("symbols must differ")
         self.symbols = list(symbols)
-        self._table = np.zeros(max(map(ord, symbols)) + 1, np.int64)
+        self._table = np.zeros(max(map(ord, symbols)) + 2, np.int64)  # the last: all code points after
         self._table[[ord(s) for s in symbols]] = np.arange(len(symbols))
 
     @classmethod
@@ -60,8 +62,11 @@ class Vocabulary:
         if min_count is None:
             min_count = min(100, max(1, len(text) // 100_000))
         checks.positive_int("min_count", min_count)
-        codes, counts = np.unique(_codes(text), return_counts=True)
-        kept = [chr(c) for c, n in zip(codes, counts, strict=True) if n >= min_count]
+        counts = np.zeros(sys.maxunicode + 1, np.int64)
+        for _, codes in _blocks(text):
+            some = np.bincount(codes)
+            counts[: len(some)] += some
+        kept = map(chr, np.flatnonzero(counts >= min_count))
         return cls([UNKNOWN] + [c for c in kept if c != UNKNOWN])
 
     def __len__(self) -> int:
@@ -69,18 +74,22 @@ class Vocabulary:
 
     def encode(self, text: str) -> np.ndarray:
         """The index of each character, int64 [len(text)]."""
-        codes = _codes(text)
-        known = codes < len(self._table)
-        return np.where(known, self._table[np.where(known, codes, 0)], 0)
+        out = np.empty(len(text), np.int64)
+        for first, codes in _blocks(text):
+            self._table.take(codes, mode="clip", out=out[first : first + len(codes)])
+        return out
 
     def decode(self, ids) -> str:
         """The text that these indices stand for."""
         return "".join(self.symbols[i] for i in np.asarray(ids).reshape(-1))
 
 
-def _codes(text: str) -> np.ndarray:
-    # A Python string may hold lone surrogates; "surrogatepass" encodes them too.
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+def _blocks(text: str) -> Iterator[tuple[int, np.ndarray]]:
+    """Where a part of the text begins, and its code points; a part fits the cache."""
+    for first in range(0, len(text), _BLOCK):
+        # A Python string may hold lone surrogates; "surrogatepass" encodes them too.
+        part = text[first : first + _BLOCK].encode("utf-32-le", "surrogatepass")
+        yield first, np.frombuffer(part, np.uint32)
 
 
 class Chunk(NamedTuple):
@@ -117,8 +126,8 @@ class TextStream:
                 f"the text has {len(ids)} characters, batch {batch} needs at least {batch + 1}"
             )
         n = self.length * self.batch
-        self._ids = np.ascontiguousarray(ids[:n].reshape(self.batch, -1).T)
-        self._targets = np.ascontiguousarray(ids[1 : n + 1].reshape(self.batch, -1).T)
+        self._ids = ids[:n].reshape(self.batch, -1)
+        self._targets = ids[1 : n + 1].reshape(self.batch, -1)
 
     def __len__(self) -> int:
         """Number of chunks."""
@@ -128,4 +137,7 @@ class TextStream:
         """The chunks in order, without the first ``skip``; every epoch is the same."""
         for k in range(skip, len(self)):
             part = slice(k * self.bptt, (k + 1) * self.bptt)
-            yield Chunk(self._ids[part], self._targets[part], k == 0)
+            ids, targets = (
+                np.ascontiguousarray(of[:, part].T) for of in (self._ids, self._targets)
+            )
+            yield Chunk(ids, targets, k == 0)
