@@ -12,7 +12,7 @@
 #define LINE 64              /* a cache line, and the widest vector */
 #define HUGE_PAGE (2 << 20)
 #define MOST_FREE 256        /* blocks */
-#define DOMAIN 0x66726e6e    /* of tracemalloc */
+#define TRACE_DOMAIN 0x66726e6e    /* of tracemalloc */
 
 /* The base of the arrays on a block; when it is collected, the block is free again. */
 typedef struct {
@@ -40,12 +40,12 @@ static void *system_take(size_t size) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     if (memory && size >= HUGE_PAGE) madvise(memory, size, MADV_HUGEPAGE);
 #endif
-    if (memory) PyTraceMalloc_Track(DOMAIN, (uintptr_t)memory, size);
+    if (memory) PyTraceMalloc_Track(TRACE_DOMAIN, (uintptr_t)memory, size);
     return memory;
 }
 
 static void system_give(void *memory) {
-    PyTraceMalloc_Untrack(DOMAIN, (uintptr_t)memory);
+    PyTraceMalloc_Untrack(TRACE_DOMAIN, (uintptr_t)memory);
 #ifdef _WIN32
     _aligned_free(memory);
 #else
