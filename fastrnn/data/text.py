@@ -50,7 +50,8 @@ class Vocabulary:
         if len(set(symbols)) != len(symbols):
             raise ValueError("symbols must differ")
         self.symbols = list(symbols)
-        self._table = np.zeros(max(map(ord, symbols)) + 2, np.int64)  # the last: all code points after
+        # The last entry stands for all code points after it.
+        self._table = np.zeros(max(map(ord, symbols)) + 2, np.int64)
         self._table[[ord(s) for s in symbols]] = np.arange(len(symbols))
 
     @classmethod
