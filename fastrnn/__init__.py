@@ -26,6 +26,7 @@ __all__ = [
     "Linear",
     "Trainer",
     "cross_entropy",
+    "from_torch",
     "gather_rows",
     "get_cuda_precision",
     "get_num_threads",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from . import layers, losses, models, optim
     from ._gather import gather_rows, scatter_add_rows
     from ._padding import pad_sequences
+    from .conversion import from_torch
     from .kernels.precision import get_cuda_precision, set_cuda_precision
     from .layers import CRF, GRU, LSTM, RNN, Dropout, Embedding, Linear
     from .losses import cross_entropy
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from .runtime.threads import get_num_threads, set_num_threads
     from .trainer import Trainer
 
-_MODULES = ("layers", "losses", "models", "optim")
+_MODULES = ("keras", "layers", "losses", "models", "onnx", "optim", "torch")
 _HOME = {
     "CRF": "layers",
     "GRU": "layers",
@@ -60,6 +62,7 @@ _HOME = {
     "Embedding": "layers",
     "Linear": "layers",
     "cross_entropy": "losses",
+    "from_torch": "conversion",
     "SGD": "optim",
     "Adam": "optim",
     "AdamW": "optim",

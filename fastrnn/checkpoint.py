@@ -11,8 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save
+
+_TYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "U8": "u1", "BOOL": "?",
+}  # fmt: skip
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -69,6 +74,35 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     if not whole:
         raise ValueError(f"{path} is damaged: its checksum does not match")
     return arrays, notes
+
+
+def load_tensors(path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file of any origin; bfloat16 becomes float32.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        The file is damaged, or has a type that NumPy lacks; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        entries = deserialize(path.read_bytes())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    arrays = {}
+    for name, entry in entries:
+        if entry["dtype"] == "BF16":  # the upper half of a float32
+            values = (np.frombuffer(entry["data"], "<u2").astype(np.uint32) << 16).view(np.float32)
+        elif entry["dtype"] in _TYPES:
+            values = np.frombuffer(entry["data"], _TYPES[entry["dtype"]])
+        else:
+            raise ValueError(f"{path} has {name} of the type {entry['dtype']}")
+        arrays[name] = values.reshape(entry["shape"])
+    return arrays
 
 
 def save_json(path: Path, value) -> None:

@@ -17,6 +17,34 @@ def shape_of(name: str, got: tuple, wanted: tuple | None) -> None:
         raise ValueError(f"{name} must have shape ({sizes}), got {got}")
 
 
+def as_array(name: str, value) -> np.ndarray:
+    """``np.asarray``, also for tensors that require a gradient, lie on a GPU or are bfloat16."""
+    if type(value) is np.ndarray and value.dtype.kind != "V":
+        return value
+    if hasattr(value, "batch_sizes") and hasattr(value, "unsorted_indices"):
+        raise TypeError(
+            f"{name} must be an array, got a PackedSequence: use pad_packed_sequence and pass "
+            f"the lengths"
+        )
+    try:
+        if hasattr(value, "detach"):  # PyTorch
+            value = value.detach().cpu()
+            return (value.float() if value.dtype.itemsize == 2 else value).numpy()
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
+        array = np.asarray(value)
+        return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise TypeError(f"{name} must be an array, got {type(value).__name__}: {error}") from error
+
+
+def as_list(value):
+    """A column of pandas or pyarrow as a list, anything else as it is."""
+    if hasattr(value, "to_pylist"):
+        return value.to_pylist()
+    return list(value) if hasattr(value, "iloc") else value
+
+
 def all_finite(array: np.ndarray) -> bool:
     """Whether no number is infinite or NaN."""
     return bool(np.isfinite(array).all())
@@ -26,7 +54,7 @@ def real_array(
     name: str, value, dtype, shape: tuple | None = None, is_finite=all_finite
 ) -> np.ndarray:
     """``value`` as a finite C-contiguous array of ``dtype``; None in ``shape`` is any size."""
-    array = np.asarray(value)
+    array = as_array(name, value)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must be an array of real numbers, got dtype {array.dtype}")
     shape_of(name, array.shape, shape)
@@ -39,7 +67,7 @@ def real_array(
 
 def integer_array(name: str, value) -> np.ndarray:
     """``value`` as a C-contiguous int64 array."""
-    array = np.asarray(value)
+    array = as_array(name, value)
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
     return np.ascontiguousarray(array, np.int64).reshape(array.shape)

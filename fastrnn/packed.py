@@ -54,6 +54,14 @@ class PackedBatch:
             self.sorted_indices = order
         self.size = int(self.offsets[-1])
 
+    @classmethod
+    def of_sizes(cls, batch_sizes: np.ndarray) -> "PackedBatch":
+        """Of sequences that are sorted already, from the number that is active at each step."""
+        steps, batch = len(batch_sizes), int(batch_sizes[0]) if len(batch_sizes) else 0
+        # The sizes fall from step to step, so a length is where a sequence's rank is first missing.
+        lengths = steps - np.searchsorted(batch_sizes[::-1], np.arange(batch), side="right")
+        return cls(steps, batch, lengths)
+
     @cached_property
     def times(self) -> np.ndarray:
         """The step of each row, int64 [N]."""

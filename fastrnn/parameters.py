@@ -23,6 +23,9 @@ class _Vector:
         self._there: Any = None
         self._current = {"host"}
 
+    def __getstate__(self):
+        return vars(self) | {"host": self.on_host(), "_there": None, "_current": {"host"}}
+
     def on_host(self) -> np.ndarray:
         if "host" not in self._current:
             self.host[:] = self._there.copy_to_host()
@@ -73,6 +76,12 @@ class Parameters(Mapping):
             view = vector.host[first : first + prod(shape)].reshape(shape)
             view.flags.writeable = False
             self._views[name] = view
+
+    def __getstate__(self):
+        return self._vector, self._part, self._layout  # copies of parts share a vector as well
+
+    def __setstate__(self, state):
+        self._bind(*state)
 
     @property
     def dtype(self) -> np.dtype:
@@ -161,12 +170,22 @@ class Parameters(Mapping):
         if missing or unknown:
             raise ValueError(f"{what} does not fit: missing {missing}, unknown {unknown}")
 
+    def _prefixes(self, mapping: Mapping) -> str:
+        """The prefixes of names in a mapping that hold all parameters in their shapes."""
+        first = next(iter(self))
+        candidates = [k.removesuffix(first) for k in mapping if str(k).endswith(first)]
+        return " or ".join(
+            repr(prefix)
+            for prefix in candidates
+            if all(np.shape(mapping.get(prefix + n, 0)) == self[n].shape for n in self)
+        )
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """A copy of every parameter by name."""
         return {name: np.array(self[name]) for name in self}
 
-    def load_state_dict(self, mapping: Mapping) -> None:
-        """Load values by name; nothing changes unless all of them fit.
+    def load_state_dict(self, mapping: Mapping, *, prefix: str = "") -> None:
+        """Load values by name, those that begin with ``prefix``; nothing changes unless all fit.
 
         Raises
         ------
@@ -177,7 +196,17 @@ class Parameters(Mapping):
         """
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must map names to arrays, got {type(mapping).__name__}")
-        self._check_names("mapping", mapping)
+        whole = mapping
+        if prefix:
+            mapping = {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
+        try:
+            self._check_names("mapping", mapping)
+        except ValueError as error:
+            fitting = self._prefixes(whole)
+            if not fitting:
+                raise
+            more = f"parameters of this layer have the prefix {fitting}"
+            raise ValueError(f"{error}; {more}") from None
         arrays = {
             name: checks.real_array(name, mapping[name], self.dtype, self[name].shape)
             for name in self

@@ -115,7 +115,7 @@ def _flatten(sequences):
             "sequences must be lists of ints, arrays of ints or (flat, offsets), "
             f"got {type(sequences).__name__}"
         )
-    sequences = list(sequences)
+    sequences = sequences.to_pylist() if hasattr(sequences, "to_pylist") else list(sequences)
     kinds = set(map(type, sequences))
     if not kinds <= {list, np.ndarray}:
         for b, s in enumerate(sequences):
@@ -161,7 +161,8 @@ def pad_sequences(
 
     Parameters
     ----------
-    sequences : list of lists of int, list of int arrays, or (flat, offsets)
+    sequences : list of lists of int, list of int arrays, column of pandas or pyarrow, or
+        (flat, offsets)
         In the last form, a tuple of an array and offsets, sequence b is
         ``flat[offsets[b]:offsets[b + 1]]``; a tuple of exactly two arrays is always read this way.
     max_len : int, optional

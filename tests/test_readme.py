@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import fastrnn
+import fastrnn.conversion
 import fastrnn.layers.rnn
 
 README = Path(__file__).parents[1] / "README.md"
@@ -33,7 +34,7 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys, number):
         assert len(capsys.readouterr().out) > 200
 
 
-@pytest.mark.parametrize("module", [fastrnn, fastrnn.layers.rnn])
+@pytest.mark.parametrize("module", [fastrnn, fastrnn.layers.rnn, fastrnn.conversion])
 def test_docstring_examples(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0

@@ -8,6 +8,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from fastrnn.checks import as_list, integer_array
+
 from .tags import read_entities, split_tag, write_tags
 
 _BLANKS = " \t"  # other spaces, such as no-break spaces, may be part of a token
@@ -148,6 +150,7 @@ def _from_json(lines, name: str, with_tags: bool, scheme: str) -> Iterator[Sente
 
 def checked_sentences(name: str, X) -> list[Sequence[str]]:
     """Check ``X``, a sequence of token sequences, and return it as a list; errors name ``name``."""
+    X = as_list(X)
     if isinstance(X, str) or not isinstance(X, Sequence | np.ndarray):
         raise TypeError(f"{name} must be a sequence of sentences, got {type(X).__name__}")
     for i, x in enumerate(X):
@@ -157,6 +160,26 @@ def checked_sentences(name: str, X) -> list[Sequence[str]]:
         if "" in x or not all(issubclass(kind, str) for kind in set(map(type, x))):
             raise TypeError(f"{name}[{i}] must hold strings that are not empty, got {x!r}")
     return list(X)
+
+
+def named_tags(name: str, y: Any, names: Sequence[str] | None) -> Any:
+    """The tags ``y`` with names instead of integers, if there are ``names``."""
+    y = as_list(y)
+    if names is None or isinstance(y, str) or not isinstance(y, Sequence | np.ndarray):
+        return y
+    out = []
+    for i, tags in enumerate(y):
+        if any(isinstance(tag, str) for tag in tags):
+            out.append(tags)
+            continue
+        ids = integer_array(f"{name}[{i}]", tags).tolist()
+        bad = [k for k in ids if not 0 <= k < len(names)]
+        if bad:
+            raise ValueError(
+                f"{name}[{i}] has the tag {bad[0]}, but tag_names has {len(names)} names"
+            )
+        out.append([names[k] for k in ids])
+    return out
 
 
 def checked_tags(name: str, X, y: Any, scheme: str) -> list[list[str]]:

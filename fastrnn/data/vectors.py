@@ -63,6 +63,9 @@ class WordVectors:
     def __len__(self) -> int:
         return len(self.table)
 
+    def __deepcopy__(self, memo) -> "WordVectors":
+        return self  # it never changes, and may be large
+
     @cached_property
     def mean(self) -> float:
         """Mean of unknown words' vectors."""

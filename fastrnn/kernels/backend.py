@@ -32,6 +32,8 @@ BACKENDS = ("cpu", "cuda", "reference")
 class Backend(Protocol):
     """A module with these functions and classes."""
 
+    __name__: str
+
     # Memory
 
     @property
@@ -185,6 +187,19 @@ class Backend(Protocol):
 
     def adam(self, w: Array, g: Array, moments: tuple[Array, Array], options: AdamStep) -> None:
         """See `AdamStep`."""
+
+
+class UsesBackend:
+    """What computes with a backend: pickles and copies refer to the backend by its name."""
+
+    _kernels: Backend
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_kernels": self._kernels.__name__.rpartition(".")[2]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._kernels = get_backend(state["_kernels"])
 
 
 def get_backend(name: str) -> Backend:

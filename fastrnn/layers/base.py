@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fastrnn.kernels.backend import get_backend
+from fastrnn.kernels.backend import UsesBackend, get_backend
 from fastrnn.parameters import Parameters
 
 
@@ -25,8 +25,14 @@ class Layer:
         """A copy of the parameters under PyTorch's names and in its shapes."""
         return self.parameters.state_dict()
 
-    def load_state_dict(self, mapping: Mapping) -> None:
+    def load_state_dict(self, mapping: Mapping, *, prefix: str = "") -> None:
         """Copy parameters from a mapping, for example ``torch.nn.Module.state_dict()``.
+
+        Parameters
+        ----------
+        mapping : mapping of str to array or tensor
+        prefix : str, default ""
+            Of the names in ``mapping``, for example "encoder.lstm."; others are ignored.
 
         Raises
         ------
@@ -35,10 +41,10 @@ class Layer:
         TypeError
             ``mapping`` is not a mapping, or a value is not real.
         """
-        self.parameters.load_state_dict(mapping)
+        self.parameters.load_state_dict(mapping, prefix=prefix)
 
 
-class PackedLayer(Layer):
+class PackedLayer(UsesBackend, Layer):
     """A layer whose parameters a backend packs; a subclass implements `_pack`."""
 
     def __init__(self, values: Mapping[str, np.ndarray], dtype, backend: str):
@@ -46,6 +52,9 @@ class PackedLayer(Layer):
         self.backend = backend
         self._kernels = get_backend(backend)
         self._packed: dict = {}
+
+    def __getstate__(self):
+        return super().__getstate__() | {"_packed": {}}
 
     def _weights(self):
         """The backend's copy of the parameters; made again only after they have changed."""

@@ -6,14 +6,14 @@ import numpy as np
 
 from fastrnn import checks
 from fastrnn.kernels import host
-from fastrnn.kernels.backend import get_backend
+from fastrnn.kernels.backend import UsesBackend, get_backend
 from fastrnn.kernels.device import Door
 from fastrnn.packed import PackedBatch
 
 from .base import Layer
 
 
-class CRF(Layer):
+class CRF(UsesBackend, Layer):
     """Scores whole tag sequences: each tag, each pair of adjacent tags, the first and the last.
 
     Parameters

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastrnn import checks
-from fastrnn.kernels.backend import get_backend
+from fastrnn.kernels.backend import UsesBackend, get_backend
 from fastrnn.kernels.device import Door
 
 
@@ -22,7 +22,7 @@ class Tape(NamedTuple):
     dtype: np.dtype
 
 
-class Dropout:
+class Dropout(UsesBackend):
     """Zero each element with probability ``p`` in training, and scale the rest by 1/(1-p).
 
     Parameters

@@ -55,6 +55,12 @@ class Embedding(PackedLayer):
         """The gradient of the table for ``dy [N, E]``."""
         return {"weight": self._kernels.embedding_backward(dy, ids, self.num_embeddings)}
 
+    def __repr__(self):
+        return (
+            f"Embedding({self.num_embeddings}, {self.embedding_dim}, dtype={self.dtype.name!r}, "
+            f"backend={self.backend!r})"
+        )
+
     def __call__(self, ids) -> np.ndarray:
         """``weight[ids]``, [..., E].
 

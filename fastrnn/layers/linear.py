@@ -60,6 +60,12 @@ class Linear(PackedLayer):
         grads = {"weight": weight, "bias": bias}
         return dx, {name: grads[name] for name in self.parameters}
 
+    def __repr__(self):
+        return (
+            f"Linear({self.in_features}, {self.out_features}, bias={'bias' in self.parameters}, "
+            f"dtype={self.dtype.name!r}, backend={self.backend!r})"
+        )
+
     def __call__(self, x):
         """``y [..., O]`` for ``x [..., I]``.
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,19 +14,7 @@ from fastrnn.packed import PackedBatch
 from .base import PackedLayer
 from .dropout import new_key
 from .initial import glorot, orthogonal
-
-State = tuple[Any, ...]  # arrays where the backend computes
-MOST_PLANS = 16  # that a layer keeps
-
-
-class Tape(NamedTuple):
-    """What `backward` needs of `forward`. It can be used once."""
-
-    packed: PackedBatch
-    weights: list  # the packed parameters at that time
-    layers: list  # the backend's tape of each layer
-    keys: list[int | None]  # of the dropout of each layer's input
-    unbatched: bool
+from .stack import Stack, State, Tape
 
 
 class Recurrent(PackedLayer):
@@ -104,7 +91,6 @@ class Recurrent(PackedLayer):
                 values.update({k + suffix: v for k, v in initial.items()})
         self._names = list(initial)  # of a direction's parameters
         super().__init__(values, checks.float_dtype("dtype", dtype), backend)
-        self._plans: tuple[Any, dict] = None, {}  # of these weights
 
     @classmethod
     def _choose(cls, variant: str | None) -> Cell:
@@ -172,10 +158,11 @@ class Recurrent(PackedLayer):
         def direction(suffix):
             return {n: by_name[n + suffix] for n in self._names} | constants
 
-        return [
+        layers = [
             kernels.RecurrentWeights(self.cell, list(map(direction, self._suffixes(layer))))
             for layer in range(self.num_layers)
         ]
+        return Stack(kernels, layers, self.directions, self.dropout)
 
     def _masks(self, packed: PackedBatch, training: bool) -> StepMasks | None:
         """Zoneout and recurrent dropout for one layer and one call."""
@@ -205,63 +192,28 @@ class Recurrent(PackedLayer):
         x is [N, I], or int64 [N] for a one-hot input given by its index. ``state`` is (h, c) or
         (h,), each [L D, B, H] in the sorted order of the sequences; zero when left out.
         """
-        kernels = self._kernels
-        state_0 = self._zero_state(packed.batch) if state is None else state
-        weights = self._weights()
-        tapes, keys, state_n = [], [], []
-        for layer, of_layer in enumerate(weights):
-            key = None
-            if layer and training and self.dropout:
-                key = new_key(self.rng)
-                kernels.dropout(x, self.dropout, key)
-            x, after, tape = kernels.recurrent_forward(
-                of_layer,
-                x,
-                packed,
-                self._of_layer(state_0, layer),
-                training=training,
-                masks=self._masks(packed, training),
-            )
-            tapes.append(tape)
-            keys.append(key)
-            state_n.append(after)
-        tape = Tape(packed, weights, tapes, keys, False) if training else None
-        return x, self._stacked(state_n), tape
+        keys, masks = list[int | None](), list[StepMasks | None]()
+        for layer in range(self.num_layers):
+            keys.append(new_key(self.rng) if layer and training and self.dropout else None)
+            masks.append(self._masks(packed, training))
+        state = self._zero_state(packed.batch) if state is None else state
+        return self._weights().forward(x, packed, state, training=training, keys=keys, masks=masks)
 
     def rows_backward(self, tape: Tape, dy, dstate: State | None = None, *, need_dx: bool = True):
         """Gradients of `rows_forward`: ``(dx [N, I] or None, dstate of the start, grads)``."""
-        if tape.weights is not self._weights():
+        if tape.stack is not self._weights():
             raise ValueError(
                 "tape is of another layer, or the parameters changed since its forward"
             )
-        kernels = self._kernels
-        dstate_n = self._zero_state(tape.packed.batch) if dstate is None else dstate
-        grads: dict[str, np.ndarray] = {}
-        dstate_0: list[State] = []
-        for layer in reversed(range(self.num_layers)):
-            dy, before, weight_grads = kernels.recurrent_backward(
-                tape.weights[layer],
-                tape.layers[layer],
-                dy,
-                self._of_layer(dstate_n, layer),
-                need_dx=need_dx or layer > 0,
-            )
-            key = tape.keys[layer]
-            if key is not None:
-                kernels.dropout(dy, self.dropout, key)
-            for suffix, named in zip(self._suffixes(layer), weight_grads, strict=True):
-                grads.update({name + suffix: value for name, value in named.items()})
-            dstate_0.insert(0, before)
-        return dy, self._stacked(dstate_0), grads
-
-    def _stacked(self, states) -> State:
-        """The states of all layers, concatenated."""
-        if len(states) == 1:
-            return states[0]
-        return tuple(self._kernels.concatenate(parts) for parts in zip(*states, strict=True))
-
-    def _of_layer(self, state: State, layer: int) -> State:
-        return tuple(s[layer * self.directions : (layer + 1) * self.directions] for s in state)
+        dstate = self._zero_state(tape.packed.batch) if dstate is None else dstate
+        dx, dstate, by_layer = tape.stack.backward(tape, dy, dstate, need_dx=need_dx)
+        grads = {
+            name + suffix: value
+            for layer, of_layer in enumerate(by_layer)
+            for suffix, named in zip(self._suffixes(layer), of_layer, strict=True)
+            for name, value in named.items()
+        }
+        return dx, dstate, grads
 
     def _zero_state(self, batch: int) -> State:
         move = self._kernels.to_device
@@ -306,38 +258,19 @@ class Recurrent(PackedLayer):
         return y, state
 
     def _planned(self, x, state, *, unbatched: bool):
-        """``(y, state)`` by the plan of this shape, or None if there is none or x does not fit.
-
-        A plan is made when a shape comes for the second time with the same parameters.
-        """
+        """``(y, state)`` by the plan of this shape, or None, see `Stack.planned`."""
         if type(x) is not np.ndarray or any(self.zoneout):
             return None
-        weights, kept = self._weights(), self._plans
-        if kept[0] is not weights:
-            kept = self._plans = weights, {}
-        # Other threads may add to or clear the plans at any time.
-        plans, key = kept[1], (x.shape, unbatched)
-        plan = plans.get(key, "new")
-        if plan == "new":
-            if len(plans) >= MOST_PLANS:
-                plans.clear()
-            plans[key] = "seen"
-        elif plan == "seen":
-            plans[key] = self._new_plan(weights, x.shape, unbatched)
-        elif plan is not None:
-            return plan(x, state, unbatched)
-        return None
+        return self._weights().planned(x, state, unbatched, self._dense_size)
 
-    def _new_plan(self, weights, shape: tuple[int, ...], unbatched: bool):
+    def _dense_size(self, shape: tuple[int, ...], unbatched: bool) -> tuple[int, int] | None:
+        """``(T, B)`` of an x whose rows lie step after step, else None."""
         if len(shape) not in (2, 3) or shape[-1] != self.input_size:
             return None
         if len(shape) == 2:
-            steps, batch = (shape[0], 1) if unbatched else (1, shape[0])
-        else:
-            batch, steps = shape[:2] if self.batch_first else shape[1::-1]
-            if self.batch_first and steps > 1 and batch > 1:
-                return None  # rows in another order
-        return self._kernels.recurrent_plan(weights, steps, batch)
+            return (shape[0], 1) if unbatched else (1, shape[0])
+        batch, steps = shape[:2] if self.batch_first else shape[1::-1]
+        return None if self.batch_first and steps > 1 and batch > 1 else (steps, batch)
 
     def forward(self, x, state=None, lengths=None):
         """The same for training, with dropout: ``(y, state, tape)``.

@@ -10,7 +10,7 @@ import numpy as np
 from fastrnn import checks, parameters
 from fastrnn._gather import sum_rows
 from fastrnn.data.batches import Batch
-from fastrnn.kernels.backend import get_backend
+from fastrnn.kernels.backend import UsesBackend, get_backend
 from fastrnn.kernels.cpu.pointwise import insert
 from fastrnn.layers import CRF, LSTM, Linear
 from fastrnn.layers.dropout import new_key
@@ -21,7 +21,7 @@ from fastrnn.packed import PackedBatch
 from .characters import CharacterBiLSTM
 
 
-class BiLSTMTagger:
+class BiLSTMTagger(UsesBackend):
     """Computes scores of K tags for each token, and the loss for the correct tags.
 
     Parameters
@@ -102,6 +102,13 @@ class BiLSTMTagger:
         self.parameters = parameters.join(layers)
         self.tables = {} if words is None else {"words": np.array(words, dtype)}
         self._row_gradients: dict[str, RowGradient] = {}
+        self._gradient = self._kernels.empty(self.parameters.size, self.parameters.dtype)
+
+    def __getstate__(self):
+        return super().__getstate__() | {"_row_gradients": {}, "_gradient": None}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
         self._gradient = self._kernels.empty(self.parameters.size, self.parameters.dtype)
 
     def _mask(self, packed: PackedBatch, width: int, p: float) -> np.ndarray | None:

@@ -5,11 +5,11 @@ import numpy as np
 from fastrnn._gather import gather_rows, scatter_add_rows
 from fastrnn.data.batches import Spelling
 from fastrnn.kernels import host
-from fastrnn.kernels.backend import get_backend
+from fastrnn.kernels.backend import UsesBackend, get_backend
 from fastrnn.layers import LSTM, Embedding
 
 
-class CharacterBiLSTM:
+class CharacterBiLSTM(UsesBackend):
     """A BiLSTM over the characters of a batch's distinct tokens, without padding.
 
     Parameters

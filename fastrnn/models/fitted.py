@@ -57,6 +57,13 @@ class FittedTagger:
             crf=p["crf"], allowed=allowed, dtype=p["dtype"], backend=backend, seed=p["seed"],
         )  # fmt: skip
 
+    def __getstate__(self):
+        return {k: v for k, v in vars(self).items() if k != "lexicon"}  # a cache
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self.lexicon = self.new_lexicon()
+
     def new_lexicon(self) -> Lexicon:
         """A new, empty lexicon."""
         characters = Vocabulary(list(self._symbols)) if self._symbols else None

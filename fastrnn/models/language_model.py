@@ -8,7 +8,7 @@ import numpy as np
 from fastrnn import checks, parameters
 from fastrnn.checkpoint import load_arrays, load_json, save_arrays, save_json
 from fastrnn.data.text import Chunk, TextStream, Vocabulary
-from fastrnn.kernels.backend import get_backend
+from fastrnn.kernels.backend import UsesBackend, get_backend
 from fastrnn.layers import LSTM, Embedding, Linear
 from fastrnn.layers.dropout import new_key
 from fastrnn.losses import cross_entropy
@@ -21,7 +21,7 @@ from fastrnn.packed import PackedBatch
 ONE_HOT_STD = 0.5
 
 
-class LanguageModel:
+class LanguageModel(UsesBackend):
     """Predicts the next character of a text.
 
     Parameters
@@ -87,6 +87,14 @@ class LanguageModel:
         self.parameters = parameters.join({k: v for k, v in layers.items() if v is not None})
         self._gradient = self._kernels.empty(self.parameters.size, self.parameters.dtype)
         self._state: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __getstate__(self):
+        return super().__getstate__() | {"_gradient": None, "_state": self.carried()}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._gradient = self._kernels.empty(self.parameters.size, self.parameters.dtype)
+        self.carry(state["_state"])
 
     def _input(self, ids: np.ndarray) -> np.ndarray:
         if self.embedding is not None:

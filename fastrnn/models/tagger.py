@@ -4,6 +4,7 @@ import inspect
 import tempfile
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from fastrnn import checks
 from fastrnn.data.batches import SentenceBatches
-from fastrnn.data.sentences import checked_sentences, checked_tags
+from fastrnn.data.sentences import checked_sentences, checked_tags, named_tags
 from fastrnn.data.tags import all_tags, check_scheme, read_entities, split_tag, write_tags
 from fastrnn.data.text import Vocabulary
 from fastrnn.data.vectors import WordVectors, load_vectors
@@ -51,6 +52,8 @@ class Tagger:
         With a CRF, forbid what the scheme does not allow, such as I after O.
     dropout, input_dropout : float, default 0.5 and 0.25
         Dropout of the BiLSTM's output and of its input, with one mask for all tokens of a sentence.
+    tag_names : sequence of str, optional
+        The names of tags that are given as integers, as datasets of Hugging Face have them.
     scheme : {"BIOES", "IOB2"}
         Scheme of the network's classes. `predict` returns BIOES if the training tags are BIOES or
         BILOU, else IOB2.
@@ -92,6 +95,7 @@ class Tagger:
         constrain: bool = True,
         dropout: float = 0.5,
         input_dropout: float = 0.25,
+        tag_names: Sequence[str] | None = None,
         scheme: str = "BIOES",
         optimizer: str = "adam",
         lr: float = 3e-3,
@@ -112,6 +116,7 @@ class Tagger:
         self.char_hidden, self.char_dim = char_hidden, char_dim
         self.crf, self.constrain = crf, constrain
         self.dropout, self.input_dropout = dropout, input_dropout
+        self.tag_names = tag_names
         self.scheme, self.optimizer, self.lr, self.max_norm = scheme, optimizer, lr, max_norm
         self.epochs, self.patience = epochs, patience
         self.batch_size, self.max_tokens, self.max_len = batch_size, max_tokens, max_len
@@ -138,6 +143,22 @@ class Tagger:
             setattr(self, name, value)
         return self
 
+    def __sklearn_tags__(self):
+        # scikit-learn asks for this, so it is there.
+        from sklearn.utils import InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type=None, target_tags=TargetTags(required=True),
+            input_tags=InputTags(two_d_array=False, string=True),
+        )  # fmt: skip
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self._fitted is not None
+
+    def __getstate__(self):
+        """Without the trainer and the vectors before `fit`, which ``vectors`` names."""
+        return {k: v for k, v in vars(self).items() if k != "trainer_"} | {"_loaded": None}
+
     def __repr__(self) -> str:
         defaults = inspect.signature(type(self).__init__).parameters
         shown = [f"{k}={v!r}" for k, v in self.get_params().items() if v != defaults[k].default]
@@ -152,8 +173,8 @@ class Tagger:
         ----------
         X : sequence of sequence of str
             The tokens of each sentence.
-        y : sequence of sequence of str
-            Their tags, in any scheme.
+        y : sequence of sequence of str or int
+            Their tags, in any scheme; integers are positions in ``tag_names``.
         dev : (X, y), optional
             Sentences to measure F1 on after each epoch.
         run : path, optional
@@ -186,7 +207,7 @@ class Tagger:
             raise ValueError("resume needs the folder of a run")
         if self.patience and dev is None:
             raise ValueError("patience needs dev, sentences to measure F1 on")
-        X, raw = checked_sentences("X", X), y
+        X, raw = checked_sentences("X", X), named_tags("y", y, self.tag_names)
         y = checked_tags("y", X, raw, self.scheme)
         writes = "BIOES" if any(t[0] in "ESLU" for ts in raw for t in ts) else "IOB2"
         if dev is not None:
@@ -194,7 +215,12 @@ class Tagger:
                 raise ValueError("dev must be a pair (X, y)")
             dev = (
                 checked_sentences("dev[0]", dev[0]),
-                checked_tags("dev[1]", dev[0], dev[1], writes),
+                checked_tags(
+                    "dev[1]",
+                    checks.as_list(dev[0]),
+                    named_tags("dev[1]", dev[1], self.tag_names),
+                    writes,
+                ),
             )
         pairs = [(x, t) for x, t in zip(X, y, strict=True) if len(x)]
         if not pairs:
@@ -279,6 +305,8 @@ class Tagger:
             for name, value in self.get_params().items()
         }
         params |= {"vectors": source or None, "dtype": np.dtype(self.dtype).name}
+        if self.tag_names is not None:
+            params["tag_names"] = list(map(str, self.tag_names))
         return {
             "model": "Tagger",
             "params": params,
@@ -361,7 +389,8 @@ class Tagger:
         """Entity scores of `predict` against the correct tags, in any scheme."""
         writes = self.fitted_.writes
         X = checked_sentences("X", X)
-        return entity_scores(checked_tags("y", X, y, writes), self.fitted_.tag(X), scheme=writes)
+        y = checked_tags("y", X, named_tags("y", y, self.tag_names), writes)
+        return entity_scores(y, self.fitted_.tag(X), scheme=writes)
 
     def score(self, X, y) -> float:
         """Micro-averaged entity F1, from 0 to 1."""

@@ -1,0 +1,16 @@
+"""ONNX: the recurrent nodes of a model as layers, and layers and models as ONNX files.
+
+>>> import fastrnn.onnx
+>>> layers = fastrnn.onnx.load_layers("model.onnx")         # {"lstm_1": LSTM(...), ...}
+>>> fastrnn.onnx.save(fastrnn.LSTM(8, 16), "lstm.onnx")
+"""
+
+try:
+    import onnx as _onnx  # noqa: F401
+except ImportError as error:
+    raise ImportError("fastrnn.onnx needs the package onnx: pip install 'fastrnn[onnx]'") from error
+
+from .read import load_layers, run_node
+from .write import save
+
+__all__ = ["load_layers", "run_node", "save"]

@@ -1,0 +1,191 @@
+"""A stack of layers as a differentiable function of tensors: for eager mode, and as an operator.
+
+Tensors and NumPy arrays share their memory on the way in and out.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastrnn.cells import CELLS
+from fastrnn.kernels import cpu
+from fastrnn.layers.stack import Stack, State
+from fastrnn.packed import PackedBatch
+
+NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    """The memory of a tensor, or a copy if it is not contiguous."""
+    return np.ascontiguousarray(tensor.numpy(force=True))
+
+
+def _rows(x: Tensor) -> np.ndarray:
+    """The rows [N, I] of x [T, B, I], or of x itself."""
+    if x.dim() == 3 and not x.is_contiguous() and x.transpose(0, 1).is_contiguous():
+        batch_first = x.transpose(0, 1).numpy(force=True)
+        return cpu.pack(batch_first, PackedBatch(*x.shape[:2]), batch_first=True)
+    return array(x).reshape(-1, x.shape[-1])
+
+
+def stack_of(
+    mode: str, weights: Sequence[Tensor], names: Sequence[str], directions: int, dropout: float
+) -> Stack:
+    """Layers on the memory of ``weights``, which have these `NAMES` in each layer and direction."""
+    cell, layers = CELLS[mode.lower()], []
+    for first in range(0, len(weights), directions * len(names)):
+        parts = []
+        for d in range(directions):
+            own = weights[first + d * len(names) : first + (d + 1) * len(names)]
+            parts.append(dict(zip(names, map(array, own), strict=True)))
+        layers.append(cpu.RecurrentWeights(cell, parts))
+    return Stack(cpu, layers, directions, dropout)
+
+
+def compute(stack: Stack, packed: PackedBatch, keys, x: Tensor, states, *, training: bool):
+    """``(y, final states, tape)``; y and states as tensors."""
+    state = tuple(map(array, states))
+    y, state_n, tape = stack.forward(_rows(x), packed, state, training=training, keys=keys)
+    y = torch.from_numpy(y).view(*x.shape[:-1], y.shape[1])
+    return y, [torch.from_numpy(s) for s in state_n], tape
+
+
+def gradients(
+    stack: Stack, tape, names: Sequence[str], x: Tensor, states, dy, dstates, need_dx: bool
+):
+    """``(dx or None, gradients of the initial states, gradients of the weights)``."""
+    dstate: State = tuple(
+        np.zeros(s.shape, s.numpy(force=True).dtype) if d is None else array(d)
+        for s, d in zip(states, dstates, strict=True)
+    )
+    if dy is None:
+        units = stack.directions * states[0].shape[2]
+        rows = np.zeros((tape.packed.size, units), dstate[0].dtype)
+    else:
+        rows = _rows(dy)
+    dx, dstate, by_layer = stack.backward(tape, rows, dstate, need_dx=need_dx)
+    dweights = [own[name] for of_layer in by_layer for own in of_layer for name in names]
+    return (
+        None if dx is None else torch.from_numpy(dx).view(x.shape),
+        [torch.from_numpy(d) for d in dstate],
+        [torch.from_numpy(d) for d in dweights],
+    )
+
+
+class Pass(torch.autograd.Function):
+    """Eager mode."""
+
+    @staticmethod
+    def forward(ctx: Any, stack: Stack, packed, keys, names, count, x, *tensors):
+        states = tensors[:count]  # the others are the weights
+        ctx.call, ctx.names, ctx.count = (stack, packed, keys), names, count
+        ctx.save_for_backward(x, *tensors)  # which notices changes in place
+        y, state_n, ctx.tape = compute(stack, packed, keys, x, states, training=True)
+        return (y, *state_n)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy, *dstates):
+        x, *tensors = ctx.saved_tensors
+        states = tensors[: ctx.count]
+        tape, ctx.tape = ctx.tape, None
+        if tape is None:  # the graph was retained, and this is not its first backward
+            stack, packed, keys = ctx.call
+            _, _, tape = compute(stack, packed, keys, x, states, training=True)
+        need_dx = ctx.needs_input_grad[5]
+        dx, dstate, dweights = gradients(
+            ctx.call[0], tape, ctx.names, x, states, dy, dstates, need_dx
+        )
+        return None, None, None, None, None, dx, *dstate, *dweights
+
+
+# torch.compile sees one opaque operator. It may pass only tensors and plain values from the forward
+# to the backward pass, so the latter computes the former again.
+
+
+def _unpacked(x: Tensor, batch_sizes, weights, mode: str, names: str, directions: int, dropout):
+    parts = names.split()
+    stack = stack_of(mode, weights, parts, directions, dropout)
+    if batch_sizes is None:
+        packed = PackedBatch(*x.shape[:2])
+    else:
+        packed = PackedBatch.of_sizes(array(batch_sizes))
+    return stack, packed, parts
+
+
+def _keys(keys: Tensor) -> list[int | None]:
+    return [None if key < 0 else key for key in keys.tolist()]
+
+
+@torch.library.custom_op("fastrnn::recurrent", mutates_args=(), device_types="cpu")
+def recurrent(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: list[Tensor],
+    weights: list[Tensor],
+    keys: Tensor,
+    mode: str,
+    names: str,
+    directions: int,
+    dropout: float,
+) -> list[Tensor]:
+    """``[y, *final states]`` of x [T, B, I], or [N, I] with ``batch_sizes``."""
+    stack, packed, _ = _unpacked(x, batch_sizes, weights, mode, names, directions, dropout)
+    y, state_n, _ = compute(stack, packed, _keys(keys), x, states, training=False)
+    return [y, *state_n]
+
+
+@recurrent.register_fake
+def _(x, batch_sizes, states, weights, keys, mode, names, directions, dropout):
+    y = x.new_empty((*x.shape[:-1], directions * states[0].shape[2]))
+    return [y, *(s.new_empty(s.shape) for s in states)]
+
+
+@torch.library.custom_op("fastrnn::recurrent_backward", mutates_args=(), device_types="cpu")
+def recurrent_backward(
+    dy: Tensor,
+    dstates: list[Tensor],
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    states: list[Tensor],
+    weights: list[Tensor],
+    keys: Tensor,
+    mode: str,
+    names: str,
+    directions: int,
+    dropout: float,
+) -> list[Tensor]:
+    """``[dx, *gradients of the initial states, *gradients of the weights]``."""
+    stack, packed, parts = _unpacked(x, batch_sizes, weights, mode, names, directions, dropout)
+    _, _, tape = compute(stack, packed, _keys(keys), x, states, training=True)
+    dx, dstate, dweights = gradients(stack, tape, parts, x, states, dy, dstates, True)
+    return [dx, *dstate, *dweights]
+
+
+@recurrent_backward.register_fake
+def _(dy, dstates, x, batch_sizes, states, weights, keys, mode, names, directions, dropout):
+    return [t.new_empty(t.shape) for t in (x, *states, *weights)]
+
+
+def _setup(ctx, inputs, output):
+    x, batch_sizes, states, weights, keys, *ctx.options = inputs
+    ctx.count = len(states)
+    ctx.save_for_backward(x, batch_sizes, keys, *states, *weights)
+
+
+def _backward(ctx, grads):
+    dy, *dstates = grads
+    x, batch_sizes, keys, *tensors = ctx.saved_tensors
+    states, weights = tensors[: ctx.count], tensors[ctx.count :]
+    dx, *others = recurrent_backward(
+        dy, dstates, x, batch_sizes, states, weights, keys, *ctx.options
+    )
+    dstate, dweights = others[: ctx.count], others[ctx.count :]
+    return dx, None, dstate, dweights, None, None, None, None, None
+
+
+recurrent.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,260 @@
+"""`LSTM`, `GRU` and `RNN` with the arguments, parameters and results of PyTorch's."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastrnn.layers.stack import Stack
+from fastrnn.packed import PackedBatch
+
+from .autograd import NAMES, Pass, array, compute, recurrent, stack_of
+
+_SAMPLE = 64  # numbers of each weight that are compared from call to call
+# PyTorch's methods and properties that need only the attributes that `_Recurrent._adopt` copies.
+_BORROWED = (
+    "all_weights", "check_forward_args", "check_hidden_size", "check_input", "extra_repr",
+    "get_expected_cell_size", "get_expected_hidden_size", "permute_hidden", "reset_parameters",
+)  # fmt: skip
+
+
+class _Recurrent(nn.Module):
+    """What the three share. It stands in for a module of PyTorch's, whose methods it borrows.
+
+    What the kernels do not compute (other devices than the CPU, other types than float32 and
+    float64, autocast, tensor subclasses, function transforms, wrong arguments) is passed to
+    PyTorch's own implementation, which computes or refuses it.
+    """
+
+    _like: type[nn.RNNBase]
+
+    def __init_subclass__(cls):
+        for name in _BORROWED:
+            if hasattr(cls._like, name):
+                setattr(cls, name, getattr(cls._like, name))
+
+    def __init__(self, *args, **kwargs):
+        super().__init__()
+        self._adopt(self._like(*args, **kwargs))
+
+    @classmethod
+    def of(cls, module: nn.RNNBase):
+        """A module with the options of PyTorch's ``module``, which shares its parameters."""
+        if type(module) is not cls._like:
+            raise TypeError(
+                f"module must be a torch.nn.{cls._like.__name__}, got {type(module).__name__}"
+            )
+        new = cls.__new__(cls)
+        nn.Module.__init__(new)
+        new._adopt(module)
+        return new
+
+    def _adopt(self, module: nn.RNNBase) -> None:
+        for name in module.__constants__:
+            setattr(self, name, getattr(module, name))
+        if hasattr(module, "nonlinearity"):
+            self.nonlinearity = module.nonlinearity
+        self._all_weights = module._all_weights
+        for name in self._names():
+            self.register_parameter(name, getattr(module, name))
+        self.train(module.training)
+        self._packed: tuple[Any, Stack | None] = None, None
+
+    def _names(self) -> list[str]:
+        return [name for names in self._all_weights for name in names]
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self._names()]
+
+    def flatten_parameters(self) -> None:
+        """Forget the packed weights, see `_stack`."""
+        self._packed = None, None
+
+    def _update_flat_weights(self) -> None:
+        """Nothing: the list is made when it is read."""
+
+    def __getstate__(self):
+        return self.__dict__ | {"_packed": (None, None)}
+
+    def forward(self, input, hx=None):
+        """See ``torch.nn.LSTM``, ``GRU`` and ``RNN``."""
+        if not self._takes(input, hx):
+            return self._like.forward(self, input, hx)
+        is_packed = isinstance(input, PackedSequence)
+        x, sizes, order, inverse = cast(Any, input if is_packed else (input, None, None, None))
+        unbatched = x.dim() == 2 and not is_packed
+        if unbatched:
+            x = x.unsqueeze(1)
+        elif self.batch_first and not is_packed:
+            x = x.transpose(0, 1)
+        batch = int(sizes[0]) if is_packed else x.shape[1]
+        if hx is None:
+            states = [x.new_zeros(shape) for shape in self._state_shapes(batch)]
+        else:
+            states = [hx] if isinstance(hx, Tensor) else list(hx)
+            states = [s.unsqueeze(1) if unbatched else _ordered(s, order) for s in states]
+        if torch.compiler.is_compiling():
+            y, *states = self._operator(x, sizes, states)
+        else:
+            y, *states = self._eager(x, sizes, states)
+        if unbatched:
+            y, states = y.squeeze(1), [s.squeeze(1) for s in states]
+        elif self.batch_first and not is_packed:
+            y = y.transpose(0, 1)
+        if is_packed:
+            y = PackedSequence(y, sizes, order, inverse)
+            states = [_ordered(s, inverse) for s in states]
+        return y, (tuple(states) if len(states) == 2 else states[0])
+
+    def _state_shapes(self, batch: int) -> list[tuple[int, int, int]]:
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        h = (rows, batch, self.proj_size or self.hidden_size)
+        return [h, (rows, batch, self.hidden_size)] if self.mode == "LSTM" else [h]
+
+    def _takes(self, input, hx) -> bool:
+        """Whether the kernels compute this call."""
+        is_packed = isinstance(input, PackedSequence)
+        x = input.data if is_packed else input
+        if not self._is_plain(x) or x.shape[-1] != self.input_size or not x.numel():
+            return False
+        if not is_packed and x.dim() not in (2, 3):
+            return False
+        if torch.is_autocast_enabled("cpu") or not all(
+            self._is_plain(w) and w.dtype == x.dtype for w in self._flat_weights
+        ):
+            return False
+        if not torch.compiler.is_compiling() and (
+            torch._C._functorch.peek_interpreter_stack() is not None or torch.jit.is_tracing()
+        ):
+            return False
+        if hx is None:
+            return True
+        unbatched = x.dim() == 2 and not is_packed
+        batch = int(input.batch_sizes[0]) if is_packed else x.shape[0 if self.batch_first else 1]
+        shapes = self._state_shapes(1 if unbatched else batch)
+        if self.mode == "LSTM":
+            if not isinstance(hx, tuple | list) or len(hx) != 2:
+                return False
+        else:
+            hx = (hx,)
+        return all(
+            self._is_plain(s)
+            and s.dtype == x.dtype
+            and tuple(s.unsqueeze(1).shape if unbatched else s.shape) == shape
+            for s, shape in zip(hx, shapes, strict=True)
+        )
+
+    def _is_plain(self, x) -> bool:
+        return (
+            type(x) in (Tensor, nn.Parameter)
+            and x.device.type == "cpu"
+            and x.layout == torch.strided
+            and x.dtype in (torch.float32, torch.float64)
+        )
+
+    def _layout(self) -> tuple[str, list[str], int]:
+        """The mode, the names of a direction's parameters, and the number of directions."""
+        names = NAMES if self.bias else (NAMES[0], NAMES[1], NAMES[4])
+        mode = "LSTM_PROJECTED" if self.proj_size else self.mode
+        return mode, list(names if self.proj_size else names[:-1]), 2 if self.bidirectional else 1
+
+    def _eager(self, x: Tensor, sizes: Tensor | None, states: list[Tensor]):
+        weights = self._flat_weights
+        mode, names, directions = self._layout()
+        record = torch.is_grad_enabled() and any(
+            t.requires_grad for group in ((x,), states, weights) for t in group
+        )
+        stack = self._stack(weights, mode, names, directions, keep=not record)
+        keys: list[int | None] = []
+        if self.training and self.dropout and self.num_layers > 1:
+            keys = [None, *torch.randint(2**62, (self.num_layers - 1,)).tolist()]
+        if sizes is None:
+            if not (record or keys) and x.is_contiguous():
+                done = stack.planned(array(x), _as_state(states), False, _dense_size)
+                if done is not None:
+                    y, state = done
+                    state = state if isinstance(state, tuple) else (state,)
+                    return torch.from_numpy(y), *map(torch.from_numpy, state)
+            packed = PackedBatch(*x.shape[:2])
+        else:
+            packed = PackedBatch.of_sizes(array(sizes))
+        if record:
+            return Pass.apply(stack, packed, keys, names, len(states), x, *states, *weights)
+        y, states, _ = compute(stack, packed, keys, x, states, training=False)
+        return y, *states
+
+    def _operator(self, x: Tensor, sizes: Tensor | None, states: list[Tensor]):
+        mode, names, directions = self._layout()
+        layers = self.num_layers
+        if self.training and self.dropout:
+            drawn = torch.randint(2**62, (layers - 1,))
+            keys = torch.cat([torch.full((1,), -1), drawn])
+        else:
+            keys = torch.full((layers,), -1)
+        return recurrent(
+            x, sizes, states, self._flat_weights, keys, mode, " ".join(names), directions,
+            self.dropout,
+        )  # fmt: skip
+
+    def _stack(self, weights, mode, names, directions, *, keep: bool) -> Stack:
+        """The packed weights; if they are to be kept, made again only when they have changed.
+
+        PyTorch counts changes in place, but not those through ``.data``: a sample of the numbers
+        is compared as well. After such a change of few numbers call `flatten_parameters`. For
+        training, which usually changes the weights at each step, they are always made again.
+        """
+        if not keep:
+            return stack_of(mode, weights, names, directions, self.dropout)
+        key = [(w.data_ptr(), 0 if w.is_inference() else w._version, _sample(w)) for w in weights]
+        known, stack = self._packed
+        if stack is None or known != key:
+            stack = stack_of(mode, weights, names, directions, self.dropout)
+            self._packed = key, stack
+        return stack
+
+
+def _ordered(state: Tensor, order: Tensor | None) -> Tensor:
+    return state if order is None else state.index_select(1, order)
+
+
+def _sample(w: Tensor) -> bytes:
+    flat = w.numpy(force=True).reshape(-1)
+    return flat[:: max(1, len(flat) // _SAMPLE)].tobytes()
+
+
+def _as_state(states: list[Tensor]):
+    arrays = tuple(map(array, states))
+    return arrays if len(arrays) > 1 else arrays[0]
+
+
+def _dense_size(shape: tuple[int, ...], _: bool) -> tuple[int, int]:
+    return shape[0], shape[1]
+
+
+class LSTM(_Recurrent):
+    """``torch.nn.LSTM`` on fastrnn's kernels, with the same arguments and results.
+
+    Projections (``proj_size``) run step by step, as in PyTorch.
+    """
+
+    _like = nn.LSTM
+
+
+class GRU(_Recurrent):
+    """``torch.nn.GRU`` on fastrnn's kernels, with the same arguments and results."""
+
+    _like = nn.GRU
+
+
+class RNN(_Recurrent):
+    """``torch.nn.RNN`` on fastrnn's kernels, with the same arguments and results."""
+
+    _like = nn.RNN
+
+
+def state_dict(layer: Any) -> dict[str, Tensor]:
+    """The parameters of a layer or model of fastrnn as tensors, for ``load_state_dict`` of
+    PyTorch's module; the inverse is `fastrnn.from_torch`."""
+    return {name: torch.from_numpy(value) for name, value in layer.parameters.state_dict().items()}
