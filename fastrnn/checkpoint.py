@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 _TYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
-    "U8": "u1", "BOOL": "?",
+    "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "?",
 }  # fmt: skip
 
 
@@ -92,7 +92,8 @@ def load_tensors(path) -> dict[str, np.ndarray]:
     try:
         entries = deserialize(path.read_bytes())
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+        hint = "; read a file of torch.save with torch.load" * (path.suffix in (".pt", ".pth"))
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}{hint}") from error
     arrays = {}
     for name, entry in entries:
         if entry["dtype"] == "BF16":  # the upper half of a float32

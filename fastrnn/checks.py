@@ -29,7 +29,8 @@ def as_array(name: str, value) -> np.ndarray:
     try:
         if hasattr(value, "detach"):  # PyTorch
             value = value.detach().cpu()
-            return (value.float() if value.dtype.itemsize == 2 else value).numpy()
+            is_half = value.is_floating_point() and value.dtype.itemsize == 2
+            return (value.float() if is_half else value).numpy()
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
             return np.from_dlpack(value)
         array = np.asarray(value)
@@ -40,6 +41,8 @@ def as_array(name: str, value) -> np.ndarray:
 
 def as_list(value):
     """A column of pandas or pyarrow as a list, anything else as it is."""
+    if getattr(value, "ndim", 1) == 2 and hasattr(value, "iloc"):
+        raise TypeError(f"expected one column, got a {type(value).__name__}")
     if hasattr(value, "to_pylist"):
         return value.to_pylist()
     return list(value) if hasattr(value, "iloc") else value

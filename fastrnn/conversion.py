@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from fastrnn.checkpoint import load_tensors
 from fastrnn.layers import GRU, LSTM, RNN, Embedding, Linear
 
 _RECURRENT = re.compile(r"(weight|bias)_(ih|hh|hr)_l(\d+)(_reverse)?")
+_MATRIX = {"weight", "bias"}  # of a Linear, or an Embedding without the latter
 _BY_GATES: dict[int, Any] = {4: LSTM, 3: GRU, 1: RNN}
 
 
@@ -62,7 +63,7 @@ def from_torch(
     modules: dict[str, Any] = {}
     if isinstance(source, str | PathLike):
         arrays: Mapping = load_tensors(source)
-    elif hasattr(source, "named_modules"):
+    elif hasattr(source, "named_modules") and not isinstance(source, type):
         arrays, modules = source.state_dict(), dict(source.named_modules())
     elif isinstance(source, Mapping):
         arrays = source
@@ -72,53 +73,49 @@ def from_torch(
         )
     options = {"batch_first": batch_first, "nonlinearity": nonlinearity}
     common = {"dtype": dtype, "backend": backend}
-    layers = {
-        name: _layer(own, modules.get(name), options, common)
-        for name, own in _layers(arrays, modules).items()
-    }
-    if prefix is not None:
-        name = prefix.removesuffix(".")
-        if name not in layers:
-            raise ValueError(f"prefix must be one of {sorted(layers)}, got {prefix!r}")
-        return layers[name]
+    groups = _groups(arrays, modules)
+    wanted = None if prefix is None else prefix.removesuffix(".")
+    if wanted is not None:
+        if wanted not in groups:
+            raise ValueError(f"prefix must be one of {sorted(groups)}, got {prefix!r}")
+        groups = {wanted: groups[wanted]}
+    layers = {}
+    for name, own in groups.items():
+        try:
+            layers[name] = _layer(own, modules.get(name), options, common)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}" if name else str(error)) from None
     if not layers:
-        raise ValueError(f"source has no layer, only {sorted(arrays)}")
-    return layers[""] if layers.keys() == {""} else layers
+        raise ValueError(f"source has no layer, only {sorted(map(str, arrays))}")
+    return layers[wanted or ""] if layers.keys() == {wanted or ""} else layers
 
 
-def _layers(arrays: Mapping, modules: Mapping) -> dict[str, dict[str, np.ndarray]]:
+def _groups(arrays: Mapping, modules: Mapping) -> dict[str, dict[str, Any]]:
     """The parameters of each layer by its name."""
     groups: dict[str, dict[str, Any]] = {}
     for full, value in arrays.items():
-        name, _, own = full.rpartition(".")
+        name, _, own = str(full).rpartition(".")
         groups.setdefault(name, {})[own] = value
     found = {}
     for name, group in groups.items():
         recurrent = {k: v for k, v in group.items() if _RECURRENT.fullmatch(k)}
-        kind = type(modules[name]).__name__ if name in modules else None
-        weight = group.get("weight")
-        is_matrix = weight is not None and len(weight.shape) == 2 and group.keys() <= {
-            "weight", "bias"
-        }  # fmt: skip
+        is_matrix = np.ndim(cast(Any, group.get("weight"))) == 2 and group.keys() <= _MATRIX
+        kinds = {cls.__name__ for cls in type(modules[name]).__mro__} if name in modules else None
         if recurrent:
-            chosen = recurrent
-        elif is_matrix and kind in (None, "Linear", "NonDynamicallyQuantizableLinear", "Embedding"):
-            chosen = group
-        else:
-            continue
-        found[name] = {
-            key: checks.as_array(f"{name}.{key}".lstrip("."), v) for key, v in chosen.items()
-        }
+            found[name] = recurrent
+        elif is_matrix and (kinds is None or kinds & {"Linear", "Embedding"}):
+            found[name] = group
     return found
 
 
-def _layer(own: dict[str, np.ndarray], module, options: Mapping, common: Mapping):
+def _layer(own: Mapping[str, Any], module, options: Mapping, common: Mapping):
     """The layer with these parameters."""
+    own = {name: checks.as_array(name, value) for name, value in own.items()}
     is_double = any(a.dtype == np.float64 for a in own.values())
     common = {**common, "dtype": common["dtype"] or ("float64" if is_double else "float32")}
     if "weight" in own:
         rows, columns = own["weight"].shape
-        if "bias" in own or type(module).__name__.endswith("Linear"):
+        if "bias" in own or any(cls.__name__ == "Linear" for cls in type(module).__mro__):
             layer: Any = Linear(columns, rows, bias="bias" in own, **common)
         else:
             layer = Embedding(rows, columns, **common)
@@ -131,8 +128,14 @@ def _layer(own: dict[str, np.ndarray], module, options: Mapping, common: Mapping
 def _recurrent(own: dict[str, np.ndarray], module, options: Mapping, common: Mapping):
     missing = {"weight_ih_l0", "weight_hh_l0"} - own.keys()
     if missing:
-        raise ValueError(f"source must have {', '.join(sorted(missing))} beside {sorted(own)}")
+        raise ValueError(
+            f"source must have {', '.join(sorted(missing))} beside {sorted(own)}; if weights are "
+            f"normalised or pruned, make that permanent in PyTorch first"
+        )
     projection = own.get("weight_hr_l0")
+    for name, value in own.items():
+        if value.ndim != (2 if name.startswith("weight") else 1):
+            raise ValueError(f"{name} must be a matrix or, for a bias, a vector, got {value.shape}")
     rows, units = own["weight_hh_l0"].shape
     if projection is not None:
         units = projection.shape[1]

@@ -33,6 +33,7 @@ _BY_GATES = {len(kind.gates): name for name, kind in _KINDS.items()}
 _DEFAULTS = {
     "LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "SimpleRNN": ("tanh",),
 }  # fmt: skip
+_SHARED = ("units", "activation", "recurrent_activation", "use_bias", "reset_after")
 _ACTIVATIONS = {
     "sigmoid": "sigmoid", "tanh": "tanh", "relu": "relu", "linear": "affine(1, 0)", "elu": "elu",
     "softsign": "softsign", "softplus": "softplus", "leaky_relu": "leaky_relu(0.2)",
@@ -48,7 +49,8 @@ def from_keras(source, *, backend: str = "cpu"):
     source : keras.Model, keras.layers.Layer or path
         LSTM, GRU, SimpleRNN and Bidirectional of these are read, other layers left out. A file
         ``.keras`` has a whole model; ``.weights.h5`` has weights alone, so the activation functions
-        are then taken to be Keras's defaults.
+        are then taken to be Keras's defaults, and layers are called by their classes ("lstm",
+        "bidirectional_1"), as in the file.
     backend : {"cpu", "cuda", "reference"}
 
     Returns
@@ -71,7 +73,7 @@ def from_keras(source, *, backend: str = "cpu"):
         path = Path(source)
         if not path.is_file():
             raise FileNotFoundError(f"no such file: {path}")
-        if path.suffix == ".h5":
+        if path.name.endswith(".weights.h5"):
             return _from_h5(path, backend)
         source = _load(path)
     one = _kind(source)
@@ -119,8 +121,8 @@ def lengths_of(mask) -> np.ndarray:
     bad = np.flatnonzero((mask != (np.arange(mask.shape[1]) < lengths[:, None])).any(axis=1))
     if len(bad):
         raise ValueError(
-            f"mask: sequence {bad[0]} has a masked step before others, which lengths cannot say; "
-            f"use fastrnn.keras.compress"
+            f"mask: sequence {bad[0]} has a masked step before others, which lengths cannot "
+            f"express; use fastrnn.keras.compress"
         )
     return lengths
 
@@ -157,7 +159,7 @@ def _load(path: Path):
     try:
         return load_model(path, compile=False)
     except Exception as error:
-        raise ValueError(f"{path} is damaged or not a Keras model: {error}") from error
+        raise ValueError(f"Keras cannot load {path}: {error}") from error
 
 
 def _name(layer) -> str:
@@ -170,8 +172,9 @@ def _one(layer):
 
 
 def _kind(layer) -> str | None:
-    name = type(_one(layer)).__name__
-    return name if name in _KINDS else None
+    one = _one(layer)
+    name = type(one).__name__
+    return name if name in _KINDS and hasattr(one, "get_config") else None
 
 
 def _recurrent(model, prefix: str = ""):
@@ -193,6 +196,13 @@ def _layer(layer, backend: str):
     if config.get("go_backwards"):
         raise ValueError(f"{name}: go_backwards is not supported, turn x around instead")
     if is_both:
+        other, backward = type(layer.backward_layer).__name__, layer.backward_layer.get_config()
+        differ = [k for k in _SHARED if config.get(k) != backward.get(k)]
+        if other != kind or differ:
+            raise ValueError(
+                f"{name}: both directions must be the same, got {kind} and {other}, "
+                f"different in {differ}"
+            )
         mode = layer.get_config().get("merge_mode")
         if mode not in ("concat", None):
             raise ValueError(f"{name}: merge_mode must be 'concat' or None, got {mode!r}")
@@ -203,7 +213,7 @@ def _layer(layer, backend: str):
     found = []
     for part in names:
         given = config[part]
-        if given not in _ACTIVATIONS:
+        if not isinstance(given, str) or given not in _ACTIVATIONS:
             raise ValueError(
                 f"{name}: {part} must be one of {', '.join(_ACTIVATIONS)}, got {given!r}"
             )
@@ -273,7 +283,7 @@ def _from_h5(path: Path, backend: str) -> dict:
     cells: dict[str, list[np.ndarray]] = {}
 
     def visit(name: str, item) -> None:
-        if name.endswith("cell/vars") and len(item) >= 2:
+        if name.endswith("/cell/vars") and len(item) >= 2:
             cells[name.removesuffix("/cell/vars")] = [item[str(k)][()] for k in range(len(item))]
 
     try:

@@ -173,7 +173,7 @@ class Parameters(Mapping):
     def _prefixes(self, mapping: Mapping) -> str:
         """The prefixes of names in a mapping that hold all parameters in their shapes."""
         first = next(iter(self))
-        candidates = [k.removesuffix(first) for k in mapping if str(k).endswith(first)]
+        candidates = [k.removesuffix(first) for k in mapping if k.endswith(first)]
         return " or ".join(
             repr(prefix)
             for prefix in candidates
@@ -196,7 +196,7 @@ class Parameters(Mapping):
         """
         if not isinstance(mapping, Mapping):
             raise TypeError(f"mapping must map names to arrays, got {type(mapping).__name__}")
-        whole = mapping
+        whole = mapping = {str(name): value for name, value in mapping.items()}
         if prefix:
             mapping = {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
         try:

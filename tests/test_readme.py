@@ -13,8 +13,10 @@ import fastrnn.layers.rnn
 README = Path(__file__).parents[1] / "README.md"
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 3])
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 4])
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys, number):
+    if number == 4:
+        pytest.importorskip("torch", reason="PyTorch is not installed")
     monkeypatch.chdir(tmp_path)
     Path("train.txt").write_text("a rose is a rose is a rose. " * 400)
     Path("train.tsv").write_text("Selegiline\tB-Chemical\nhelps\tO\n.\tO\n\n" * 40)
@@ -30,6 +32,8 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys, number):
         assert names["projected"].proj_size == 32
     elif number == 3:
         assert [len(t) for t in names["tags"]] == [4] and Path("tagger/config.json").exists()
+    elif number == 4:
+        assert capsys.readouterr().out == "replaced 1\n"
     else:
         assert len(capsys.readouterr().out) > 200
 

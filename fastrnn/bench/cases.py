@@ -17,7 +17,7 @@ from fastrnn.models import LanguageModel
 from fastrnn.optim import Adam
 from fastrnn.runtime.threads import MOVE_COST, Job, parallel_for
 
-from . import peers, tagger
+from . import modules, peers, tagger
 from .timing import Case
 
 # (T, B, I, H): from a single step to the size of a language model.
@@ -346,6 +346,15 @@ def _entries():
     for count in (1, 2000):
         name = f"{count:,} sentence{'s' * (count > 1)}"
         yield Entry("tagger, tagging", name, partial(tagger.tagging, count), True)
+    if peers.has("torch"):
+        group = "fastrnn.torch, the same training loop"
+        for kind in cells:
+            for shape in ((50, 16, 128, 128), (50, 32, 128, 256), (35, 20, 650, 650)):
+                yield Entry(group, f"{kind} {shape}", partial(modules.layer, kind, shape))
+            name = f"packed Bi{kind} (32, 100, 100)"
+            yield Entry(group, name, partial(modules.packed_layer, kind, 32, 100, 100))
+        yield Entry(group, "tagger", modules.tagger)
+        yield Entry(group, "language model", modules.language_model)
     for letter, shapes in GROWING.items():
         for shape in shapes:
             make = partial(training, fastrnn.LSTM, shape, only_torch=True)

@@ -169,6 +169,8 @@ def named_tags(name: str, y: Any, names: Sequence[str] | None) -> Any:
         return y
     out = []
     for i, tags in enumerate(y):
+        if isinstance(tags, str) or not isinstance(tags, Sequence | np.ndarray):
+            raise TypeError(f"{name}[{i}] must be a list of tags, got {type(tags).__name__}")
         if any(isinstance(tag, str) for tag in tags):
             out.append(tags)
             continue
@@ -196,7 +198,9 @@ def checked_tags(name: str, X, y: Any, scheme: str) -> list[list[str]]:
         if len(x) != len(tags):
             raise ValueError(f"{name}[{i}] must have {len(x)} tags, got {len(tags)}")
         if not all(isinstance(tag, str) for tag in tags):
-            raise TypeError(f"{name}[{i}] must hold strings, got {tags!r}")
+            raise TypeError(
+                f"{name}[{i}] must hold strings (or integers, with tag_names), got {tags!r}"
+            )
         try:
             out.append(write_tags(read_entities(list(tags)), len(tags), scheme))
         except ValueError as error:

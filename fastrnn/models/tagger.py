@@ -161,7 +161,11 @@ class Tagger:
 
     def __repr__(self) -> str:
         defaults = inspect.signature(type(self).__init__).parameters
-        shown = [f"{k}={v!r}" for k, v in self.get_params().items() if v != defaults[k].default]
+        shown = [
+            f"{k}={v!r}"
+            for k, v in self.get_params().items()
+            if v is not defaults[k].default and repr(v) != repr(defaults[k].default)
+        ]
         return f"Tagger({', '.join(shown)})"
 
     # Training
@@ -269,6 +273,15 @@ class Tagger:
             value = getattr(self, name)
             if value is not None or name not in ("max_tokens", "max_len"):
                 checks.positive_int(name, value, least)
+        names = self.tag_names
+        if names is not None:
+            if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray):
+                raise TypeError(f"tag_names must be a sequence of str, got {type(names).__name__}")
+            for name in names:
+                try:
+                    split_tag(name)
+                except (ValueError, TypeError, AttributeError) as error:
+                    raise ValueError(f"tag_names has {name!r}, which is not a tag") from error
         if self.max_norm is not None:
             checks.number("max_norm", self.max_norm, 0.0, np.inf)
         checks.float_dtype("dtype", self.dtype)

@@ -14,7 +14,7 @@ from fastrnn.cells.activations import ACTIVATIONS
 from .operators import FUNCTIONS, OPERATORS, Operator
 
 _DIRECTIONS = ("forward", "reverse", "bidirectional")
-_IGNORED = {"hidden_size"}  # the weights say it
+_IGNORED = {"hidden_size"}  # taken from the weights
 
 
 class _Read(NamedTuple):
@@ -48,19 +48,27 @@ def load_layers(model, names: Sequence[str] | None = None, *, backend: str = "cp
     ValueError
         The file is damaged, there is no such node, a weight is not a constant, or a node has what
         a layer cannot have; the message names the node and the attribute.
+    TypeError
+        An argument or a weight is of a wrong type.
     """
     model = _model(model)
     constants = _constants(model)
-    found = {}
+    found: dict[str, NodeProto] = {}
     for node in model.graph.node:
         if node.op_type in OPERATORS and node.domain in ("", "ai.onnx"):
-            found[_name(node)] = node
+            name = _name(node)
+            found[next(filter(None, node.output)) if name in found else name] = node
+    if not found:
+        raise ValueError(f"model has no node of {', '.join(OPERATORS)} (subgraphs are not read)")
+    if isinstance(names, str):
+        raise TypeError(f"names must be a sequence of str, got {names!r}")
     unknown = sorted(set(names or ()) - found.keys())
     if unknown:
         raise ValueError(f"names must be of {sorted(found)}, got {unknown}")
     layers = {}
     for name in found if names is None else names:
         read = _layer(found[name], constants, backend)
+        read.layer.batch_first = read.batch_first
         if read.reverse:
             raise ValueError(
                 f"node {name}: direction 'reverse' is not one of a layer; turn x around, or use "
@@ -90,7 +98,7 @@ def run_node(model, inputs: Mapping[str, Any], *, backend: str = "cpu") -> list[
     if len(nodes) != 1 or nodes[0].op_type not in OPERATORS:
         raise ValueError(f"model must have one node of {', '.join(OPERATORS)}, got {len(nodes)}")
     (node,) = nodes
-    values = _constants(model) | {k: np.asarray(v) for k, v in inputs.items()}
+    values = _constants(model) | {k: checks.as_array(k, v) for k, v in inputs.items()}
     read = _layer(node, values, backend)
     x = _value(node, values, 0, "X", required=True)
     if x.ndim != 3:
@@ -119,6 +127,8 @@ def _initial(node: NodeProto, values: Mapping, read: _Read, batch: int):
     for k, name in enumerate(("initial_h", "initial_c")[: read.operator.states]):
         value = _value(node, values, 5 + k, name)
         if value is not None:
+            if value.ndim != 3:
+                raise ValueError(f"node {_name(node)}: {name} must have 3 axes, got {value.shape}")
             value = value.swapaxes(0, 1) if read.batch_first else value
         states.append(value)
     if all(s is None for s in states):
@@ -169,7 +179,10 @@ def _value(node: NodeProto, values: Mapping, index: int, what: str, *, required:
             raise ValueError(f"node {_name(node)}: {what} is missing")
         return None
     if name not in values:
-        raise ValueError(f"node {_name(node)}: {what} ({name}) must be given or a constant")
+        raise ValueError(
+            f"node {_name(node)}: {what} ({name}) must be given or a constant; if it is computed "
+            f"from constants, export the model with constant folding"
+        )
     return values[name]
 
 
@@ -188,8 +201,11 @@ def _layer(node: NodeProto, values: Mapping, backend: str) -> _Read:
     w, r = (_value(node, values, k, what, required=True) for k, what in ((1, "W"), (2, "R")))
     b, p = _value(node, values, 3, "B"), _value(node, values, 7, "P")
     for what, value in (("W", w), ("R", r), ("B", b), ("P", p)):
-        if value is not None and value.dtype not in (np.float32, np.float64):
-            raise TypeError(f"{where}: {what} must be float or double, got {value.dtype}")
+        if value is not None and value.dtype not in (np.float16, np.float32, np.float64):
+            raise TypeError(f"{where}: {what} must be of floating-point numbers, got {value.dtype}")
+    for what, value in (("W", w), ("R", r)):
+        if value.ndim != 3:
+            raise ValueError(f"{where}: {what} must have 3 axes, got shape {value.shape}")
     directions = 2 if direction == "bidirectional" else 1
     units, gates = r.shape[-1], len(operator.gates)
     for what, value, shape in (
@@ -211,8 +227,8 @@ def _layer(node: NodeProto, values: Mapping, backend: str) -> _Read:
     if activations is not None:
         options["activations"] = activations
     layer = operator.layer(
-        w.shape[-1], units, bias=b is not None, bidirectional=directions == 2, dtype=w.dtype,
-        backend=backend, **options,
+        w.shape[-1], units, bias=b is not None, bidirectional=directions == 2,
+        dtype="float64" if w.dtype == np.float64 else "float32", backend=backend, **options,
     )  # fmt: skip
     state = {}
     for d, suffix in enumerate(("_l0", "_l0_reverse")[:directions]):
@@ -236,7 +252,9 @@ def _activations(where: str, operator: Operator, directions: int, names, alphas,
         return None
     count = len(operator.activations)
     if len(names) != count * directions:
-        raise ValueError(f"{where}: activations must be {count * directions}, got {len(names)}")
+        raise ValueError(
+            f"{where}: activations must have {count * directions} names, got {len(names)}"
+        )
     alphas, betas, found = list(alphas), list(betas), []
     for name in names:
         key = FUNCTIONS.get(name.decode().lower())

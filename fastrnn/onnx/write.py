@@ -39,6 +39,10 @@ def save(model, path) -> None:
           ``scores [T, B, K]``, without the transitions of a CRF.
     path : path
 
+    Notes
+    -----
+    Float64 is valid in ONNX, but onnxruntime has no LSTM for it.
+
     Raises
     ------
     ValueError

@@ -2,10 +2,9 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
-from .modules import GRU, LSTM, RNN, _Recurrent
+from .modules import GRU, LSTM, RNN, _Recurrent, obstacle
 
 _CLASSES: dict[type, type[_Recurrent]] = {nn.LSTM: LSTM, nn.GRU: GRU, nn.RNN: RNN}
 _ORIGINAL = "_fastrnn_original"
@@ -27,7 +26,8 @@ def accelerate(model: nn.Module) -> Report:
     """Replace each ``torch.nn.LSTM``, ``GRU`` and ``RNN`` of a model by fastrnn's, in place.
 
     The new modules share the parameters of the old ones, so optimizers go on as before and the
-    state_dict keeps its names. `restore` undoes it.
+    state_dict keeps its names. They are no ``torch.nn.LSTM`` (``isinstance`` is false), and
+    ``torch.jit.script`` and ``torch.fx`` do not take them. `restore` undoes it.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def accelerate(model: nn.Module) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if type(model) in _CLASSES:
+    if isinstance(model, nn.RNNBase):
         name = type(model).__name__
         raise ValueError(
             f"model is a torch.nn.{name} itself: use fastrnn.torch.{name}.of(model), or accelerate "
@@ -59,7 +59,7 @@ def accelerate(model: nn.Module) -> Report:
     for name, parent, key, child in _children(model):
         if not isinstance(child, nn.RNNBase):
             continue
-        why = _obstacle(child)
+        why = obstacle(child)
         if why:
             report.kept[name] = why
             continue
@@ -72,17 +72,26 @@ def accelerate(model: nn.Module) -> Report:
 
 
 def restore(model: nn.Module) -> list[str]:
-    """Undo `accelerate`, with the parameters of now; the names of the modules put back."""
-    names = []
-    for name, parent, key, child in _children(model):
-        original = vars(child).get(_ORIGINAL)
-        if original is not None:
-            for parameter in child._names():
-                setattr(original, parameter, getattr(child, parameter))
-            original.train(child.training)
-            parent._modules[key] = original
-            names.append(name)
-    return names
+    """Undo `accelerate`, with the parameters of now; the names of the modules put back.
+
+    Raises
+    ------
+    ValueError
+        A module was changed since, such that PyTorch's would not be the same; nothing is put back.
+    """
+    found = [entry for entry in _children(model) if _ORIGINAL in vars(entry[3])]
+    for name, _, _, child in found:
+        if not all(isinstance(p, nn.Parameter) for p in child._flat_weights):
+            raise ValueError(f"{name}: remove what makes its weights no parameters first")
+        if any(v for k, v in vars(child).items() if k.endswith("_hooks") and isinstance(v, dict)):
+            raise ValueError(f"{name}: remove its hooks first")
+    for _, parent, key, child in found:
+        original = vars(child)[_ORIGINAL]
+        for parameter in child._names():
+            setattr(original, parameter, getattr(child, parameter))
+        original.train(child.training)
+        parent._modules[key] = original
+    return [name for name, *_ in found]
 
 
 def _children(model: nn.Module):
@@ -92,19 +101,3 @@ def _children(model: nn.Module):
         for key, child in list(parent._modules.items()):
             if child is not None:
                 yield f"{prefix}.{key}" if prefix else key, parent, key, child
-
-
-def _obstacle(module: nn.RNNBase) -> str:
-    """Why a module cannot be replaced, or an empty string."""
-    if type(module) not in _CLASSES:
-        return f"{type(module).__name__} is a subclass, which may compute something else"
-    if any(v for k, v in vars(module).items() if k.endswith("_hooks") and isinstance(v, dict)):
-        return "it has hooks"
-    for parameter in module._flat_weights:
-        if not isinstance(parameter, nn.Parameter):
-            return "its weights are not parameters"
-        if parameter.device.type != "cpu":
-            return f"it is on the device {parameter.device}"
-        if parameter.dtype not in (torch.float32, torch.float64):
-            return f"its dtype is {parameter.dtype}"
-    return ""

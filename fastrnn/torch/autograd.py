@@ -4,7 +4,7 @@ Tensors and NumPy arrays share their memory on the way in and out.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,18 +32,35 @@ def _rows(x: Tensor) -> np.ndarray:
     return array(x).reshape(-1, x.shape[-1])
 
 
-def stack_of(
-    mode: str, weights: Sequence[Tensor], names: Sequence[str], directions: int, dropout: float
-) -> Stack:
-    """Layers on the memory of ``weights``, which have these `NAMES` in each layer and direction."""
-    cell, layers = CELLS[mode.lower()], []
-    for first in range(0, len(weights), directions * len(names)):
+class Spec(NamedTuple):
+    """A stack of layers, apart from its weights."""
+
+    cell: str  # a name in `CELLS`
+    directions: int
+    dropout: float
+    names: tuple[str, ...]  # of the weights of a layer and direction, from `NAMES`
+
+    def text(self) -> str:
+        """For an operator, whose arguments are tensors and plain values."""
+        return f"{self.cell} {self.directions} {self.dropout} {' '.join(self.names)}"
+
+    @classmethod
+    def read(cls, text: str) -> "Spec":
+        """The inverse of `text`."""
+        cell, directions, dropout, *names = text.split()
+        return cls(cell, int(directions), float(dropout), tuple(names))
+
+
+def stack_of(spec: Spec, weights: Sequence[Tensor]) -> Stack:
+    """The layers, on the memory of their weights."""
+    names, layers = spec.names, []
+    for first in range(0, len(weights), spec.directions * len(names)):
         parts = []
-        for d in range(directions):
+        for d in range(spec.directions):
             own = weights[first + d * len(names) : first + (d + 1) * len(names)]
             parts.append(dict(zip(names, map(array, own), strict=True)))
-        layers.append(cpu.RecurrentWeights(cell, parts))
-    return Stack(cpu, layers, directions, dropout)
+        layers.append(cpu.RecurrentWeights(CELLS[spec.cell], parts))
+    return Stack(cpu, layers, spec.directions, spec.dropout)
 
 
 def compute(stack: Stack, packed: PackedBatch, keys, x: Tensor, states, *, training: bool):
@@ -84,7 +101,9 @@ class Pass(torch.autograd.Function):
         states = tensors[:count]  # the others are the weights
         ctx.call, ctx.names, ctx.count = (stack, packed, keys), names, count
         ctx.save_for_backward(x, *tensors)  # which notices changes in place
-        y, state_n, ctx.tape = compute(stack, packed, keys, x, states, training=True)
+        # Under activation checkpointing nothing may be kept: the backward pass computes it again.
+        keep = torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+        y, state_n, ctx.tape = compute(stack, packed, keys, x, states, training=keep)
         return (y, *state_n)
 
     @staticmethod
@@ -93,7 +112,7 @@ class Pass(torch.autograd.Function):
         x, *tensors = ctx.saved_tensors
         states = tensors[: ctx.count]
         tape, ctx.tape = ctx.tape, None
-        if tape is None:  # the graph was retained, and this is not its first backward
+        if tape is None:  # or this is not the first backward of a graph that is retained
             stack, packed, keys = ctx.call
             _, _, tape = compute(stack, packed, keys, x, states, training=True)
         need_dx = ctx.needs_input_grad[5]
@@ -107,18 +126,15 @@ class Pass(torch.autograd.Function):
 # to the backward pass, so the latter computes the former again.
 
 
-def _unpacked(x: Tensor, batch_sizes, weights, mode: str, names: str, directions: int, dropout):
-    parts = names.split()
-    stack = stack_of(mode, weights, parts, directions, dropout)
+def _call(
+    x: Tensor, batch_sizes: Tensor | None, weights, keys: Tensor, spec: Spec
+) -> tuple[Stack, PackedBatch, list[int | None]]:
+    """The stack, the packed batch and the keys of a call."""
     if batch_sizes is None:
         packed = PackedBatch(*x.shape[:2])
     else:
         packed = PackedBatch.of_sizes(array(batch_sizes))
-    return stack, packed, parts
-
-
-def _keys(keys: Tensor) -> list[int | None]:
-    return [None if key < 0 else key for key in keys.tolist()]
+    return stack_of(spec, weights), packed, [None if key < 0 else key for key in keys.tolist()]
 
 
 @torch.library.custom_op("fastrnn::recurrent", mutates_args=(), device_types="cpu")
@@ -128,20 +144,18 @@ def recurrent(
     states: list[Tensor],
     weights: list[Tensor],
     keys: Tensor,
-    mode: str,
-    names: str,
-    directions: int,
-    dropout: float,
+    spec: str,
 ) -> list[Tensor]:
-    """``[y, *final states]`` of x [T, B, I], or [N, I] with ``batch_sizes``."""
-    stack, packed, _ = _unpacked(x, batch_sizes, weights, mode, names, directions, dropout)
-    y, state_n, _ = compute(stack, packed, _keys(keys), x, states, training=False)
+    """``[y, *final states]`` of x [T, B, I], or [N, I] with ``batch_sizes``; a negative key stands
+    for no dropout."""
+    call = _call(x, batch_sizes, weights, keys, Spec.read(spec))
+    y, state_n, _ = compute(*call, x, states, training=False)
     return [y, *state_n]
 
 
 @recurrent.register_fake
-def _(x, batch_sizes, states, weights, keys, mode, names, directions, dropout):
-    y = x.new_empty((*x.shape[:-1], directions * states[0].shape[2]))
+def _(x, batch_sizes, states, weights, keys, spec):
+    y = x.new_empty((*x.shape[:-1], Spec.read(spec).directions * states[0].shape[2]))
     return [y, *(s.new_empty(s.shape) for s in states)]
 
 
@@ -154,25 +168,23 @@ def recurrent_backward(
     states: list[Tensor],
     weights: list[Tensor],
     keys: Tensor,
-    mode: str,
-    names: str,
-    directions: int,
-    dropout: float,
+    spec: str,
 ) -> list[Tensor]:
     """``[dx, *gradients of the initial states, *gradients of the weights]``."""
-    stack, packed, parts = _unpacked(x, batch_sizes, weights, mode, names, directions, dropout)
-    _, _, tape = compute(stack, packed, _keys(keys), x, states, training=True)
-    dx, dstate, dweights = gradients(stack, tape, parts, x, states, dy, dstates, True)
+    known = Spec.read(spec)
+    call = _call(x, batch_sizes, weights, keys, known)
+    _, _, tape = compute(*call, x, states, training=True)
+    dx, dstate, dweights = gradients(call[0], tape, known.names, x, states, dy, dstates, True)
     return [dx, *dstate, *dweights]
 
 
 @recurrent_backward.register_fake
-def _(dy, dstates, x, batch_sizes, states, weights, keys, mode, names, directions, dropout):
+def _(dy, dstates, x, batch_sizes, states, weights, keys, spec):
     return [t.new_empty(t.shape) for t in (x, *states, *weights)]
 
 
 def _setup(ctx, inputs, output):
-    x, batch_sizes, states, weights, keys, *ctx.options = inputs
+    x, batch_sizes, states, weights, keys, ctx.spec = inputs
     ctx.count = len(states)
     ctx.save_for_backward(x, batch_sizes, keys, *states, *weights)
 
@@ -181,11 +193,8 @@ def _backward(ctx, grads):
     dy, *dstates = grads
     x, batch_sizes, keys, *tensors = ctx.saved_tensors
     states, weights = tensors[: ctx.count], tensors[ctx.count :]
-    dx, *others = recurrent_backward(
-        dy, dstates, x, batch_sizes, states, weights, keys, *ctx.options
-    )
-    dstate, dweights = others[: ctx.count], others[ctx.count :]
-    return dx, None, dstate, dweights, None, None, None, None, None
+    dx, *others = recurrent_backward(dy, dstates, x, batch_sizes, states, weights, keys, ctx.spec)
+    return dx, None, others[: ctx.count], others[ctx.count :], None, None
 
 
 recurrent.register_autograd(_backward, setup_context=_setup)

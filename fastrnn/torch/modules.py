@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastrnn.layers.stack import Stack
 from fastrnn.packed import PackedBatch
 
-from .autograd import NAMES, Pass, array, compute, recurrent, stack_of
+from .autograd import NAMES, Pass, Spec, array, compute, recurrent, stack_of
 
 _SAMPLE = 64  # numbers of each weight that are compared from call to call
 # PyTorch's methods and properties that need only the attributes that `_Recurrent._adopt` copies.
@@ -23,8 +23,9 @@ class _Recurrent(nn.Module):
     """What the three share. It stands in for a module of PyTorch's, whose methods it borrows.
 
     What the kernels do not compute (other devices than the CPU, other types than float32 and
-    float64, autocast, tensor subclasses, function transforms, wrong arguments) is passed to
-    PyTorch's own implementation, which computes or refuses it.
+    float64, autocast, tensor subclasses, function transforms, forward-mode gradients, empty
+    batches, wrong arguments) is passed to PyTorch's own implementation, which computes or refuses
+    it. Gradients of gradients and batched ones (``is_grads_batched``) are refused.
     """
 
     _like: type[nn.RNNBase]
@@ -45,6 +46,9 @@ class _Recurrent(nn.Module):
             raise TypeError(
                 f"module must be a torch.nn.{cls._like.__name__}, got {type(module).__name__}"
             )
+        why = obstacle(module)
+        if why:
+            raise ValueError(f"module cannot be replaced: {why}")
         new = cls.__new__(cls)
         nn.Module.__init__(new)
         new._adopt(module)
@@ -58,6 +62,7 @@ class _Recurrent(nn.Module):
         self._all_weights = module._all_weights
         for name in self._names():
             self.register_parameter(name, getattr(module, name))
+        self._shapes = [tuple(p.shape) for p in self._flat_weights]
         self.train(module.training)
         self._packed: tuple[Any, Stack | None] = None, None
 
@@ -81,7 +86,7 @@ class _Recurrent(nn.Module):
     def forward(self, input, hx=None):
         """See ``torch.nn.LSTM``, ``GRU`` and ``RNN``."""
         if not self._takes(input, hx):
-            return self._like.forward(self, input, hx)
+            return _theirs(self, input, hx)
         is_packed = isinstance(input, PackedSequence)
         x, sizes, order, inverse = cast(Any, input if is_packed else (input, None, None, None))
         unbatched = x.dim() == 2 and not is_packed
@@ -117,16 +122,19 @@ class _Recurrent(nn.Module):
         """Whether the kernels compute this call."""
         is_packed = isinstance(input, PackedSequence)
         x = input.data if is_packed else input
-        if not self._is_plain(x) or x.shape[-1] != self.input_size or not x.numel():
+        if not self._is_plain(x) or x.dim() not in ((2,) if is_packed else (2, 3)):
             return False
-        if not is_packed and x.dim() not in (2, 3):
+        if x.shape[-1] != self.input_size or not x.numel() or torch.is_autocast_enabled("cpu"):
             return False
-        if torch.is_autocast_enabled("cpu") or not all(
-            self._is_plain(w) and w.dtype == x.dtype for w in self._flat_weights
+        if not all(
+            self._is_plain(w) and w.dtype == x.dtype and tuple(w.shape) == shape
+            for w, shape in zip(self._flat_weights, self._shapes, strict=True)
         ):
             return False
         if not torch.compiler.is_compiling() and (
-            torch._C._functorch.peek_interpreter_stack() is not None or torch.jit.is_tracing()
+            torch._C._functorch.peek_interpreter_stack() is not None
+            or torch.autograd.forward_ad._current_level >= 0
+            or torch.jit.is_tracing()
         ):
             return False
         if hx is None:
@@ -154,19 +162,19 @@ class _Recurrent(nn.Module):
             and x.dtype in (torch.float32, torch.float64)
         )
 
-    def _layout(self) -> tuple[str, list[str], int]:
-        """The mode, the names of a direction's parameters, and the number of directions."""
-        names = NAMES if self.bias else (NAMES[0], NAMES[1], NAMES[4])
-        mode = "LSTM_PROJECTED" if self.proj_size else self.mode
-        return mode, list(names if self.proj_size else names[:-1]), 2 if self.bidirectional else 1
+    def _spec(self) -> Spec:
+        names = NAMES[:4] if self.bias else NAMES[:2]
+        cell = "lstm_projected" if self.proj_size else self.mode.lower()
+        directions = 2 if self.bidirectional else 1
+        return Spec(cell, directions, self.dropout, names + NAMES[4:] * bool(self.proj_size))
 
     def _eager(self, x: Tensor, sizes: Tensor | None, states: list[Tensor]):
         weights = self._flat_weights
-        mode, names, directions = self._layout()
         record = torch.is_grad_enabled() and any(
             t.requires_grad for group in ((x,), states, weights) for t in group
         )
-        stack = self._stack(weights, mode, names, directions, keep=not record)
+        spec = self._spec()
+        stack = self._stack(spec, weights, keep=not record)
         keys: list[int | None] = []
         if self.training and self.dropout and self.num_layers > 1:
             keys = [None, *torch.randint(2**62, (self.num_layers - 1,)).tolist()]
@@ -181,36 +189,30 @@ class _Recurrent(nn.Module):
         else:
             packed = PackedBatch.of_sizes(array(sizes))
         if record:
-            return Pass.apply(stack, packed, keys, names, len(states), x, *states, *weights)
+            return Pass.apply(stack, packed, keys, spec.names, len(states), x, *states, *weights)
         y, states, _ = compute(stack, packed, keys, x, states, training=False)
         return y, *states
 
     def _operator(self, x: Tensor, sizes: Tensor | None, states: list[Tensor]):
-        mode, names, directions = self._layout()
-        layers = self.num_layers
+        keys = torch.full((self.num_layers,), -1)
         if self.training and self.dropout:
-            drawn = torch.randint(2**62, (layers - 1,))
-            keys = torch.cat([torch.full((1,), -1), drawn])
-        else:
-            keys = torch.full((layers,), -1)
-        return recurrent(
-            x, sizes, states, self._flat_weights, keys, mode, " ".join(names), directions,
-            self.dropout,
-        )  # fmt: skip
+            keys[1:] = torch.randint(2**62, (self.num_layers - 1,))
+        return recurrent(x, sizes, states, self._flat_weights, keys, self._spec().text())
 
-    def _stack(self, weights, mode, names, directions, *, keep: bool) -> Stack:
+    def _stack(self, spec: Spec, weights: list[Tensor], *, keep: bool) -> Stack:
         """The packed weights; if they are to be kept, made again only when they have changed.
 
-        PyTorch counts changes in place, but not those through ``.data``: a sample of the numbers
-        is compared as well. After such a change of few numbers call `flatten_parameters`. For
+        PyTorch counts changes in place, but not those through ``.data`` or in inference mode: a
+        sample of the numbers is compared as well. After such a change of few numbers call
+        `flatten_parameters`. For
         training, which usually changes the weights at each step, they are always made again.
         """
         if not keep:
-            return stack_of(mode, weights, names, directions, self.dropout)
+            return stack_of(spec, weights)
         key = [(w.data_ptr(), 0 if w.is_inference() else w._version, _sample(w)) for w in weights]
         known, stack = self._packed
         if stack is None or known != key:
-            stack = stack_of(mode, weights, names, directions, self.dropout)
+            stack = stack_of(spec, weights)
             self._packed = key, stack
         return stack
 
@@ -231,6 +233,30 @@ def _as_state(states: list[Tensor]):
 
 def _dense_size(shape: tuple[int, ...], _: bool) -> tuple[int, int]:
     return shape[0], shape[1]
+
+
+# torch.compile must not look inside: it would trace what PyTorch's module does not let it trace.
+@torch.compiler.disable
+def _theirs(module: _Recurrent, input, hx):
+    return module._like.forward(cast(Any, module), input, hx)
+
+
+def obstacle(module: nn.RNNBase) -> str:
+    """Why a module of PyTorch cannot be replaced, or an empty string."""
+    if type(module) not in (nn.LSTM, nn.GRU, nn.RNN):
+        return f"{type(module).__name__} is a subclass, which may compute something else"
+    if "forward" in vars(module):
+        return "its forward was replaced"
+    if any(v for k, v in vars(module).items() if k.endswith("_hooks") and isinstance(v, dict)):
+        return "it has hooks"
+    for parameter in module._flat_weights:
+        if not isinstance(parameter, nn.Parameter):
+            return "its weights are not parameters"
+        if parameter.device.type not in ("cpu", "meta"):
+            return f"it is on the device {parameter.device}"
+        if parameter.dtype not in (torch.float32, torch.float64):
+            return f"its dtype is {parameter.dtype}"
+    return ""
 
 
 class LSTM(_Recurrent):

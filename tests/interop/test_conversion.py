@@ -66,6 +66,14 @@ def test_what_does_not_fit():
         fastrnn.from_torch({"weight_ih_l0": np.ones((10, 3))})
 
 
+def test_only_the_layer_of_the_prefix_is_read():
+    state = state_of(a=LAYERS[0], b=LAYERS[3])
+    state["b.weight_hh_l0"] = np.full_like(state["b.weight_hh_l0"], np.nan)
+    equal(fastrnn.from_torch(state, "a"), LAYERS[0])
+    with pytest.raises(ValueError, match="b: weight_hh_l0 must be finite"):
+        fastrnn.from_torch(state)
+
+
 def test_load_state_dict_with_a_prefix():
     source, target = LAYERS[0], fastrnn.LSTM(3, 5, 2, bidirectional=True, seed=9)
     state = state_of(**{"encoder.lstm": source, "x.lstm": source, "y": fastrnn.LSTM(4, 5, 2)})
@@ -130,6 +138,8 @@ def test_tensors_are_taken_or_refused():
     assert np.array_equal(layer(x)[0], wanted)
     low = x.bfloat16()
     assert np.array_equal(layer(low)[0], layer(low.detach().float().numpy())[0])
+    short = torch.tensor([4, 2], dtype=torch.int16)
+    assert np.array_equal(layer(x, lengths=short)[0], layer(x, lengths=[4, 2])[0])
     packed = torch.nn.utils.rnn.pack_sequence([x[:, 0], x[:2, 1]])
     with pytest.raises(TypeError, match="x must be an array, got a PackedSequence: use pad_packed"):
         layer(packed)
@@ -183,6 +193,8 @@ def test_columns_of_pandas_and_pyarrow():
     table = pyarrow.table({"tokens": X, "tags": y})
     for a, b in ((frame.tokens, frame.tags), (table["tokens"], table["tags"])):
         assert Tagger(**options).fit(a, b).predict(a) == wanted
+    with pytest.raises(TypeError, match="expected one column, got a DataFrame"):
+        Tagger(**options).fit(frame, frame.tags)
     ids = [[3, 1], [4], []]
     for column in (pandas.Series(ids, index=[5, 6, 7]), pyarrow.array(ids)):
         padded, lengths = fastrnn.pad_sequences(column)
@@ -199,6 +211,11 @@ def test_integer_tags_with_names():
     assert got.predict(X) == wanted.predict(X) and got.score(X, ids) == wanted.score(X, y)
     with pytest.raises(ValueError, match=r"y\[0\] has the tag 3, but tag_names has 3 names"):
         Tagger(**options, tag_names=names).fit([["a"]], [[3]])
+    with pytest.raises(ValueError, match="tag_names has 'PER', which is not a tag"):
+        Tagger(**options, tag_names=["O", "PER"]).fit([["a"]], [[1]])
+    with pytest.raises(TypeError, match=r"y\[1\] must be a list of tags, got float"):
+        Tagger(**options, tag_names=names).fit([["a"], ["b"]], [[1], float("nan")])
+    assert "tag_names" in repr(Tagger(tag_names=np.array(names)))
     with pytest.raises(TypeError, match=r"y\[0\] must hold strings"):
         Tagger(**options).fit([["a"]], [[3]])
 

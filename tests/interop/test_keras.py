@@ -112,6 +112,14 @@ def test_what_is_refused(tmp_path):
     refused(layers.LSTM(2, go_backwards=True), "go_backwards is not supported")
     refused(layers.LSTM(2, activation="swish"), "activation must be one of sigmoid, tanh")
     refused(layers.Bidirectional(layers.GRU(2), merge_mode="sum"), "merge_mode must be 'concat'")
+    refused(
+        layers.LSTM(2, activation=layers.LeakyReLU(0.1)), "activation must be one of sigmoid, tanh"
+    )
+    backward = layers.LSTM(2, activation="relu", go_backwards=True)
+    refused(
+        layers.Bidirectional(layers.LSTM(2), backward_layer=backward),
+        "both directions must be the same, got LSTM and LSTM, different in ['activation']",
+    )
     refused(layers.Dense(2), "source must be a model or a recurrent layer, got Dense")
     with pytest.raises(ValueError, match="has no weights yet"):
         ours.from_keras(layers.LSTM(2))
@@ -121,8 +129,10 @@ def test_what_is_refused(tmp_path):
         ours.from_keras("nowhere.keras")
     for name in ("bad.keras", "bad.weights.h5"):
         (tmp_path / name).write_bytes(b"no")
-        with pytest.raises(ValueError, match=f"{name} is damaged"):
+        with pytest.raises(ValueError, match=f"Keras cannot load .*{name}|{name} is damaged"):
             ours.from_keras(tmp_path / name)
+    with pytest.raises(ValueError, match="source must be a model or a recurrent layer, got LSTM"):
+        ours.from_keras(fastrnn.LSTM(3, 4))
     layer, _ = random_layer(0)
     with pytest.raises(ValueError, match="layer must be"):
         ours.set_weights(layer, fastrnn.GRU(3, 4))

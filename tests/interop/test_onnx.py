@@ -151,6 +151,30 @@ def test_load_layers(tmp_path):
         ours.load_layers(path, ["x"])
 
 
+def test_axes_and_names_of_layers():
+    """``layout`` 1 is ``batch_first``; nodes of one name are told apart by their outputs."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "W": rng.uniform(-1, 1, (1, 20, 3)).astype(np.float32),
+        "R": rng.uniform(-1, 1, (1, 20, 5)).astype(np.float16),
+    }
+    nodes = [helper.make_node("LSTM", ["X", "W", "R"], [f"Y{k}"], "n", hidden_size=5, layout=1)
+             for k in range(2)]  # fmt: skip
+    value = helper.make_tensor_value_info("X", TensorProto.FLOAT, [4, 6, 3])
+    model = helper.make_model(helper.make_graph(nodes[:1], "g", [value], []))
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in weights.items())
+    x = rng.standard_normal((4, 6, 3), np.float32)
+    (y,) = ours.run_node(model, {"X": x})
+    assert np.array_equal(ours.load_layers(model)["n"](x)[0], y[:, :, 0])
+    model.graph.node.append(nodes[1])
+    assert ours.load_layers(model).keys() == {"n", "Y1"}
+    with pytest.raises(TypeError, match="names must be a sequence of str, got 'n'"):
+        ours.load_layers(model, "n")
+    del model.graph.node[:]
+    with pytest.raises(ValueError, match="model has no node of LSTM, GRU, RNN"):
+        ours.load_layers(model)
+
+
 def changed(seed, **attributes):
     """A random node with these attributes, and its weights as constants."""
     model, inputs, _ = random_node(seed)

@@ -128,6 +128,20 @@ def test_accelerate_and_restore():
     assert str(ours.accelerate(nn.Linear(2, 2))) == "no recurrent modules"
 
 
+def test_modules_that_were_changed():
+    model = nn.ModuleDict({"a": nn.LSTM(4, 5), "b": nn.GRU(4, 5), "c": nn.RNN(4, 5)})
+    model["c"].forward = lambda x: x
+    assert ours.accelerate(model).kept == {"c": "its forward was replaced"}
+    nn.utils.parametrizations.weight_norm(model["b"], "weight_hh_l0")
+    with pytest.raises(ValueError, match="b: remove what makes its weights no parameters first"):
+        ours.restore(model)
+    assert isinstance(model["a"], ours.LSTM)
+    hooked = nn.LSTM(4, 5)
+    hooked.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="module cannot be replaced: it has hooks"):
+        ours.LSTM.of(hooked)
+
+
 def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"use fastrnn\.torch\.LSTM\.of\(model\)"):
         ours.accelerate(nn.LSTM(2, 3))
@@ -157,6 +171,14 @@ def test_compile(cls, bidirectional):
         torch.testing.assert_close(p.grad, g, rtol=1e-4, atol=1e-5)
 
 
+def test_compiled_calls_that_go_to_pytorch():
+    module = ours.LSTM(5, 16)
+    compiled = torch.compile(lambda x: module(x), backend="aot_eager")
+    assert compiled(torch.zeros(3, 0, 5))[0].shape == (3, 0, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert compiled(torch.zeros(3, 2, 5))[0].dtype == torch.bfloat16
+
+
 def test_operator():
     """torch.library's own checks: schema, fake kernel, autograd registration."""
     from fastrnn.torch.autograd import recurrent
@@ -164,8 +186,8 @@ def test_operator():
     module = ours.LSTM(3, 4, bidirectional=True)
     x = torch.randn(5, 2, 3, requires_grad=True)
     states = [torch.zeros(2, 2, 4) for _ in range(2)]
-    names = "weight_ih weight_hh bias_ih bias_hh"
-    args = (x, None, states, module._flat_weights, torch.tensor([-1]), "LSTM", names, 2, 0.0)
+    spec = module._spec().text()
+    args = (x, None, states, module._flat_weights, torch.tensor([-1]), spec)
     torch.library.opcheck(recurrent, args)
 
 

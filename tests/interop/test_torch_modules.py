@@ -211,6 +211,53 @@ def test_backward_again(rng):
         torch.autograd.grad(loss, x)
 
 
+def test_checkpoints_keep_nothing(rng):
+    """The gradients of activation checkpointing, and the memory that is kept for them."""
+    from torch.utils.checkpoint import checkpoint
+
+    module = ours.LSTM(5, 16)
+    x = torch.from_numpy(rng.standard_normal((3, 2, 5), np.float32)).requires_grad_()
+    (wanted,) = torch.autograd.grad(module(x)[0].square().sum(), x)
+    y = checkpoint(lambda x: module(x)[0], x, use_reentrant=False)
+    assert y.grad_fn.tape is None
+    assert torch.equal(torch.autograd.grad(y.square().sum(), x)[0], wanted)
+
+
+def test_weights_of_other_shapes_go_to_pytorch():
+    module = ours.GRU(5, 16)
+    module.weight_ih_l0 = nn.Parameter(torch.zeros(48, 7))
+    with pytest.raises(RuntimeError):
+        module(torch.zeros(3, 2, 5))
+    module.weight_ih_l0 = nn.Parameter(torch.zeros(48, 5))
+    module.bias_hh_l0 = None
+    with pytest.raises((RuntimeError, TypeError)):
+        module(torch.zeros(3, 2, 5))
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 2, 4), (3, 2, 2, 5)])
+def test_inputs_of_other_shapes_get_the_errors_of_pytorch(shape):
+    errors = []
+    for module in (nn.LSTM(5, 16), ours.LSTM(5, 16)):
+        with pytest.raises((ValueError, RuntimeError)) as caught:
+            module(torch.zeros(shape))
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside PyTorch
+def test_forward_mode_gradients_go_to_pytorch(rng):
+    import torch.autograd.forward_ad as forward
+
+    theirs, mine = theirs_and_mine(nn.GRU, 5, 16)
+    x, direction = torch.randn(3, 2, 5), torch.randn(3, 2, 5)
+    tangents = []
+    for module in (theirs, mine):
+        with torch.no_grad(), forward.dual_level():
+            y = module(forward.make_dual(x, direction))[0]
+            tangents.append(forward.unpack_dual(y).tangent)
+    same(tangents[1], tangents[0])
+
+
 def test_double_backward_is_refused(rng):
     module = ours.GRU(5, 16)
     x = torch.zeros(3, 2, 5, requires_grad=True)

@@ -82,6 +82,30 @@ def test_against_all_paths(rng, dtype, allowed, backend, scale):
     assert loss == pytest.approx(total / sum(LENGTHS), rel=1e-6 if dtype == "float32" else 1e-12)
 
 
+SCALES = [(500.0, 300.0), (150.0, 1.0), (1.0, 150.0), (300.0, 220.0), (90.0, 90.0)]
+
+
+@pytest.mark.parametrize(("emissions", "transitions"), SCALES)
+def test_no_probability_underflows(emissions, transitions):
+    """40 random layers, where a path that looks hopeless at one step may win, against all paths."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        crf, _ = example(rng, tags=6, scale=transitions)
+        scores = emissions * rng.standard_normal((4, 1, 6))
+        tags = rng.integers(0, 6, (4, 1))
+        scored = paths(crf, scores[:, 0])
+        values = np.array(list(scored.values()))
+        log_z = values.max() + np.log(np.exp(values - values.max()).sum())
+        loss, tape = crf.forward(scores, tags)
+        assert 4 * loss == pytest.approx(log_z - scored[tuple(tags[:, 0])], rel=1e-12, abs=1e-9)
+        wanted = np.zeros((4, 6))
+        for path, value in scored.items():
+            wanted[range(4), path] += np.exp(value - log_z)
+        np.testing.assert_allclose(crf.marginals(scores)[:, 0], wanted, atol=1e-10)
+        wanted[range(4), tags[:, 0]] -= 1
+        np.testing.assert_allclose(4 * tape.d_scores[:, 0], wanted, atol=1e-10)
+
+
 @pytest.mark.parametrize("allowed", [None, banned()], ids=["all", "some"])
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_gradients(rng, backend, allowed):

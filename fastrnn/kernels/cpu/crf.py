@@ -7,6 +7,8 @@ from fastrnn.kernels.native.records import Gradients, Sequences, Transitions
 from fastrnn.packed import PackedBatch
 from fastrnn.runtime.threads import Job, parallel_for
 
+_MOST = 230.0  # the logarithm of 1 / LEAST in native/source/crf.py
+
 
 def crf_gradient(scores, tags, packed: PackedBatch, pair, start, end):
     """See kernels/backend.py."""
@@ -20,13 +22,19 @@ def crf_gradient(scores, tags, packed: PackedBatch, pair, start, end):
         np.empty((n, k)), np.empty((packed.batch, 3, k)),
     )  # fmt: skip
     parallel_for(Job(find("crf.gradient", scores.dtype), args, packed.batch, n * k * (4 * k + 20)))
-    if not (np.isfinite(loss).all() and np.isfinite(d_scores).all()):
+    finite = np.isfinite(loss).all() and np.isfinite(d_scores).all()
+    if not (finite and _is_moderate(pair) and _is_moderate(start, end)):
         # Scores so far apart that a probability underflows: logarithms are slower but always work.
         from fastrnn.kernels import reference  # late, as it imports SciPy
 
         return reference.crf_gradient(scores, tags, packed, pair, start, end)
     # Summed one sequence after the other, so the bits do not depend on the threads.
     return loss, d_scores, d_pair.sum(axis=0), ends[:, 0].sum(axis=0), ends[:, 1].sum(axis=0)
+
+
+def _is_moderate(*scores) -> bool:
+    """Whether exponentials of all scores but those that forbid are far from 0 and infinity."""
+    return all((np.abs(s[s > -np.inf]) < _MOST).all() for s in scores)
 
 
 def crf_viterbi(scores, packed: PackedBatch, pair, start, end):

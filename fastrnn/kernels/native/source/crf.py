@@ -13,6 +13,10 @@ from fastrnn.kernels.signature import D2, D3, I1, I2, I
 
 from .compiler import kernel
 
+# With probabilities and factors of at least this (and at most its inverse), products of two
+# probabilities and a factor neither underflow nor overflow.
+LEAST = 1e-100
+
 
 @kernel
 def gradient(
@@ -21,7 +25,8 @@ def gradient(
 ):  # fmt: skip
     """The losses of the sequences [first, last) and their gradients.
 
-    A loss is the log of the sum over all paths, minus the score of the right one if there are tags.
+    A loss is the log of the sum over all paths, minus the score of the right one if there are tags;
+    NaN if a probability falls below `LEAST`, as those it leads to might underflow.
 
     ``factors`` are exponentials. d_scores are the marginal probabilities, minus 1 at the right tag;
     the others likewise. alpha [N, K] and work [B, 3, K] are scratch.
@@ -37,6 +42,7 @@ def gradient(
             continue
         x, beta, next_beta = work[r, 0], work[r, 1], work[r, 2]
         log_z = 0.0
+        lost = False
         for t in range(steps):
             p = offsets[t] + r
             top = np.float64(scores[p, 0])
@@ -53,10 +59,12 @@ def gradient(
                 if t == steps - 1:
                     reach *= end[k]
                 value = reach * math.exp(scores[p, k] - top)
+                lost = lost or (reach > 0 and value == 0)
                 alpha[p, k] = value
                 total += value
             for k in range(tag_count):
                 alpha[p, k] /= total
+                lost = lost or 0 < alpha[p, k] < LEAST
             log_z += math.log(total) + top
         for k in range(tag_count):
             beta[k] = 1.0
@@ -110,7 +118,7 @@ def gradient(
                 if t == steps - 1:
                     ends[r, 1, k] -= 1
                     log_z -= math.log(end[k])
-        loss[r] = log_z
+        loss[r] = np.nan if lost else log_z
 
 
 @kernel
