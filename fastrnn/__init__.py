@@ -8,8 +8,16 @@
 Names are imported on first use: ``import fastrnn`` alone loads nothing heavy.
 """
 
+import os
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
+
+if find_spec("fastrnn._native") is None and "FASTRNN_COMPILE_FOR" not in os.environ:
+    raise ImportError(
+        f"{__path__[0]} is the source folder, without compiled modules: start Python in another "
+        f"folder to use the installed package, or build in place with pip install -e ."
+    )
 
 __version__ = "0.1.0"
 

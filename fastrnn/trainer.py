@@ -113,7 +113,8 @@ class Trainer:
     patience : int, optional
         Stop after this many evaluations without a new best.
     checkpoint_every : int, default 100
-        Steps between checkpoints; one is also written at each evaluation and at the end.
+        Steps between checkpoints; one is also written after the first step, at each evaluation and
+        at the end.
     progress : bool, optional
         Show a progress bar; by default only on a terminal.
     report : callable, optional
@@ -247,6 +248,7 @@ class Trainer:
                         self.stopped = "interrupted"
                     if self._saved_step != self.step and (
                         self.stopped
+                        or self._saved_step is None  # soon, so that a crash loses little
                         or self.step >= total
                         or self.metric in line
                         or self.step % self.checkpoint_every == 0
@@ -395,6 +397,8 @@ class Trainer:
         if not self.checkpoint.exists():
             if self.history.exists():
                 write_bytes(self.history, b"")
+            if self.report:
+                self.report("there is no checkpoint yet: training begins at the first step")
             return False
         arrays, notes = load_arrays(self.checkpoint)
 

@@ -1,6 +1,7 @@
 """What an import costs and shows."""
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
@@ -82,3 +83,12 @@ def test_every_public_name_is_there():
     assert set(fastrnn.__all__) <= set(dir(fastrnn))
     with pytest.raises(AttributeError, match="has no attribute 'GPU'"):
         fastrnn.GPU  # noqa: B018
+
+
+def test_the_source_folder_says_what_to_do(tmp_path):
+    (tmp_path / "fastrnn").mkdir()
+    shutil.copy(fastrnn.__file__, tmp_path / "fastrnn")
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import fastrnn"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "is the source folder, without compiled modules: start Python in another" in done.stderr

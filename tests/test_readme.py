@@ -38,6 +38,15 @@ def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys, number):
         assert len(capsys.readouterr().out) > 200
 
 
+def test_the_model_of_the_guide_learns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    guide = (README.parent / "docs" / "models.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    assert names["trainer"].best > 0.85 and names["accuracy"]() == names["trainer"].best
+
+
 @pytest.mark.parametrize("module", [fastrnn, fastrnn.layers.rnn, fastrnn.conversion])
 def test_docstring_examples(module):
     result = doctest.testmod(module)

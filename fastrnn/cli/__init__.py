@@ -13,6 +13,22 @@ from .common import Threads, app, clear_errors, set_threads, typer
 from . import language_model, tagger  # noqa: F401 isort:skip
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fastrnn {version('fastrnn')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Fast recurrent networks."""
+
+
 def main() -> None:
     """The ``fastrnn`` command."""
     app()

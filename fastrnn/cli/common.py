@@ -36,12 +36,34 @@ def set_threads(threads: int | None) -> None:
         set_num_threads(threads)
 
 
+def options_of(context: typer.Context, out: Path, resume: bool) -> dict[str, Any]:
+    """The options of a training command; what is not given when a run is resumed comes from it."""
+    elsewhere = "out", "backend", "threads", "resume"
+    options = {k: v for k, v in context.params.items() if k not in elsewhere}
+    before = _options_before(out) if resume else {}
+    for name in options.keys() & before.keys():
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            options[name] = before[name]
+    return options
+
+
+def _options_before(out: Path) -> dict[str, Any]:
+    from fastrnn.checkpoint import load_json
+
+    path = out / "options.json"
+    before = load_json(path)
+    if not isinstance(before, dict):
+        raise ValueError(f"{path} is damaged: it must hold an object, got {before!r:.60}")
+    return before
+
+
 def open_run(out: Path, resume: bool, options: dict[str, Any], free: tuple[str, ...] = ()) -> None:
     """Start a run in the folder, or check that the run to be resumed has the same options.
 
     Options named in ``free`` may differ when a run is resumed.
     """
-    from fastrnn.checkpoint import load_json, save_json
+    from fastrnn.checkpoint import save_json
 
     path, history = out / "options.json", out / "history.jsonl"
     if not resume:
@@ -49,8 +71,11 @@ def open_run(out: Path, resume: bool, options: dict[str, Any], free: tuple[str, 
             raise ValueError(f"{out} holds a run already: add --resume, or choose another --out")
         save_json(path, options)
         return
-    before = load_json(path)
+    before = _options_before(out)
     changed = sorted(k for k in options if k not in free and options[k] != before.get(k))
+    if changed == ["checksum"]:
+        raise ValueError(f"{out} cannot be resumed: the files hold other data than they did")
+    changed = [k for k in changed if k != "checksum"]
     if changed:
         named = ", ".join(f"--{k.replace('_', '-')} was {before.get(k)!r}" for k in changed)
         raise ValueError(f"{out} cannot be resumed with other options: {named}")

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Backend, Threads, app, clear_errors, open_run, set_threads, train_app
+from .common import (
+    Backend,
+    Threads,
+    app,
+    clear_errors,
+    open_run,
+    options_of,
+    set_threads,
+    train_app,
+)
 
 if TYPE_CHECKING:
     from fastrnn.models import LanguageModel
@@ -68,7 +77,7 @@ def _train_language_model(
         report=tqdm.write,  # above the progress bar
     )
     # A cosine schedule depends on the total number of steps; other runs may be extended.
-    open_run(out, resume, options, () if o["schedule"] == "cosine" else ("steps",))
+    open_run(out, resume, options, ("lr",) if o["schedule"] == "cosine" else ("lr", "steps"))
     if resume:
         trainer.resume()
     else:
@@ -89,7 +98,9 @@ def _train_language_model(
 @train_app.command("lm")
 def train_lm(
     context: typer.Context,
-    text: Annotated[list[Path], typer.Argument(help="UTF-8 files, read one after the other.")],
+    text: Annotated[
+        list[Path] | None, typer.Argument(help="UTF-8 files, read one after the other.")
+    ] = None,
     valid: Annotated[Path | None, typer.Option(help="UTF-8 text to evaluate on.")] = None,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("run"),
     embed: Annotated[int, typer.Option(min=0, help="Embedding size; 0: one-hot.")] = 64,
@@ -124,20 +135,24 @@ def train_lm(
     threads: Threads = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
 ) -> None:
-    """Train a character language model; Ctrl-C saves, --resume continues."""
-    elsewhere = "out", "backend", "threads", "resume"
-    options = {k: v for k, v in context.params.items() if k not in elsewhere}
+    """Train a character language model; Ctrl-C saves, --resume continues.
+
+    A run that is resumed keeps its options; --steps and --lr may be changed.
+    """
     with clear_errors():
         from fastrnn.data.text import read_text
 
         set_threads(threads)
-        if warmup and schedule != "cosine":
+        options = options_of(context, out, resume)
+        if not options["text"]:
+            raise ValueError("train lm needs a text (or --resume)")
+        if options["warmup"] and options["schedule"] != "cosine":
             raise ValueError("--warmup goes with --schedule cosine")
-        whole = "".join(map(read_text, text))
-        held_out = None if valid is None else read_text(valid)[:valid_chars]
+        files, other = options["text"], options["valid"]
+        whole = "".join(map(read_text, files))
+        held_out = None if other is None else read_text(other)[: options["valid_chars"]]
         # Compared when the run is resumed: files of the same names could hold another text.
-        options["text"] = [str(path) for path in text]
-        options["valid"] = valid and str(valid)
+        options["text"], options["valid"] = [str(path) for path in files], other and str(other)
         options["checksum"] = zlib.crc32(f"{whole}\0{held_out}".encode("utf-8", "surrogatepass"))
         _train_language_model(whole, held_out, out, options, backend=backend, resume=resume)
         typer.echo(f"model and history: {out}")
@@ -215,4 +230,7 @@ def sample(
 
         set_threads(threads)
         model = LanguageModel.load(run, backend=backend)
+        unknown = sorted(set(prime) - set(model.vocabulary.symbols))
+        if unknown:
+            typer.echo(f"the model does not know these characters of --prime: {unknown}", err=True)
         typer.echo(prime + model.sample(length, prime=prime, temperature=temperature, seed=seed))

@@ -5,9 +5,19 @@ import zlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from .common import Backend, Threads, app, clear_errors, open_run, set_threads, train_app, typer
+from .common import (
+    Backend,
+    Threads,
+    app,
+    clear_errors,
+    open_run,
+    options_of,
+    set_threads,
+    train_app,
+    typer,
+)
 
 TokenColumn = Annotated[int, typer.Option(help="Column of the tokens, from 0; the last is -1.")]
 TagColumn = Annotated[int, typer.Option(help="Column of the tags.")]
@@ -17,10 +27,17 @@ Vectors = Annotated[
 ]
 
 # Options that may differ when a run is resumed: they do not affect the steps already done.
-_FREE = ("epochs", "patience", "test")
+_FREE = ("epochs", "lr", "patience", "test")
 
 
-def _read(path: Path, token_column: int, tag_column: int):
+# Options that `Tagger` calls by the same name.
+_SAME = (
+    "vectors", "word_dim", "unknown", "fine_tune", "char_dim", "crf", "constrain", "dropout",
+    "input_dropout", "scheme", "optimizer", "lr", "epochs", "patience", "seed", "vector_seed",
+)  # fmt: skip
+
+
+def _read(path, token_column: int, tag_column: int):
     from fastrnn.data.sentences import read_sentences
 
     sentences = list(read_sentences(path, token_column=token_column, tag_column=tag_column))
@@ -32,7 +49,9 @@ def _read(path: Path, token_column: int, tag_column: int):
 @train_app.command("tagger")
 def train_tagger(
     context: typer.Context,
-    train: Annotated[Path, typer.Option(help="Tagged sentences: CoNLL columns or .jsonl.")],
+    train: Annotated[
+        Path | None, typer.Option(help="Tagged sentences: CoNLL columns or .jsonl.")
+    ] = None,
     dev: Annotated[Path | None, typer.Option(help="For choosing the best epoch by F1.")] = None,
     test: Annotated[Path | None, typer.Option(help="Scored at the end.")] = None,
     vectors: Vectors = None,
@@ -69,10 +88,10 @@ def train_tagger(
     threads: Threads = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
 ) -> None:
-    """Train a named-entity tagger; Ctrl-C saves, --resume continues."""
-    options: dict[str, Any] = {
-        k: v for k, v in context.params.items() if k not in ("out", "backend", "threads", "resume")
-    }
+    """Train a named-entity tagger; Ctrl-C saves, --resume continues.
+
+    A run that is resumed keeps its options; --epochs, --patience, --lr and --test may be changed.
+    """
     with clear_errors():
         from tqdm import tqdm
 
@@ -80,21 +99,21 @@ def train_tagger(
         from fastrnn.models import Tagger
 
         set_threads(threads)
-        columns = token_column, tag_column
-        X, y = _read(train, *columns)
-        held_out = None if dev is None else _read(dev, *columns)
-        last = None if test is None else _read(test, *columns)
+        o = options = options_of(context, out, resume)
+        if o["train"] is None:
+            raise ValueError("train tagger needs --train (or --resume)")
         for name in ("train", "dev", "test"):
             options[name] = options[name] and str(options[name])
+        columns = o["token_column"], o["tag_column"]
+        X, y = _read(o["train"], *columns)
+        held_out = None if o["dev"] is None else _read(o["dev"], *columns)
+        last = None if o["test"] is None else _read(o["test"], *columns)
         # Compared when the run is resumed: files of the same names could hold other sentences.
         options["checksum"] = zlib.crc32(repr((X, y, held_out)).encode("utf-8", "surrogatepass"))
         model = Tagger(
-            vectors, word_dim=word_dim, unknown=unknown, fine_tune=fine_tune, hidden_size=hidden,
-            num_layers=layers, char_hidden=chars, char_dim=char_dim, crf=crf,
-            constrain=constrain, dropout=dropout, input_dropout=input_dropout, scheme=scheme,
-            optimizer=optimizer, lr=lr, max_norm=clip or None, epochs=epochs, patience=patience,
-            batch_size=batch, max_tokens=max_tokens or None, max_len=max_len or None, seed=seed,
-            vector_seed=vector_seed, backend=backend,
+            hidden_size=o["hidden"], num_layers=o["layers"], char_hidden=o["chars"],
+            max_norm=o["clip"] or None, batch_size=o["batch"], max_tokens=o["max_tokens"] or None,
+            max_len=o["max_len"] or None, backend=backend, **{k: o[k] for k in _SAME},
         )  # fmt: skip
         open_run(out, resume, options, _FREE)
         typer.echo(f"{len(X):,} sentences, {sum(map(len, X)):,} tokens")
@@ -103,10 +122,10 @@ def train_tagger(
         if trainer.stopped == "interrupted":
             typer.echo(f"stopped at step {trainer.step}; saved in {trainer.checkpoint}")
             raise typer.Exit(130)
-        best = "" if trainer.best is None else f", best F1 {trainer.best:.2f} on {dev}"
+        best = "" if trainer.best is None else f", best F1 {trainer.best:.2f} on {o['dev']}"
         typer.echo(f"{trainer.step} steps, {trainer.rate:,.0f} tokens per second{best}")
         if last is not None:
-            typer.echo(f"\n{test}\n{report(model.evaluate(*last))}\n")
+            typer.echo(f"\n{o['test']}\n{report(model.evaluate(*last))}\n")
         typer.echo(f"model and history: {out}")
 
 

@@ -1,6 +1,7 @@
 """`Tagger`: a named-entity tagger with an interface like scikit-learn's."""
 
 import inspect
+import json
 import tempfile
 import warnings
 import zlib
@@ -78,6 +79,8 @@ class Tagger:
     ----------
     trainer_ : Trainer
         Set by `fit`; its ``stopped`` says why training ended.
+    history_ : list of dict
+        Set by `fit`: the lines of the history, see `Trainer`.
     """
 
     def __init__(
@@ -255,6 +258,8 @@ class Tagger:
                 self._begin(fitted, trainer, Path(run), resume)
             self._fitted, self.trainer_ = fitted, trainer
             trainer.train(epochs=self.epochs)
+            lines = trainer.history.read_text(encoding="utf-8").splitlines()
+            self.history_ = [json.loads(line) for line in lines]
         return self
 
     def _check_params(self) -> None:
@@ -295,7 +300,7 @@ class Tagger:
             return
         if trainer.checkpoint.exists():
             before, now = read_config(run / "config.json"), fitted.config
-            free = ("params", "epochs", "patience")  # the last two may change on resuming
+            free = ("params", "epochs", "patience", "lr")  # all but the first may be changed
             others = {k for k in now if before.get(k) != now[k]}
             others |= {k for k, v in now["params"].items() if before["params"].get(k) != v}
             if others - {*free}:

@@ -22,7 +22,7 @@ class Report(NamedTuple):
         return "\n".join(lines) or "no recurrent modules"
 
 
-def accelerate(model: nn.Module) -> Report:
+def accelerate(model: nn.Module, *, backend: str = "cpu") -> Report:
     """Replace each ``torch.nn.LSTM``, ``GRU`` and ``RNN`` of a model by fastrnn's, in place.
 
     The new modules share the parameters of the old ones, so optimizers go on as before and the
@@ -33,6 +33,8 @@ def accelerate(model: nn.Module) -> Report:
     ----------
     model : torch.nn.Module
         If it is itself a recurrent module, use ``fastrnn.torch.LSTM.of(model)`` instead.
+    backend : {"cpu", "cuda"}
+        Where the model computes. Modules elsewhere are not replaced.
 
     Returns
     -------
@@ -44,7 +46,7 @@ def accelerate(model: nn.Module) -> Report:
     TypeError
         ``model`` is not a module.
     ValueError
-        It is itself a recurrent module, which cannot be replaced in place.
+        It is itself a recurrent module, which cannot be replaced in place, or there is no GPU.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -59,12 +61,12 @@ def accelerate(model: nn.Module) -> Report:
     for name, parent, key, child in _children(model):
         if not isinstance(child, nn.RNNBase):
             continue
-        why = obstacle(child)
+        why = obstacle(child, backend)
         if why:
             report.kept[name] = why
             continue
         if child not in made:
-            made[child] = _CLASSES[type(child)].of(child)
+            made[child] = _CLASSES[type(child)].of(child, backend=backend)
             vars(made[child])[_ORIGINAL] = child  # not a submodule
         parent._modules[key] = made[child]
         report.replaced.append(name)

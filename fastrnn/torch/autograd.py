@@ -13,28 +13,37 @@ from torch.autograd.function import once_differentiable
 
 from fastrnn.cells import CELLS
 from fastrnn.kernels import cpu
+from fastrnn.kernels.backend import Backend, get_backend
 from fastrnn.layers.stack import Stack, State
 from fastrnn.packed import PackedBatch
 
 NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 
-def array(tensor: Tensor) -> np.ndarray:
-    """The memory of a tensor, or a copy if it is not contiguous."""
+def array(tensor: Tensor, kernels: Backend = cpu) -> Any:
+    """The memory of a tensor as an array of a backend, or a copy if it is not contiguous."""
+    if kernels.on_device:
+        return kernels.device_view(tensor.detach().contiguous())
     return np.ascontiguousarray(tensor.numpy(force=True))
 
 
-def _rows(x: Tensor) -> np.ndarray:
+def _tensor(value, like: Tensor, kernels: Backend) -> Tensor:
+    """The inverse."""
+    return kernels.to_caller(like, value) if kernels.on_device else torch.from_numpy(value)
+
+
+def _rows(x: Tensor, kernels: Backend) -> Any:
     """The rows [N, I] of x [T, B, I], or of x itself."""
-    if x.dim() == 3 and not x.is_contiguous() and x.transpose(0, 1).is_contiguous():
-        batch_first = x.transpose(0, 1).numpy(force=True)
-        return cpu.pack(batch_first, PackedBatch(*x.shape[:2]), batch_first=True)
-    return array(x).reshape(-1, x.shape[-1])
+    turned = x.transpose(0, 1)
+    if x.dim() == 3 and not x.is_contiguous() and turned.is_contiguous():
+        return kernels.pack(array(turned, kernels), PackedBatch(*x.shape[:2]), batch_first=True)
+    return array(x, kernels).reshape(-1, x.shape[-1])
 
 
 class Spec(NamedTuple):
     """A stack of layers, apart from its weights."""
 
+    backend: str
     cell: str  # a name in `CELLS`
     directions: int
     dropout: float
@@ -42,55 +51,50 @@ class Spec(NamedTuple):
 
     def text(self) -> str:
         """For an operator, whose arguments are tensors and plain values."""
-        return f"{self.cell} {self.directions} {self.dropout} {' '.join(self.names)}"
+        return f"{self.backend} {self.cell} {self.directions} {self.dropout} {' '.join(self.names)}"
 
     @classmethod
     def read(cls, text: str) -> "Spec":
         """The inverse of `text`."""
-        cell, directions, dropout, *names = text.split()
-        return cls(cell, int(directions), float(dropout), tuple(names))
+        backend, cell, directions, dropout, *names = text.split()
+        return cls(backend, cell, int(directions), float(dropout), tuple(names))
 
 
 def stack_of(spec: Spec, weights: Sequence[Tensor]) -> Stack:
     """The layers, on the memory of their weights."""
-    names, layers = spec.names, []
+    kernels, names, layers = get_backend(spec.backend), spec.names, []
     for first in range(0, len(weights), spec.directions * len(names)):
         parts = []
         for d in range(spec.directions):
             own = weights[first + d * len(names) : first + (d + 1) * len(names)]
-            parts.append(dict(zip(names, map(array, own), strict=True)))
-        layers.append(cpu.RecurrentWeights(CELLS[spec.cell], parts))
-    return Stack(cpu, layers, spec.directions, spec.dropout)
+            arrays = [array(w, kernels) for w in own]
+            parts.append(dict(zip(names, arrays, strict=True)))
+        layers.append(kernels.RecurrentWeights(CELLS[spec.cell], parts))
+    return Stack(kernels, layers, spec.directions, spec.dropout)
 
 
 def compute(stack: Stack, packed: PackedBatch, keys, x: Tensor, states, *, training: bool):
     """``(y, final states, tape)``; y and states as tensors."""
-    state = tuple(map(array, states))
-    y, state_n, tape = stack.forward(_rows(x), packed, state, training=training, keys=keys)
-    y = torch.from_numpy(y).view(*x.shape[:-1], y.shape[1])
-    return y, [torch.from_numpy(s) for s in state_n], tape
+    kernels = stack.kernels
+    with kernels.stream_of(x):
+        state, rows = tuple(array(s, kernels) for s in states), _rows(x, kernels)
+        y, state_n, tape = stack.forward(rows, packed, state, training=training, keys=keys)
+        y = _tensor(y, x, kernels).view(*x.shape[:-1], y.shape[1])
+        return y, [_tensor(s, x, kernels) for s in state_n], tape
 
 
-def gradients(
-    stack: Stack, tape, names: Sequence[str], x: Tensor, states, dy, dstates, need_dx: bool
-):
+def gradients(stack: Stack, tape, names: Sequence[str], x: Tensor, dy, dstates, need_dx: bool):
     """``(dx or None, gradients of the initial states, gradients of the weights)``."""
-    dstate: State = tuple(
-        np.zeros(s.shape, s.numpy(force=True).dtype) if d is None else array(d)
-        for s, d in zip(states, dstates, strict=True)
-    )
-    if dy is None:
-        units = stack.directions * states[0].shape[2]
-        rows = np.zeros((tape.packed.size, units), dstate[0].dtype)
-    else:
-        rows = _rows(dy)
-    dx, dstate, by_layer = stack.backward(tape, rows, dstate, need_dx=need_dx)
-    dweights = [own[name] for of_layer in by_layer for own in of_layer for name in names]
-    return (
-        None if dx is None else torch.from_numpy(dx).view(x.shape),
-        [torch.from_numpy(d) for d in dstate],
-        [torch.from_numpy(d) for d in dweights],
-    )
+    kernels = stack.kernels
+    with kernels.stream_of(x):
+        dstate: State = tuple(array(d, kernels) for d in dstates)
+        dx, dstate, by_layer = stack.backward(tape, _rows(dy, kernels), dstate, need_dx=need_dx)
+        dweights = [own[name] for of_layer in by_layer for own in of_layer for name in names]
+        return (
+            None if dx is None else _tensor(dx, x, kernels).view(x.shape),
+            [_tensor(d, x, kernels) for d in dstate],
+            [_tensor(d, x, kernels) for d in dweights],
+        )
 
 
 class Pass(torch.autograd.Function):
@@ -116,9 +120,7 @@ class Pass(torch.autograd.Function):
             stack, packed, keys = ctx.call
             _, _, tape = compute(stack, packed, keys, x, states, training=True)
         need_dx = ctx.needs_input_grad[5]
-        dx, dstate, dweights = gradients(
-            ctx.call[0], tape, ctx.names, x, states, dy, dstates, need_dx
-        )
+        dx, dstate, dweights = gradients(ctx.call[0], tape, ctx.names, x, dy, dstates, need_dx)
         return None, None, None, None, None, dx, *dstate, *dweights
 
 
@@ -137,7 +139,7 @@ def _call(
     return stack_of(spec, weights), packed, [None if key < 0 else key for key in keys.tolist()]
 
 
-@torch.library.custom_op("fastrnn::recurrent", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("fastrnn::recurrent", mutates_args=(), device_types=("cpu", "cuda"))
 def recurrent(
     x: Tensor,
     batch_sizes: Tensor | None,
@@ -159,7 +161,9 @@ def _(x, batch_sizes, states, weights, keys, spec):
     return [y, *(s.new_empty(s.shape) for s in states)]
 
 
-@torch.library.custom_op("fastrnn::recurrent_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "fastrnn::recurrent_backward", mutates_args=(), device_types=("cpu", "cuda")
+)
 def recurrent_backward(
     dy: Tensor,
     dstates: list[Tensor],
@@ -174,7 +178,7 @@ def recurrent_backward(
     known = Spec.read(spec)
     call = _call(x, batch_sizes, weights, keys, known)
     _, _, tape = compute(*call, x, states, training=True)
-    dx, dstate, dweights = gradients(call[0], tape, known.names, x, states, dy, dstates, True)
+    dx, dstate, dweights = gradients(call[0], tape, known.names, x, dy, dstates, True)
     return [dx, *dstate, *dweights]
 
 

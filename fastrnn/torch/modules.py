@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fastrnn.kernels.backend import get_backend
 from fastrnn.layers.stack import Stack
 from fastrnn.packed import PackedBatch
 
@@ -22,10 +23,10 @@ _BORROWED = (
 class _Recurrent(nn.Module):
     """What the three share. It stands in for a module of PyTorch's, whose methods it borrows.
 
-    What the kernels do not compute (other devices than the CPU, other types than float32 and
-    float64, autocast, tensor subclasses, function transforms, forward-mode gradients, empty
-    batches, wrong arguments) is passed to PyTorch's own implementation, which computes or refuses
-    it. Gradients of gradients and batched ones (``is_grads_batched``) are refused.
+    What the kernels do not compute (other devices than that of ``backend``, other types than
+    float32 and float64, autocast, tensor subclasses, function transforms, forward-mode gradients,
+    empty batches, wrong arguments) is passed to PyTorch's own implementation, which computes or
+    refuses it. Gradients of gradients and batched ones (``is_grads_batched``) are refused.
     """
 
     _like: type[nn.RNNBase]
@@ -35,22 +36,29 @@ class _Recurrent(nn.Module):
             if hasattr(cls._like, name):
                 setattr(cls, name, getattr(cls._like, name))
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, backend: str = "cpu", **kwargs):
         super().__init__()
+        get_backend(backend)
+        self.backend = backend
         self._adopt(self._like(*args, **kwargs))
 
     @classmethod
-    def of(cls, module: nn.RNNBase):
-        """A module with the options of PyTorch's ``module``, which shares its parameters."""
+    def of(cls, module: nn.RNNBase, *, backend: str = "cpu"):
+        """A module with the options of PyTorch's ``module``, which shares its parameters.
+
+        ``backend`` is "cpu" or, for tensors in a GPU's memory, "cuda".
+        """
+        get_backend(backend)
         if type(module) is not cls._like:
             raise TypeError(
                 f"module must be a torch.nn.{cls._like.__name__}, got {type(module).__name__}"
             )
-        why = obstacle(module)
+        why = obstacle(module, backend)
         if why:
             raise ValueError(f"module cannot be replaced: {why}")
         new = cls.__new__(cls)
         nn.Module.__init__(new)
+        new.backend = backend
         new._adopt(module)
         return new
 
@@ -157,7 +165,7 @@ class _Recurrent(nn.Module):
     def _is_plain(self, x) -> bool:
         return (
             type(x) in (Tensor, nn.Parameter)
-            and x.device.type == "cpu"
+            and x.device.type == self.backend
             and x.layout == torch.strided
             and x.dtype in (torch.float32, torch.float64)
         )
@@ -166,7 +174,9 @@ class _Recurrent(nn.Module):
         names = NAMES[:4] if self.bias else NAMES[:2]
         cell = "lstm_projected" if self.proj_size else self.mode.lower()
         directions = 2 if self.bidirectional else 1
-        return Spec(cell, directions, self.dropout, names + NAMES[4:] * bool(self.proj_size))
+        return Spec(
+            self.backend, cell, directions, self.dropout, names + NAMES[4:] * bool(self.proj_size)
+        )
 
     def _eager(self, x: Tensor, sizes: Tensor | None, states: list[Tensor]):
         weights = self._flat_weights
@@ -179,7 +189,7 @@ class _Recurrent(nn.Module):
         if self.training and self.dropout and self.num_layers > 1:
             keys = [None, *torch.randint(2**62, (self.num_layers - 1,)).tolist()]
         if sizes is None:
-            if not (record or keys) and x.is_contiguous():
+            if not (record or keys or stack.kernels.on_device) and x.is_contiguous():
                 done = stack.planned(array(x), _as_state(states), False, _dense_size)
                 if done is not None:
                     y, state = done
@@ -222,8 +232,8 @@ def _ordered(state: Tensor, order: Tensor | None) -> Tensor:
 
 
 def _sample(w: Tensor) -> bytes:
-    flat = w.numpy(force=True).reshape(-1)
-    return flat[:: max(1, len(flat) // _SAMPLE)].tobytes()
+    flat = w.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // _SAMPLE)].numpy(force=True).tobytes()
 
 
 def _as_state(states: list[Tensor]):
@@ -241,7 +251,7 @@ def _theirs(module: _Recurrent, input, hx):
     return module._like.forward(cast(Any, module), input, hx)
 
 
-def obstacle(module: nn.RNNBase) -> str:
+def obstacle(module: nn.RNNBase, backend: str) -> str:
     """Why a module of PyTorch cannot be replaced, or an empty string."""
     if type(module) not in (nn.LSTM, nn.GRU, nn.RNN):
         return f"{type(module).__name__} is a subclass, which may compute something else"
@@ -252,7 +262,7 @@ def obstacle(module: nn.RNNBase) -> str:
     for parameter in module._flat_weights:
         if not isinstance(parameter, nn.Parameter):
             return "its weights are not parameters"
-        if parameter.device.type not in ("cpu", "meta"):
+        if parameter.device.type not in (backend, "meta"):
             return f"it is on the device {parameter.device}"
         if parameter.dtype not in (torch.float32, torch.float64):
             return f"its dtype is {parameter.dtype}"
@@ -262,6 +272,7 @@ def obstacle(module: nn.RNNBase) -> str:
 class LSTM(_Recurrent):
     """``torch.nn.LSTM`` on fastrnn's kernels, with the same arguments and results.
 
+    ``backend="cuda"`` computes tensors in a GPU's memory; otherwise PyTorch does.
     Projections (``proj_size``) run step by step, as in PyTorch.
     """
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -26,6 +27,13 @@ def texts(tmp_path_factory):
     for name, text in (("a.txt", TEXT), ("b.txt", TEXT[:3000]), ("valid.txt", TEXT[:2000])):
         (folder / name).write_text(text)
     return folder
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -156,3 +164,41 @@ def test_errors_are_one_line(texts, run, tmp_path):
     broken.write_text('{"step": 1}\n')
     assert "history.jsonl, line 1 is damaged" in fastrnn("plot", tmp_path, code=1)
     assert "--hidden" in fastrnn("train", "lm", texts / "a.txt", "--hidden", 0, code=2)
+
+
+def test_a_resumed_run_knows_its_options(text, tmp_path):
+    run = tmp_path / "run"
+    options = "--embed", 4, "--hidden", 8, "--batch", 4, "--bptt", 10, "--eval-every", 5
+    fastrnn("train", "lm", text, "--out", run, "--steps", 5, *options)
+    fastrnn("train", "lm", "--resume", "--out", run, "--steps", 10, "--lr", 1e-3)
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert [line["lr"] for line in lines] == [2e-3] * 5 + [1e-3] * 5
+    text.write_text(text.read_text() + "more")
+    said = fastrnn("train", "lm", "--resume", "--out", run, "--steps", 15, code=1)
+    assert "cannot be resumed: the files hold other data than they did" in said
+    for damaged in ("[]", "3", "null"):
+        (run / "options.json").write_text(damaged)
+        said = fastrnn("train", "lm", "--resume", "--out", run, code=1)
+        assert "options.json is damaged: it must hold an object" in said.replace("\n", " ")
+    assert "train lm needs a text" in fastrnn("train", "lm", code=1)
+
+
+def test_version():
+    wanted = f"fastrnn {version('fastrnn')}"
+    for module in ("fastrnn", "fastrnn.cli"):
+        done = subprocess.run(
+            [sys.executable, "-m", module, "--version"], capture_output=True, text=True
+        )
+        assert done.stdout.strip() == wanted
+
+
+def test_unknown_characters_of_a_prime(text, tmp_path):
+    run = tmp_path / "run"
+    fastrnn("train", "lm", text, "--out", run, "--steps", 2, "--hidden", 8, "--batch", 4)
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrnn", "sample", run, "--length", "5", "--prime", "a\u03c9"],
+        capture_output=True, text=True, encoding="utf-8", cwd=os.sep,
+    )  # fmt: skip
+    assert done.stdout.startswith("a\u03c9")
+    assert done.stderr == "the model does not know these characters of --prime: ['\u03c9']\n"

@@ -1,5 +1,6 @@
 """The modules of `fastrnn.torch` against PyTorch's."""
 
+import contextlib
 import copy
 import io
 import re
@@ -320,6 +321,23 @@ def test_memory_is_shared(rng, monkeypatch):
     assert seen[0].ctypes.data == packed.data.data_ptr()
     padded, lengths = pad_packed_sequence(y)
     assert padded.shape == (4, 3, 16) and lengths.tolist() == [4, 2, 1]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("cls", CLASSES)
+def test_the_cuda_backend_in_simulation(cls, monkeypatch, rng):
+    """The way through autograd; only the memory of tensors is exchanged, as there is no GPU."""
+    from fastrnn.kernels import cuda
+
+    monkeypatch.setattr(cuda, "device_view", lambda t: cuda.to_device(t.numpy(force=True)))
+    monkeypatch.setattr(cuda, "to_caller", lambda _, a: torch.from_numpy(a.copy_to_host()))
+    monkeypatch.setattr(cuda, "stream_of", lambda _: contextlib.nullcontext())
+    theirs = cls(3, 5, 2, bidirectional=True, batch_first=True)
+    mine = CLASSES[cls](3, 5, 2, bidirectional=True, batch_first=True, backend="cuda")
+    mine.load_state_dict(theirs.state_dict())
+    monkeypatch.setattr(mine, "_is_plain", lambda x: isinstance(x, torch.Tensor))
+    compare(theirs, mine, torch.randn(2, 4, 3))
+    compare(theirs, mine, pack_sequence(sequences(rng, [4, 2, 1], 3, torch.float32)))
 
 
 def test_of():
