@@ -1,4 +1,10 @@
-"""`fastrnn.torch` on the inputs that PyTorch tests its own modules with."""
+"""`fastrnn.torch` on the inputs that PyTorch tests its own modules with.
+
+The package of PyTorch has the inputs but not the tests; those here are named after them. Not among
+them: test_gradgrad (gradients of gradients are refused), test_memory_format (for images),
+test_check_inplace (there is no such option), and test_multiple_device_transfer and
+test_cpu_gpu_parity, which need a GPU.
+"""
 
 import itertools
 import pickle
@@ -85,3 +91,11 @@ def test_factories(cls):
     mine = CLASSES[cls](3, 4)
     for a, b in zip(theirs.parameters(), mine.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_train_and_eval_differ(cls):
+    """test_if_train_and_eval_modes_differ."""
+    module, x = CLASSES[cls](3, 64, 2, dropout=0.5), torch.ones(5, 2, 3)
+    assert not torch.equal(module(x)[0], module.eval()(x)[0])
+    assert torch.equal(module(x)[0], module(x)[0])
