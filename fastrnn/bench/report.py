@@ -102,19 +102,19 @@ def summary(rows: list[dict]) -> str:
     for name, members in groups(rows):
         if "grows" in name:
             continue
-        parts = [members] if _is_layers(name) else [[row] for row in members]
-        for part in parts:
-            counted = _counted(part)
+        counted = _counted(members) if _is_layers(name) else []
+        parts = [counted] if counted else []
+        for part in [*parts, *([row] for row in members if row not in counted)]:
             if len(part) > 1:
-                label = f"{name.split(',')[0]}, {len(counted)} shapes"
+                label = f"{name.split(',')[0]}, {len(part)} shapes"
             else:
                 label = f"{name.split(',')[0]}: {part[0]['name']}"
-            cells = [_spread([_of_kind(row, peer) for row in counted]) for peer in peers]
-            cells.append(_spread([_of_kind(row, None) for row in counted]))
-            shares = [share for row in counted if (share := peak_share(row))]
+            cells = [_spread([_of_kind(row, peer) for row in part]) for peer in peers]
+            cells.append(_spread([_of_kind(row, None) for row in part]))
+            shares = [share for row in part if (share := peak_share(row))]
             low_high = f"{min(shares):.0%} - {max(shares):.0%}" if len(shares) > 1 else ""
             cells.append(low_high or (f"{shares[0]:.0%}" if shares else ""))
-            cells.append(_spread([_at_peak(row) for row in counted]).split(" ")[0])
+            cells.append(_spread([_at_peak(row) for row in part]).split(" ")[0])
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
