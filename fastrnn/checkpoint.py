@@ -69,7 +69,7 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict]:
             metadata = file.metadata() or {}
         whole = metadata["crc32"] == _checksum(arrays, metadata["notes"])
         notes = json.loads(metadata["notes"])
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or not a fastrnn file: {error}") from error
     if not whole:
         raise ValueError(f"{path} is damaged: its checksum does not match")
@@ -118,5 +118,5 @@ def load_json(path: Path):
         raise FileNotFoundError(f"no such file: {path}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or not JSON: {error}") from error

@@ -24,12 +24,13 @@ def read_history(run) -> list[dict]:
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             line = json.loads(text)
-            for name in ("step", "seconds", "loss", "smoothed"):
-                float(line[name])
-        except (ValueError, TypeError, KeyError) as error:
+            for name in ("step", "seconds", "loss", "smoothed", *line):
+                if not math.isfinite(line[name]):
+                    raise ValueError(f"{name} is {line[name]}")
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path}, line {number} is damaged: {error!r}") from None
         lines.append(line)
     if not lines:

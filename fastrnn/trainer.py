@@ -225,6 +225,8 @@ class Trainer:
         if self._last_weights is not None:
             take_weights(self.model, self._last_weights)
         self.run.mkdir(parents=True, exist_ok=True)
+        if self.history.exists() and not self.history.is_file():
+            raise ValueError(f"{self.history} is not a file")
         self.stopped, self._asked_to_stop = "", False
         with (
             self._listening(),

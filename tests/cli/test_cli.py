@@ -12,7 +12,8 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 
-from fastrnn.checkpoint import load_arrays
+from fastrnn.checkpoint import load_arrays, load_json
+from fastrnn.plots import read_history
 from helpers import fastrnn
 
 pytest.importorskip("typer", reason="the extra [cli] is not installed")
@@ -202,3 +203,33 @@ def test_unknown_characters_of_a_prime(text, tmp_path):
     )  # fmt: skip
     assert done.stdout.startswith("a\u03c9")
     assert done.stderr == "the model does not know these characters of --prime: ['\u03c9']\n"
+
+
+GOOD = '{"step": 1, "seconds": 1, "loss": 2, "smoothed": 2}\n'
+
+
+@pytest.mark.parametrize("line", [
+    "[" * 100_000, '{"step": 1e400, "seconds": 1, "loss": 2, "smoothed": 2}', "[]", "3", "\udcff",
+    '{"step": 1, "seconds": 1, "loss": "2", "smoothed": 2}', GOOD.strip()[:-1] + ', "valid": []}',
+    '{"step": 1' + "0" * 400 + ', "seconds": 1, "loss": 2, "smoothed": 2}', '{"step": 1}', "{",
+], ids=lambda line: repr(line[:30]))  # fmt: skip
+def test_a_damaged_history_is_refused_by_file_and_line(tmp_path, line):
+    path = tmp_path / "history.jsonl"
+    path.write_text(GOOD + line + "\n", errors="surrogateescape")
+    with pytest.raises(ValueError, match=r"history\.jsonl, line 2 is damaged"):
+        read_history(tmp_path)
+
+
+def test_nested_json_is_refused_by_its_file(tmp_path):
+    (tmp_path / "options.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"options\.json is damaged or not JSON"):
+        load_json(tmp_path / "options.json")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="named pipes")
+def test_a_history_that_is_no_file(tmp_path, text):
+    os.mkfifo(tmp_path / "history.jsonl")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_history(tmp_path)
+    said = fastrnn("train", "lm", text, "--out", tmp_path, "--hidden", 4, "--batch", 2, code=1)
+    assert "history.jsonl is not a file" in said.replace("\n", "")
