@@ -189,7 +189,10 @@ def test_version():
     wanted = f"fastrnn {version('fastrnn')}"
     for module in ("fastrnn", "fastrnn.cli"):
         done = subprocess.run(
-            [sys.executable, "-m", module, "--version"], capture_output=True, text=True
+            [sys.executable, "-m", module, "--version"],
+            capture_output=True,
+            text=True,
+            cwd=os.sep,
         )
         assert done.stdout.strip() == wanted
 

@@ -300,7 +300,7 @@ def test_without_the_package_the_error_says_what_to_install(tmp_path, module, pa
     (tmp_path / f"{package}.py").write_text(f"raise ImportError('no {package}')")
     code = f"import sys; sys.path.insert(0, sys.argv[1]); import fastrnn.{module}"
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True
     )
     assert re.search(rf"ImportError: .* pip install 'fastrnn\[{extra}\]'", done.stderr)
 

@@ -148,6 +148,6 @@ def test_without_keras(tmp_path):
         "fastrnn.keras.from_keras(sys.argv[1] + '/m.keras')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True
     )
     assert "fastrnn.keras needs Keras: pip install 'fastrnn[keras]'" in done.stderr

@@ -1,8 +1,5 @@
 """`accelerate` and torch.compile on models written in plain PyTorch."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -189,12 +186,3 @@ def test_operator():
     spec = module._spec().text()
     args = (x, None, states, module._flat_weights, torch.tensor([-1]), spec)
     torch.library.opcheck(recurrent, args)
-
-
-def test_import_without_torch(tmp_path):
-    (tmp_path / "torch.py").write_text("raise ImportError('no torch')")
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import fastrnn.torch"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
-    )
-    assert "ImportError: fastrnn.torch needs PyTorch: pip install 'fastrnn[torch]'" in done.stderr
