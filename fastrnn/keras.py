@@ -298,8 +298,12 @@ def _from_h5(path: Path, backend: str) -> dict:
         parts = [weights]
         if name.endswith("/forward_layer"):
             name = name.removesuffix("/forward_layer")
+            if f"{name}/backward_layer" not in cells:
+                raise ValueError(f"{path}: {name} has no backward_layer")
             parts.append(cells[f"{name}/backward_layer"])
-        rows = weights[1].shape[1] // weights[1].shape[0]
+        if weights[0].ndim != 2 or weights[1].ndim != 2:
+            raise ValueError(f"{path}: the kernels of {name} must be matrices")
+        rows = weights[1].shape[1] // max(1, weights[1].shape[0])
         kind = _BY_GATES.get(rows)
         if kind is None:
             raise ValueError(f"{path}: {name} must have 1, 3 or 4 gates, got {rows}")

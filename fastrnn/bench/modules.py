@@ -38,6 +38,26 @@ def _case(make: Callable, step: Callable, flops: float = 0.0, items: float = 0.0
     return Case(ours, check, {"torch": theirs}, flops, items=items)
 
 
+def _adam(scores_of: Callable, targets: Any) -> Callable:
+    """The training step of a classifier with Adam."""
+    import torch
+
+    def step(model):
+        optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+
+        def run():
+            scores = scores_of(model)
+            loss = torch.nn.functional.cross_entropy(scores.flatten(0, 1), targets.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return run
+
+    return step
+
+
 def layer(kind: str, shape: tuple[int, int, int, int], lengths: Any = None) -> Case:
     """A layer in one direction, or in both on packed sequences of these ``lengths``."""
     import torch
@@ -111,20 +131,7 @@ def tagger() -> Case:
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, WORDS, (32, steps)))
     tags = torch.where(torch.arange(steps) < lengths[:, None], ids % TAGS, -100)
 
-    def step(model):
-        optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
-
-        def run():
-            scores = model(ids, lengths)
-            loss = nn.functional.cross_entropy(scores.flatten(0, 1), tags.flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss
-
-        return run
-
-    return _case(Model, step, items=32)
+    return _case(Model, _adam(lambda model: model(ids, lengths), tags), items=32)
 
 
 def language_model() -> Case:
@@ -144,17 +151,4 @@ def language_model() -> Case:
 
     ids = torch.from_numpy(np.random.default_rng(0).integers(0, SYMBOLS, (101, 64)))
 
-    def step(model):
-        optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
-
-        def run():
-            scores = model(ids[:-1])
-            loss = nn.functional.cross_entropy(scores.flatten(0, 1), ids[1:].flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss
-
-        return run
-
-    return _case(Model, step, items=6400)
+    return _case(Model, _adam(lambda model: model(ids[:-1]), ids[1:]), items=6400)

@@ -90,7 +90,9 @@ class Lexicon:
         ids = list(map(self._ids.get, tokens))
         if None in ids:
             with self._growing:
-                self._add([t for t in dict.fromkeys(tokens) if t not in self._ids])
+                new = [t for t in dict.fromkeys(tokens) if t not in self._ids]
+                if new:  # no other thread was faster
+                    self._add(new)
             ids = list(map(self._ids.get, tokens))
         return Tokens.of(ids, [len(s) for s in sentences])
 

@@ -132,7 +132,11 @@ class _Recurrent(nn.Module):
         x = input.data if is_packed else input
         if not self._is_plain(x) or x.dim() not in ((2,) if is_packed else (2, 3)):
             return False
-        if x.shape[-1] != self.input_size or not x.numel() or torch.is_autocast_enabled("cpu"):
+        if (
+            x.shape[-1] != self.input_size
+            or not x.numel()
+            or torch.is_autocast_enabled(self.backend)
+        ):
             return False
         if not all(
             self._is_plain(w) and w.dtype == x.dtype and tuple(w.shape) == shape
@@ -214,8 +218,8 @@ class _Recurrent(nn.Module):
 
         PyTorch counts changes in place, but not those through ``.data`` or in inference mode: a
         sample of the numbers is compared as well. After such a change of few numbers call
-        `flatten_parameters`. For
-        training, which usually changes the weights at each step, they are always made again.
+        `flatten_parameters`. For training, which usually changes the weights at each step, they are
+        always made again.
         """
         if not keep:
             return stack_of(spec, weights)

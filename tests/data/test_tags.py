@@ -7,6 +7,7 @@ import pytest
 
 from fastrnn.data.tags import (
     Entity,
+    TagCodes,
     all_tags,
     may_follow,
     read_entities,
@@ -107,3 +108,22 @@ def test_scores_agree_with_seqeval(scheme):
     for value, theirs in ((ours.precision, "precision_score"), (ours.recall, "recall_score"),
                           (ours.f1, "f1_score")):  # fmt: skip
         assert value == pytest.approx(getattr(judge, theirs)(true, found, **options), abs=1e-12)
+
+
+@pytest.mark.parametrize("scheme", ["IOB2", "BIOES"])
+def test_entities_end_with_their_sentence(scheme):
+    """Sentences one after the other give what each gives alone, shifted."""
+    rng = np.random.default_rng(0)
+    tags = all_tags(["X", "Y"], scheme)
+    codes, lengths = TagCodes.of(tags), rng.integers(0, 6, 300)
+    ids = rng.integers(0, len(tags), lengths.sum())
+    wanted, at = [], 0
+    for n in lengths:
+        alone = strict_entities([tags[i] for i in ids[at : at + n]], scheme)
+        wanted += [Entity(kind, first + at, last + at) for kind, first, last in alone]
+        at += n
+    assert codes.strict_entities(ids, lengths, scheme) == wanted and len(wanted) > 100
+    if scheme == "IOB2":
+        pair = np.array([tags.index("B-X"), tags.index("I-X")])
+        assert codes.strict_entities(pair, np.array([1, 1]), scheme) == [Entity("X", 0, 1)]
+        assert codes.strict_entities(pair, np.array([2]), scheme) == [Entity("X", 0, 2)]

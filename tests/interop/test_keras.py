@@ -59,6 +59,15 @@ def test_random_layers(first):
         np.testing.assert_allclose(numbers(layer(x)), wanted, atol=2e-5, err_msg=f"seed {seed}")
 
 
+@pytest.mark.parametrize("name", sorted(ours._ACTIVATIONS))
+def test_every_activation(name, rng):
+    layer = layers.SimpleRNN(5, activation=name, return_sequences=True)
+    x = rng.standard_normal((3, 5, 4), np.float32)
+    layer.build(x.shape)
+    layer.set_weights([rng.uniform(-0.5, 0.5, w.shape) for w in layer.get_weights()])
+    np.testing.assert_allclose(ours.from_keras(layer)(x)[0], numbers(layer(x)), atol=2e-5)
+
+
 def model():
     x = keras.Input((None, 4))
     y = layers.Bidirectional(layers.LSTM(5, return_sequences=True, name="a"), name="both")(x)
@@ -133,6 +142,13 @@ def test_what_is_refused(tmp_path):
             ours.from_keras(tmp_path / name)
     with pytest.raises(ValueError, match="source must be a model or a recurrent layer, got LSTM"):
         ours.from_keras(fastrnn.LSTM(3, 4))
+    import h5py
+
+    with h5py.File(tmp_path / "half.weights.h5", "w") as file:
+        for k, shape in enumerate([(3, 8), (2, 8)]):
+            file[f"layers/both/forward_layer/cell/vars/{k}"] = np.zeros(shape)
+    with pytest.raises(ValueError, match="layers/both has no backward_layer"):
+        ours.from_keras(tmp_path / "half.weights.h5")
     layer, _ = random_layer(0)
     with pytest.raises(ValueError, match="layer must be"):
         ours.set_weights(layer, fastrnn.GRU(3, 4))
