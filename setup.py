@@ -8,14 +8,21 @@ then compiled at run time.
 import os
 import subprocess
 import sys
+import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError, SetupError
+from setuptools.errors import CompileError, ExecError, PlatformError, SetupError
+
+# setuptools provides these, and must have been imported before.
+from distutils.ccompiler import new_compiler  # isort: skip
+from distutils.sysconfig import customize_compiler  # isort: skip
 
 ROOT = Path(__file__).parent
 os.environ["FASTRNN_COMPILE_FOR"] = "generic"  # nothing here asks for this machine's own path
@@ -26,20 +33,34 @@ from fastrnn.kernels.native.isa import ISAS  # noqa: E402
 GNU = os.name == "posix"
 
 
+class Build(build):
+    """Try the compiler first: without one, end with a sentence and not with a traceback."""
+
+    def run(self):
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "try.c"
+            source.write_text("#include <Python.h>\n")
+            compiler = new_compiler()
+            customize_compiler(compiler)
+            try:
+                include = [sysconfig.get_paths()[name] for name in ("include", "platinclude")]
+                compiler.compile([str(source)], output_dir=folder, include_dirs=include)
+            except (CompileError, ExecError, PlatformError) as error:
+                sys.exit(
+                    f"{error}\n\nfastrnn cannot be compiled here. It needs a C compiler and "
+                    "Python's headers: on Debian and Ubuntu `apt install gcc python3-dev`, on "
+                    "macOS `xcode-select --install`, on Windows the Visual Studio Build Tools."
+                )
+        super().run()
+
+
 class BuildKernels(build_ext):
     """Compile the kernels before the extension that contains them."""
 
     def build_extension(self, ext):
         if ext.name == "fastrnn._native":
             self._add_kernels(ext)
-        try:
-            super().build_extension(ext)
-        except CompileError as error:
-            raise SetupError(
-                f"{error}\nfastrnn could not be compiled. It needs a C compiler and Python's "
-                "headers: on Debian and Ubuntu `apt install gcc python3-dev`, on macOS "
-                "`xcode-select --install`, on Windows the Visual Studio Build Tools."
-            ) from error
+        super().build_extension(ext)
 
     def _add_kernels(self, ext):
         paths = os.environ.get("FASTRNN_BUILD_PATHS", ",".join(ISAS))
@@ -74,7 +95,7 @@ class BuildKernels(build_ext):
 
 
 setup(
-    cmdclass={"build_ext": BuildKernels},
+    cmdclass={"build": Build, "build_ext": BuildKernels},
     ext_modules=[
         *cythonize(
             [

@@ -7,8 +7,10 @@ either the old file or the new one. Files of arrays carry a checksum.
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
@@ -20,20 +22,27 @@ _TYPES = {
 }  # fmt: skip
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace the contents of ``path`` atomically."""
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """A file whose contents replace those of ``path`` atomically at the end."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace the contents of ``path`` atomically."""
+    with writing(path) as file:
+        file.write(data)
 
 
 def _checksum(arrays: Mapping[str, np.ndarray], notes: str) -> str:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastrnn import checks
+from fastrnn.extras import install_hint
 from fastrnn.layers import GRU, LSTM, RNN
 
-_MISSING = "fastrnn.keras needs Keras: pip install 'fastrnn[keras]'"
+_MISSING = f"fastrnn.keras needs Keras: {install_hint('keras')}"
 
 
 class _Kind(NamedTuple):

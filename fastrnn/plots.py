@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fastrnn.extras import install_hint
+
 _LOSSES = ("valid_loss", "valid_bpc")  # metrics that are drawn on the axis of the loss
 
 
@@ -74,7 +76,7 @@ def plot_runs(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError('plots need matplotlib: pip install "fastrnn[plot]"') from None
+        raise ImportError(f"plots need matplotlib: {install_hint('plot')}") from None
 
     # A loss in nats is drawn in bits where the evaluation is in bits.
     bits = any("valid_bpc" in line for lines in histories.values() for line in lines)

@@ -1,15 +1,17 @@
 """What an import costs and shows."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, requires
 
 import pytest
 
 import fastrnn
 from fastrnn._native import names
+from fastrnn.extras import install_hint
 from fastrnn.kernels.native import jit
 from fastrnn.kernels.native.isa import ISA
 
@@ -73,7 +75,7 @@ def test_a_kernel_that_cannot_be_compiled_says_what_to_install(monkeypatch):
         raise PackageNotFoundError("numba")
 
     monkeypatch.setattr(jit, "_folder", no_numba)
-    with pytest.raises(ImportError, match=r"pip install 'fastrnn\[jit\]'"):
+    with pytest.raises(ImportError, match=r'pip install "numba>=.*\[jit\]'):
         jit.load("some.kernel", "float32", lambda: None)
 
 
@@ -92,3 +94,12 @@ def test_the_source_folder_says_what_to_do(tmp_path):
         [sys.executable, "-S", "-c", "import fastrnn"], cwd=tmp_path, capture_output=True, text=True
     )
     assert "is the source folder, without compiled modules: start Python in another" in done.stderr
+
+
+@pytest.mark.parametrize("extra", ["jit", "cli", "plot", "torch", "onnx", "keras", "glove", "cuda"])
+def test_hints_name_packages_of_the_extra(extra):
+    hint = install_hint(extra)
+    named = {re.match("[a-z-]+", name)[0] for name in re.findall('"([^"]+)"', hint)}
+    declared = [r for r in requires("fastrnn") if f'extra == "{extra}"' in r.replace("'", '"')]
+    assert named and named == {re.match("[a-z-]+", r)[0] for r in declared}
+    assert "fastrnn" not in named and hint.endswith(f"(the extra [{extra}])")

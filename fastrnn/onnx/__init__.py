@@ -8,7 +8,9 @@
 try:
     import onnx as _onnx  # noqa: F401
 except ImportError as error:
-    raise ImportError("fastrnn.onnx needs the package onnx: pip install 'fastrnn[onnx]'") from error
+    from fastrnn.extras import install_hint
+
+    raise ImportError(f"fastrnn.onnx needs the package onnx: {install_hint('onnx')}") from error
 
 from .read import load_layers, run_node
 from .write import save

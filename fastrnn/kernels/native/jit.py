@@ -2,11 +2,12 @@
 
 A file is kept under a key made of every source file that kernels are built from, the versions and
 the instruction-set path. One that cannot be read or written costs a compilation and is never an
-error.
+error. What takes time is logged by the logger "fastrnn", once for a process.
 """
 
 import contextlib
 import hashlib
+import logging
 import os
 import tempfile
 import threading
@@ -16,6 +17,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 from fastrnn._native import Kernel
+from fastrnn.extras import install_hint
 
 from .identity import fingerprint
 from .isa import ISA
@@ -23,6 +25,18 @@ from .isa import ISA
 _SYMBOL = "fastrnn_kernel"
 _DIGEST = hashlib.sha256().digest_size
 _compiling = threading.Lock()  # also: no two threads may make kernels of one name
+
+
+_log = logging.getLogger("fastrnn")
+
+
+_said: set[str] = set()
+
+
+def _say_once(message: str, *of: object) -> None:
+    if message not in _said:
+        _said.add(message)
+        _log.warning(message, *of)
 
 
 def _renew_lock() -> None:
@@ -66,11 +80,12 @@ def load(name: str, dtype, make: Callable, *, keep: bool = True) -> Kernel:
     except PackageNotFoundError as error:
         raise ImportError(
             f"the kernel {name} is not precompiled for the path {ISA.name!r}, and compiling it "
-            "needs Numba: pip install 'fastrnn[jit]'"
+            f"needs Numba: {install_hint('jit')}"
         ) from error
     with _compiling:
         kept = _read(path) if keep else None
         if kept is None:
+            _say_once("compiling kernels that are not precompiled; this takes a few seconds")
             kept = _compile(dtype, make)
             if keep:
                 _write(path, *kept)
@@ -111,7 +126,7 @@ def _read(path: Path) -> tuple[str, bytes] | None:
 
 def _write(path: Path, signature: str, code: bytes) -> None:
     payload = signature.encode() + b"\n" + code
-    with contextlib.suppress(OSError):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent)
         try:
@@ -121,3 +136,9 @@ def _write(path: Path, signature: str, code: bytes) -> None:
         except BaseException:
             os.unlink(temporary)
             raise
+    except OSError as error:
+        _say_once(
+            "the cache of compiled kernels cannot be used, so they are compiled again at every "
+            "start; FASTRNN_CACHE_DIR names another folder (%s)",
+            error,
+        )

@@ -304,7 +304,7 @@ def test_what_is_missing_is_said(tmp_path):
     if done.returncode == 0:
         pytest.skip("this machine has a GPU")
     last = done.stderr.decode().strip().splitlines()[-1]
-    assert 'pip install "fastrnn[cuda]"' in last or "needs an NVIDIA GPU" in last
+    assert 'pip install "numba-cuda[cu13]' in last or "needs an NVIDIA GPU" in last
 
 
 def run(function, grid, block, *arrays):
