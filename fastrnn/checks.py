@@ -1,10 +1,22 @@
 """Checks of user input: convert it if it fits, otherwise raise an error that names it."""
 
+import contextlib
+import math
+from collections.abc import Iterable
 from numbers import Integral, Real
 
 import numpy as np
 
 DTYPES = ("float32", "float64")
+
+
+def short(value) -> str:
+    """The repr of what a user gave, cut for an error message."""
+    try:
+        text = repr(value)
+    except Exception as error:  # of an int with too many digits, or of a class of the user's
+        text = f"{type(value).__name__} ({error})"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def shape_of(name: str, got: tuple, wanted: tuple | None) -> None:
@@ -68,9 +80,11 @@ def real_array(
     return array
 
 
-def integer_array(name: str, value) -> np.ndarray:
+def integer_array(name: str, value, dimensions: int | None = None) -> np.ndarray:
     """``value`` as a C-contiguous int64 array."""
     array = as_array(name, value)
+    if dimensions not in (None, array.ndim):
+        raise ValueError(f"{name} must have {dimensions} dimensions, got shape {array.shape}")
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
     return np.ascontiguousarray(array, np.int64).reshape(array.shape)
@@ -102,8 +116,9 @@ def positive_int(name: str, value, least: int = 1) -> int:
     """``value`` as an int of at least ``least``."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if value < least or value >= 2**63:
+        few = f"at least {least}" if value < least else "below 2**63"
+        raise ValueError(f"{name} must be {few}, got {short(value)}")
     return int(value)
 
 
@@ -111,18 +126,50 @@ def number(name: str, value, low: float, high: float, *, closed: bool = False) -
     """``value`` as a float in ``[low, high)``, or ``[low, high]`` if ``closed``."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    value = float(value)
+    try:
+        value = float(value)
+    except OverflowError:
+        value = math.inf if value > 0 else -math.inf
     if not (low <= value < high or (closed and value == high)):
         raise ValueError(f"{name} must be in [{low}, {high}{']' if closed else ')'}, got {value}")
     return value
 
 
+def above_zero(name: str, value) -> float:
+    """``value`` as a float above 0; infinity is allowed."""
+    value = number(name, value, 0.0, math.inf, closed=True)
+    if not value:
+        raise ValueError(f"{name} must be above 0, got {value}")
+    return value
+
+
+def choice(name: str, value, choices: Iterable[str]) -> str:
+    """``value`` if it is one of ``choices``."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {short(value)}")
+    return value
+
+
+def flag(name: str, value) -> bool:
+    """``value`` as a bool; 0 and 1 are allowed."""
+    if not isinstance(value, bool | np.bool_ | Integral) or value not in (0, 1):
+        raise TypeError(f"{name} must be True or False, got {short(value)}")
+    return bool(value)
+
+
+def generator(name: str, seed) -> np.random.Generator:
+    """A generator of random numbers from a seed: an int of at least 0, or None for any."""
+    if isinstance(seed, np.random.Generator | np.random.SeedSequence | None):
+        return np.random.default_rng(seed)
+    return np.random.default_rng(positive_int(name, seed, 0))
+
+
 def float_dtype(name: str, value) -> np.dtype:
     """``value`` as float32 or float64."""
-    try:
-        dtype = np.dtype(value)
-    except TypeError:
-        dtype = None
+    dtype = None
+    if isinstance(value, str | type | np.dtype):
+        with contextlib.suppress(Exception):  # NumPy raises many kinds, SyntaxError among them
+            dtype = np.dtype(value)
     if dtype is None or dtype.name not in DTYPES or not dtype.isnative:
-        raise ValueError(f"{name} must be one of {', '.join(DTYPES)}; got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(DTYPES)}; got {short(value)}")
     return dtype

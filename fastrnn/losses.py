@@ -36,12 +36,14 @@ def cross_entropy(logits, targets, *, ignore_index: int | None = -100):
         The shapes or types do not fit.
     """
     kernels, given = backend_of(logits), logits
-    logits = kernels.device_view(logits) if kernels.on_device else np.asarray(logits)
+    logits = kernels.device_view(logits) if kernels.on_device else checks.as_array("logits", logits)
     if logits.dtype.kind not in "fiu":
         raise TypeError(f"logits must be real, got dtype {logits.dtype}")
     if logits.dtype.kind != "f":
         logits = logits.astype(np.float64)
     targets = checks.integer_array("targets", targets)
+    if ignore_index is not None:
+        checks.positive_int("ignore_index", ignore_index, -(2**63))
     if logits.ndim == 0 or targets.shape != logits.shape[:-1]:
         raise ValueError(f"targets must have shape {logits.shape[:-1]}, got {targets.shape}")
     classes, flat = logits.shape[-1], targets.reshape(-1)

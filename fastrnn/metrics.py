@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastrnn.data.sentences import tag_lists
 from fastrnn.data.tags import TagCodes, check_scheme
 
 
@@ -55,6 +56,7 @@ def entity_scores(
     ValueError
         The number of sentences or their lengths differ, or a tag is invalid.
     """
+    true, predicted = tag_lists("true", true), tag_lists("predicted", predicted)
     if len(true) != len(predicted):
         raise ValueError(
             f"predicted must have {len(true)} sentences as true has, got {len(predicted)}"

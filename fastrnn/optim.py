@@ -18,6 +18,9 @@ from fastrnn.kernels.options import AdamStep, SGDStep
 from fastrnn.parameters import Parameters
 
 
+_LARGEST = float(np.finfo(np.float32).max)
+
+
 class RowGradient(NamedTuple):
     """The gradient of some rows of a table: table [V, E], rows int64 [R] without duplicates,
     values [R, E]."""
@@ -41,7 +44,7 @@ class Optimizer:
     slots: tuple[str, ...] = ()  # names of the state vectors
 
     def __init__(self, lr: float):
-        self.lr = checks.number("lr", lr, 0.0, math.inf)
+        self.lr = checks.number("lr", lr, 0.0, _LARGEST)
         self.steps = 0
         self._state: dict[str, Any] = {}
         self._kernels: Backend | None = None  # where the state lies, None for the host
@@ -85,8 +88,11 @@ class Optimizer:
             The gradient or the state does not fit the parameters, the parameters are not those of
             earlier steps, or ``max_norm`` is not above 0.
         """
-        if max_norm is not None and not max_norm > 0:
-            raise ValueError(f"max_norm must be above 0, got {max_norm}")
+        if max_norm is not None:
+            checks.above_zero("max_norm", max_norm)
+        lr = self.lr if lr is None else checks.number("lr", lr, 0.0, _LARGEST)
+        if not isinstance(parameters, Parameters):
+            raise TypeError(f"parameters must be Parameters, got {type(parameters).__name__}")
         if self._parameters is not None and self._parameters is not parameters:
             raise ValueError("parameters are not those of the steps before: use another optimizer")
         shape, dtype = (parameters.size,), parameters.dtype
@@ -96,6 +102,10 @@ class Optimizer:
         kernels = backend_of(first)
         if isinstance(gradient, Mapping):
             gradient = parameters.flatten(gradient, kernels.empty(shape, dtype))
+        if not (kernels.on_device or isinstance(gradient, np.ndarray)):
+            raise TypeError(
+                f"gradient must be an array or a mapping of arrays, got {type(gradient).__name__}"
+            )
         if gradient.shape != shape or gradient.dtype != dtype:
             raise ValueError(
                 f"gradient must be {dtype} {shape}, got {gradient.dtype} {gradient.shape}"
@@ -103,6 +113,8 @@ class Optimizer:
         gradient = kernels.device_view(gradient)
         if not kernels.on_device:
             gradient = np.ascontiguousarray(gradient)
+        if not isinstance(rows, Mapping | None):
+            raise TypeError(f"rows must be a mapping, got {type(rows).__name__}")
         rows = {name: self._checked(name, given) for name, given in (rows or {}).items()}
         norms = [cpu.norm(g.values.reshape(-1)) for g in rows.values()]
         norm = math.hypot(kernels.norm(gradient), *norms)
@@ -116,7 +128,6 @@ class Optimizer:
         self._parameters = parameters
         scale = 1.0 if max_norm is None or norm <= max_norm else max_norm / norm
         self.steps += 1
-        lr = self.lr if lr is None else lr
         self._move_state(kernels)
         self._update(kernels, kernels.writable(parameters), gradient, self._state, scale, lr)
         for name, (table, at, values) in rows.items():
@@ -132,7 +143,19 @@ class Optimizer:
 
     def _checked(self, name: str, given: RowGradient) -> RowGradient:
         """Check a row gradient: the kernels do not."""
+        if not isinstance(given, tuple) or len(given) != 3:
+            raise TypeError(f"rows[{name!r}] must be a RowGradient, got {type(given).__name__}")
         table, rows, values = given
+        for part, array, dimensions in (
+            ("table", table, 2),
+            ("rows", rows, 1),
+            ("values", values, 2),
+        ):
+            if not isinstance(array, np.ndarray) or array.ndim != dimensions:
+                raise TypeError(
+                    f"{name}: {part} must be an array of {dimensions} dimensions, got "
+                    f"{checks.short(array)}"
+                )
         rows = checks.integer_array(f"{name}: rows", rows)
         shape = len(rows), table.shape[1]
         if table.dtype.name not in checks.DTYPES or not table.dtype.isnative:
@@ -212,7 +235,7 @@ class SGD(Optimizer):
         super().__init__(lr)
         self.momentum = checks.number("momentum", momentum, 0.0, 1.0)
         self.weight_decay = checks.number("weight_decay", weight_decay, 0.0, math.inf)
-        self.nesterov = bool(nesterov)
+        self.nesterov = checks.flag("nesterov", nesterov)
 
     def _update(self, kernels, w, g, state, scale, lr, **rows):
         options = SGDStep(scale, lr, self.momentum, self.weight_decay, self.nesterov)

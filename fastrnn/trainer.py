@@ -156,8 +156,8 @@ class Trainer:
         progress: bool | None = None,
         report: Callable[[str], None] | None = None,
     ):
-        if max_norm is not None and not max_norm > 0:
-            raise ValueError(f"max_norm must be above 0, got {max_norm}")
+        if max_norm is not None:
+            checks.above_zero("max_norm", max_norm)
         if not len(data):
             raise ValueError("data has no batches")
         if metric in _LINE:

@@ -8,6 +8,7 @@ convert arguments and raise errors.
 
 import numpy as np
 
+from fastrnn import checks
 from fastrnn._native import Kernel
 from fastrnn.runtime.threads import MOVE_COST, Job, parallel_for
 
@@ -204,7 +205,7 @@ def sum_rows(grads, ids, Py_ssize_t width, Py_ssize_t limit):
 
 
 def _as_ids(ids):
-    ids = np.asarray(ids)
+    ids = checks.as_array("ids", ids)
     if ids.ndim != 1:
         raise ValueError(f"ids must have one dimension, got shape {ids.shape}")
     if ids.size == 0:
@@ -319,9 +320,6 @@ def scatter_add_rows(grads, ids, *, out=None, num_rows=None):
         if grads.size:
             _scatter(grads, ids, out)
         return out
-    if isinstance(num_rows, bool) or not hasattr(num_rows, "__index__"):
-        raise TypeError(f"num_rows must be an int, got {type(num_rows).__name__}")
-    if num_rows < 0:
-        raise ValueError(f"num_rows must be at least 0, got {num_rows}")
+    num_rows = checks.positive_int("num_rows", num_rows, 0)
     _check(ids, num_rows)
     return sum_rows(grads, ids.astype(np.int64, copy=False), grads.shape[1], num_rows)

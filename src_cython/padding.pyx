@@ -6,6 +6,8 @@ from operator import attrgetter
 
 import numpy as np
 
+from fastrnn import checks
+
 cimport cython
 from cpython.long cimport PyLong_AsLongLong, PyLong_CheckExact
 from libc.stdint cimport int32_t, int64_t
@@ -87,7 +89,7 @@ cdef int64_t _as_int(item, Py_ssize_t b, Py_ssize_t k) except? -1:
 
 
 def _integers(name, value):
-    array = np.asarray(value)
+    array = checks.as_array(name, value)
     if array.ndim != 1:
         raise ValueError(f"{name} must have one dimension, got shape {array.shape}")
     if array.size and array.dtype.kind not in "iu":
@@ -110,7 +112,9 @@ def _flatten(sequences):
                 f"sequences[1] (offsets) must ascend within [0, {flat.size}], got {offsets}"
             )
         return flat, offsets
-    if isinstance(sequences, (str, bytes)) or not hasattr(sequences, "__iter__"):
+    if isinstance(sequences, (str, bytes)) or not hasattr(sequences, "__iter__") or (
+        getattr(sequences, "ndim", 1) == 0
+    ):
         raise TypeError(
             "sequences must be lists of ints, arrays of ints or (flat, offsets), "
             f"got {type(sequences).__name__}"
@@ -149,9 +153,7 @@ def _flatten(sequences):
 
 
 def _choice(name, value):
-    if value not in ("post", "pre"):
-        raise ValueError(f"{name} must be 'post' or 'pre', got {value!r}")
-    return value == "pre"
+    return checks.choice(name, value, ("post", "pre")) == "pre"
 
 
 def pad_sequences(
@@ -189,11 +191,10 @@ def pad_sequences(
         An argument is not one of the above; the message names the sequence.
     """
     pad_before, cut_before = _choice("padding", padding), _choice("truncating", truncating)
-    for name, number in (("value", value), ("max_len", 0 if max_len is None else max_len)):
-        if isinstance(number, bool) or not hasattr(number, "__index__"):
-            raise TypeError(f"{name} must be an int, got {type(number).__name__}")
-    if max_len is not None and max_len < 0:
-        raise ValueError(f"max_len must be at least 0, got {max_len}")
+    value = checks.positive_int("value", value, -(2**63))
+    if max_len is not None:
+        max_len = checks.positive_int("max_len", max_len, 0)
+    batch_first = checks.flag("batch_first", batch_first)
     flat, offsets = _flatten(sequences)
     lengths = np.diff(offsets)
     longest = int(lengths.max()) if lengths.size else 0

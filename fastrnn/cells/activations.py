@@ -341,7 +341,7 @@ def parse(spec: str) -> tuple[str, tuple[float, ...]]:
     match = re.fullmatch(r"(\w+)(?:\((.*)\))?", spec) if isinstance(spec, str) else None
     if match is None or match[1] not in ACTIVATIONS:
         names = ", ".join(ACTIVATIONS)
-        raise ValueError(f"an activation must be one of {names}; got {spec!r}")
+        raise ValueError(f"activations must be one of {names}; got {spec!r}")
     family = ACTIVATIONS[match[1]]
     values = [v for v in (family.alpha, family.beta) if v is not None]
     try:

@@ -148,13 +148,20 @@ def _from_json(lines, name: str, with_tags: bool, scheme: str) -> Iterator[Sente
             yield Sentence(tokens, write_tags(read_entities(tags), len(tags), scheme))
 
 
+def _is_list(value) -> bool:
+    """Whether it is a sequence other than a string."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
 def checked_sentences(name: str, X) -> list[Sequence[str]]:
     """Check ``X``, a sequence of token sequences, and return it as a list; errors name ``name``."""
     X = as_list(X)
-    if isinstance(X, str) or not isinstance(X, Sequence | np.ndarray):
+    if not _is_list(X):
         raise TypeError(f"{name} must be a sequence of sentences, got {type(X).__name__}")
     for i, x in enumerate(X):
-        if isinstance(x, str) or not isinstance(x, Sequence | np.ndarray):
+        if not _is_list(x):
             raise TypeError(f"{name}[{i}] must be a list of tokens, got {type(x).__name__}")
         # NumPy's strings, a subclass of str, are allowed.
         if "" in x or not all(issubclass(kind, str) for kind in set(map(type, x))):
@@ -162,14 +169,25 @@ def checked_sentences(name: str, X) -> list[Sequence[str]]:
     return list(X)
 
 
+def tag_lists(name: str, y) -> Sequence[Sequence[str]]:
+    """Check that ``y`` is a sequence of sequences of tags; errors name ``name``."""
+    y = as_list(y)
+    if not _is_list(y):
+        raise TypeError(f"{name} must be a sequence of lists of tags, got {type(y).__name__}")
+    for i, tags in enumerate(y):
+        if not _is_list(tags):
+            raise TypeError(f"{name}[{i}] must be a list of tags, got {type(tags).__name__}")
+    return y
+
+
 def named_tags(name: str, y: Any, names: Sequence[str] | None) -> Any:
     """The tags ``y`` with names instead of integers, if there are ``names``."""
     y = as_list(y)
-    if names is None or isinstance(y, str) or not isinstance(y, Sequence | np.ndarray):
+    if names is None or not _is_list(y):
         return y
     out = []
     for i, tags in enumerate(y):
-        if isinstance(tags, str) or not isinstance(tags, Sequence | np.ndarray):
+        if not _is_list(tags):
             raise TypeError(f"{name}[{i}] must be a list of tags, got {type(tags).__name__}")
         if any(isinstance(tag, str) for tag in tags):
             out.append(tags)
@@ -186,14 +204,14 @@ def named_tags(name: str, y: Any, names: Sequence[str] | None) -> Any:
 
 def checked_tags(name: str, X, y: Any, scheme: str) -> list[list[str]]:
     """Check the tags ``y`` of ``X`` and convert them to ``scheme``; errors name ``name``."""
-    if isinstance(y, str) or not isinstance(y, Sequence | np.ndarray):
+    if not _is_list(y):
         raise TypeError(f"{name} must be a sequence of lists of tags, got {type(y).__name__}")
     if len(X) != len(y):
         raise ValueError(f"{name} must have {len(X)} sentences, got {len(y)}")
     out = []
     for i, (x, given) in enumerate(zip(X, y, strict=True)):
         tags: Any = given
-        if isinstance(tags, str) or not isinstance(tags, Sequence | np.ndarray):
+        if not _is_list(tags):
             raise TypeError(f"{name}[{i}] must be a list of tags, got {type(tags).__name__}")
         if len(x) != len(tags):
             raise ValueError(f"{name}[{i}] must have {len(x)} tags, got {len(tags)}")

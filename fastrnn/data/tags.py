@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastrnn import checks
 from fastrnn._tags import strict_spans
 
 SCHEMES = ("IOB2", "BIOES")
@@ -129,5 +130,4 @@ def all_tags(types: Iterable[str], scheme: str) -> list[str]:
 
 def check_scheme(scheme: str) -> None:
     """Refuse a scheme that is not one of `SCHEMES`."""
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
+    checks.choice("scheme", scheme, SCHEMES)

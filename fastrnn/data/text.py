@@ -60,6 +60,7 @@ class Vocabulary:
 
         ``min_count`` defaults to one in 100,000 characters, at least 1 and at most 100.
         """
+        _check_text(text)
         if min_count is None:
             min_count = min(100, max(1, len(text) // 100_000))
         checks.positive_int("min_count", min_count)
@@ -75,6 +76,7 @@ class Vocabulary:
 
     def encode(self, text: str) -> np.ndarray:
         """The index of each character, int64 [len(text)]."""
+        _check_text(text)
         out = np.empty(len(text), np.int64)
         for first, codes in _blocks(text):
             self._table.take(codes, mode="clip", out=out[first : first + len(codes)])
@@ -82,7 +84,14 @@ class Vocabulary:
 
     def decode(self, ids) -> str:
         """The text that these indices stand for."""
-        return "".join(self.symbols[i] for i in np.asarray(ids).reshape(-1))
+        ids = checks.integer_array("ids", ids).reshape(-1)
+        checks.below("ids", "id", ids, len(self))
+        return "".join(self.symbols[i] for i in ids)
+
+
+def _check_text(text) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a str, got {type(text).__name__}")
 
 
 def _blocks(text: str) -> Iterator[tuple[int, np.ndarray]]:
@@ -119,12 +128,13 @@ class TextStream:
     """
 
     def __init__(self, ids: np.ndarray, batch: int, bptt: int):
+        ids = checks.integer_array("ids", ids, dimensions=1)
         self.batch = checks.positive_int("batch", batch)
         self.bptt = checks.positive_int("bptt", bptt)
         self.length = (len(ids) - 1) // self.batch
         if self.length < 1:
             raise ValueError(
-                f"the text has {len(ids)} characters, batch {batch} needs at least {batch + 1}"
+                f"ids: the text has {len(ids)} characters, batch {batch} needs at least {batch + 1}"
             )
         n = self.length * self.batch
         self._ids = ids[:n].reshape(self.batch, -1)

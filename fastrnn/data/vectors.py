@@ -6,6 +6,7 @@ and a seed: it need not be stored, and is the same in training and tagging and o
 """
 
 import hashlib
+import math
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,13 @@ class WordVectors:
     """
 
     def __init__(self, words: Sequence[str], table, *, mean=None, std=None, seed=0, source=""):
-        table = table if isinstance(table, np.ndarray) else np.asarray(table, np.float32)
+        table = checks.as_array("table", table)
+        if table.dtype.kind not in "fiu":
+            raise TypeError(f"{source or 'table'} must hold real numbers, got dtype {table.dtype}")
+        if isinstance(words, str) or not isinstance(words, Sequence):
+            raise TypeError(f"words must be a sequence of str, got {type(words).__name__}")
+        if not all(isinstance(word, str) for word in words):
+            raise TypeError("words must be a sequence of str, it has others")
         if table.ndim != 2 or len(words) != len(table):
             raise ValueError(
                 f"{source or 'table'} must have a row for each of {len(words)} words, "
@@ -56,9 +63,9 @@ class WordVectors:
         # If a word occurs twice, the first counts, as it is the more frequent one.
         self._rows = {word: row for row, word in reversed(list(enumerate(words)))}
         if mean is not None:
-            self.mean = float(mean)
+            self.mean = checks.number("mean", mean, -math.inf, math.inf)
         if std is not None:
-            self.std = float(std)
+            self.std = checks.number("std", std, 0.0, math.inf)
         self._unknown: dict[str, np.ndarray] = {}
 
     @classmethod

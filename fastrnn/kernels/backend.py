@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from fastrnn import checks
 from fastrnn.cells import Cell
 from fastrnn.packed import PackedBatch
 
@@ -214,6 +215,7 @@ def get_backend(name: str) -> Backend:
     """
     # Imported late: the CPU backend imports Numba, and the CUDA backend looks for a GPU. The
     # assignments let mypy check each module against the protocol.
+    checks.choice("backend", name, BACKENDS)
     if name == "cpu":
         from . import cpu
 
@@ -223,10 +225,8 @@ def get_backend(name: str) -> Backend:
 
         cuda.require()
         backend = cuda
-    elif name == "reference":
+    else:
         from . import reference
 
         backend = reference
-    else:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
     return backend

@@ -50,7 +50,11 @@ class CRF(UsesBackend, Layer):
         seed: int | None = None,
     ):
         k = self.num_tags = checks.positive_int("num_tags", num_tags)
-        mask = np.ones((k + 1, k + 1), bool) if allowed is None else np.asarray(allowed)
+        mask = (
+            np.ones((k + 1, k + 1), bool)
+            if allowed is None
+            else checks.as_array("allowed", allowed)
+        )
         if mask.shape != (k + 1, k + 1) or mask.dtype != bool:
             raise ValueError(
                 f"allowed must be bool {(k + 1, k + 1)}, got {mask.dtype} {mask.shape}"
@@ -61,7 +65,7 @@ class CRF(UsesBackend, Layer):
                 raise ValueError(f"allowed must have a path of {length} tags, it has none")
             reach = mask[:k, :k][reach].any(axis=0)
         self.allowed = mask
-        rng = np.random.default_rng(seed)
+        rng = checks.generator("seed", seed)
         values = {
             "start_transitions": rng.uniform(-0.1, 0.1, k),
             "end_transitions": rng.uniform(-0.1, 0.1, k),
@@ -147,6 +151,8 @@ class CRF(UsesBackend, Layer):
 
     def backward(self, tape: "Tape") -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """``(dscores [T, B, K], grads)`` of the loss; zero beyond a length."""
+        if not isinstance(tape, Tape):
+            raise TypeError(f"tape must come from forward, got {type(tape).__name__}")
         return tape.d_scores, tape.grads
 
     def decode(self, scores, lengths=None) -> np.ndarray:

@@ -40,7 +40,7 @@ class Dropout(UsesBackend):
 
     def __init__(self, p: float = 0.5, *, backend: str = "cpu", seed: int | None = None):
         self.p = checks.number("p", p, 0.0, 1.0)
-        self.rng = np.random.default_rng(seed)
+        self.rng = checks.generator("seed", seed)
         self._kernels = get_backend(backend)
 
     def __call__(self, x):
@@ -51,9 +51,10 @@ class Dropout(UsesBackend):
         """``(y, tape)``; x is any array of float32 or float64, and is not changed."""
         kernels, door = self._kernels, Door(self._kernels, x)
         with door.stream():
-            x = kernels.device_view(x) if door.is_device else np.asarray(x)
+            x = kernels.device_view(x) if door.is_device else checks.as_array("x", x)
             if x.dtype.name not in checks.DTYPES:
                 raise TypeError(f"x must be an array of floats, got dtype {x.dtype}")
+            x = door.take("x", x, np.dtype(x.dtype.name))
             y = (
                 kernels.copy(x)
                 if door.is_device
@@ -65,6 +66,8 @@ class Dropout(UsesBackend):
 
     def backward(self, tape: Tape, dy):
         """The gradient of x."""
+        if not isinstance(tape, Tape):
+            raise TypeError(f"tape must come from forward, got {type(tape).__name__}")
         door = Door(self._kernels, dy)
         with door.stream():
             dx = self._kernels.copy(door.take("dy", dy, tape.dtype, tape.shape))

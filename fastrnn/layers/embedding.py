@@ -38,7 +38,7 @@ class Embedding(PackedLayer):
     ):
         self.num_embeddings = checks.positive_int("num_embeddings", num_embeddings)
         self.embedding_dim = checks.positive_int("embedding_dim", embedding_dim)
-        table = np.random.default_rng(seed).standard_normal((num_embeddings, embedding_dim))
+        table = checks.generator("seed", seed).standard_normal((num_embeddings, embedding_dim))
         super().__init__({"weight": table}, checks.float_dtype("dtype", dtype), backend)
 
     def _pack(self):
@@ -92,7 +92,9 @@ class Embedding(PackedLayer):
             Return ``{"weight": (rows [R], gradients [R, E])}`` with only the rows that occur, in
             ascending order, instead of the gradient of the whole table.
         """
-        door = Door(self._kernels, dy)
+        tape = checks.integer_array("tape", tape)
+        checks.below("tape", "id", tape, self.num_embeddings)  # the kernels do not check
+        sparse, door = checks.flag("sparse", sparse), Door(self._kernels, dy)
         with door.stream():
             dy = door.take("dy", dy, self.dtype, (*tape.shape, self.embedding_dim))
             dy, ids = dy.reshape(-1, self.embedding_dim), tape.reshape(-1)

@@ -39,8 +39,9 @@ class Linear(PackedLayer):
     ):
         self.in_features = checks.positive_int("in_features", in_features)
         self.out_features = checks.positive_int("out_features", out_features)
-        values = {"weight": glorot(np.random.default_rng(seed), out_features, in_features)}
-        if bias:
+        rng = checks.generator("seed", seed)
+        values = {"weight": glorot(rng, out_features, in_features)}
+        if checks.flag("bias", bias):
             values["bias"] = np.zeros(out_features)
         super().__init__(values, checks.float_dtype("dtype", dtype), backend)
 
@@ -93,8 +94,8 @@ class Linear(PackedLayer):
 
         ``tape`` may be x itself: do not change x before `backward`.
         """
-        if tape.dtype != self.dtype or tape.shape[-1:] != (self.in_features,):
-            raise ValueError("tape is of another layer")
+        if getattr(tape, "dtype", None) != self.dtype or tape.shape[-1:] != (self.in_features,):
+            raise ValueError("tape must come from forward of this layer")
         door = Door(self._kernels, dy, "dy")
         if isinstance(tape, np.ndarray):
             tape = np.ascontiguousarray(tape)

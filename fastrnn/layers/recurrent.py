@@ -79,10 +79,11 @@ class Recurrent(PackedLayer):
         self.num_layers = checks.positive_int("num_layers", num_layers)
         self.output_size = self.proj_size or self.hidden_size  # of h, for each direction
         self.dropout = checks.number("dropout", dropout, 0.0, 1.0)
-        self.bias, self.batch_first = bool(bias), bool(batch_first)
-        self.bidirectional = bool(bidirectional)
-        self.directions = 2 if bidirectional else 1
-        self.rng = np.random.default_rng(seed)
+        self.bias = checks.flag("bias", bias)
+        self.batch_first = checks.flag("batch_first", batch_first)
+        self.bidirectional = checks.flag("bidirectional", bidirectional)
+        self.directions = 2 if self.bidirectional else 1
+        self.rng = checks.generator("seed", seed)
         values = {}
         for layer in range(self.num_layers):
             inputs = self.input_size if layer == 0 else self.directions * self.output_size

@@ -1,5 +1,7 @@
 """The recurrent layers. Their common interface is in recurrent.py."""
 
+from fastrnn import checks
+
 from .recurrent import Recurrent
 
 
@@ -132,9 +134,7 @@ class RNN(Recurrent):
         nonlinearity: str = "tanh",
         **options,
     ):
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
-        self.nonlinearity = nonlinearity
+        self.nonlinearity = checks.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         super().__init__(input_size, hidden_size, num_layers, variant=nonlinearity, **options)
         self.variant = None  # its repr and arguments have the nonlinearity instead
 

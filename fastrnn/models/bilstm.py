@@ -78,7 +78,7 @@ class BiLSTMTagger(UsesBackend):
     ):
         self.dropout = checks.number("dropout", dropout, 0.0, 1.0)
         self.input_dropout = checks.number("input_dropout", input_dropout, 0.0, 1.0)
-        self.rng = np.random.default_rng(seed)
+        self.rng = checks.generator("seed", seed)
         seeds = [int(s) for s in self.rng.integers(2**31, size=5)]
         options = {"dtype": dtype, "backend": backend}
         self._kernels = get_backend(backend)

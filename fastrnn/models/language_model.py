@@ -57,11 +57,13 @@ class LanguageModel(UsesBackend):
         backend: str = "cpu",
         seed: int | None = None,
     ):
+        if not isinstance(vocabulary, Vocabulary):
+            raise TypeError(f"vocabulary must be a Vocabulary, got {type(vocabulary).__name__}")
         self.vocabulary = vocabulary
         self.embedding_dim = checks.positive_int("embedding_dim", embedding_dim, 0)
         self.dropout = checks.number("dropout", dropout, 0.0, 1.0)
-        self.rng = np.random.default_rng(seed)
-        size = len(vocabulary)
+        self.rng = checks.generator("seed", seed)
+        size, num_layers = len(vocabulary), checks.positive_int("num_layers", num_layers)
         seeds = [int(s) for s in self.rng.integers(2**31, size=3)]
         options = {"dtype": dtype, "backend": backend}
         self._kernels = get_backend(backend)
@@ -164,7 +166,10 @@ class LanguageModel(UsesBackend):
             Characters at a time. It changes the result only by rounding, except for a text of
             less than ``2 * batch * bptt`` characters, where it limits the number of streams.
         """
-        ids = self.vocabulary.encode(text) if isinstance(text, str) else np.asarray(text)
+        ids = self.vocabulary.encode(text) if isinstance(text, str) else text
+        ids = checks.integer_array("text", ids, dimensions=1)
+        checks.below("text", "id", ids, len(self.vocabulary))
+        batch, bptt = checks.positive_int("batch", batch), checks.positive_int("bptt", bptt)
         if len(ids) < 2:
             raise ValueError(f"text must have at least 2 characters, got {len(ids)}")
         stream = TextStream(ids, min(batch, max(1, len(ids) // (2 * bptt))), bptt)
@@ -201,9 +206,11 @@ class LanguageModel(UsesBackend):
 
         checks.positive_int("length", length, 0)
         checks.number("temperature", temperature, 0.0, math.inf)
+        if not isinstance(prime, str):
+            raise TypeError(f"prime must be a str, got {type(prime).__name__}")
         if not prime:
             raise ValueError("prime must have at least one character")
-        rng = np.random.default_rng(seed)
+        rng = checks.generator("seed", seed)
         ids = self.vocabulary.encode(prime)
         h, state, _ = self.lstm.rows_forward(self._input(ids), PackedBatch(len(ids), 1))
         one, out = PackedBatch(1, 1), []

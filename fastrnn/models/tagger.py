@@ -274,11 +274,10 @@ class Tagger:
     def _check_params(self) -> None:
         """Check what would otherwise fail late, or under another name."""
         check_scheme(self.scheme)
-        for name, value, choices in (
-            ("optimizer", self.optimizer, OPTIMIZERS), ("unknown", self.unknown, UNKNOWN)
-        ):  # fmt: skip
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+        checks.choice("optimizer", self.optimizer, OPTIMIZERS)
+        checks.choice("unknown", self.unknown, UNKNOWN)
+        for name in "fine_tune", "crf", "constrain":
+            checks.flag(name, getattr(self, name))
         for name, least in (
             ("word_dim", 1), ("hidden_size", 1), ("num_layers", 1), ("char_hidden", 0),
             ("char_dim", 1), ("epochs", 1), ("patience", 0), ("batch_size", 1), ("max_tokens", 1),
@@ -291,13 +290,13 @@ class Tagger:
         if names is not None:
             if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray):
                 raise TypeError(f"tag_names must be a sequence of str, got {type(names).__name__}")
-            for name in names:
+            for name in checks.as_array("tag_names", names).reshape(-1).tolist():
                 try:
                     split_tag(name)
                 except (ValueError, TypeError, AttributeError) as error:
                     raise ValueError(f"tag_names has {name!r}, which is not a tag") from error
         if self.max_norm is not None:
-            checks.number("max_norm", self.max_norm, 0.0, np.inf)
+            checks.above_zero("max_norm", self.max_norm)
         checks.float_dtype("dtype", self.dtype)
 
     def _begin(self, fitted: FittedTagger, trainer: Trainer, run: Path, resume: bool) -> None:

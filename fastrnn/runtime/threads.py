@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastrnn import checks
 from fastrnn._native import Kernel
 from fastrnn._native import run as run_program
 
@@ -52,11 +53,7 @@ def set_num_threads(n: int) -> None:
         n is not an integer, or is below 1.
     """
     global _threads
-    if not isinstance(n, (int, np.integer)) or isinstance(n, bool):
-        raise TypeError(f"n must be an int, got {type(n).__name__}")
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
-    _threads = int(n)
+    _threads = checks.positive_int("n", n)
 
 
 def get_num_threads() -> int:

@@ -77,7 +77,7 @@ def test_layers_with_other_activations(rng, make, names):
 def test_refused_activations():
     with pytest.raises(ValueError, match="activations must be 3 names for the cell lstm, got 1"):
         LSTM(2, 3, activations=("tanh",))
-    with pytest.raises(ValueError, match=r"an activation must be one of sigmoid, .* got 'swish'"):
+    with pytest.raises(ValueError, match=r"activations must be one of sigmoid, .* got 'swish'"):
         GRU(2, 3, activations=("swish", "tanh"))
     for spec in ("leaky_relu(-0.1)", "elu(-1)", "scaled_tanh(0, 1)", "affine(nan)"):
         with pytest.raises(ValueError, match="takes"):
