@@ -116,7 +116,7 @@ def positive_int(name: str, value, least: int = 1) -> int:
     """``value`` as an int of at least ``least``."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < least or value >= 2**63:
+    if value < least or int(value) >= 2**63:
         few = f"at least {least}" if value < least else "below 2**63"
         raise ValueError(f"{name} must be {few}, got {short(value)}")
     return int(value)
@@ -137,8 +137,8 @@ def number(name: str, value, low: float, high: float, *, closed: bool = False) -
 
 def above_zero(name: str, value) -> float:
     """``value`` as a float above 0; infinity is allowed."""
-    value = number(name, value, 0.0, math.inf, closed=True)
-    if not value:
+    value = number(name, value, -math.inf, math.inf, closed=True)
+    if not value > 0:
         raise ValueError(f"{name} must be above 0, got {value}")
     return value
 

@@ -17,7 +17,6 @@ from fastrnn.kernels.device import backend_of
 from fastrnn.kernels.options import AdamStep, SGDStep
 from fastrnn.parameters import Parameters
 
-
 _LARGEST = float(np.finfo(np.float32).max)
 
 

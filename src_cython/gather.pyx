@@ -8,7 +8,7 @@ convert arguments and raise errors.
 
 import numpy as np
 
-from fastrnn import checks
+import fastrnn.checks as checks
 from fastrnn._native import Kernel
 from fastrnn.runtime.threads import MOVE_COST, Job, parallel_for
 

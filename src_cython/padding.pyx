@@ -6,7 +6,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from fastrnn import checks
+import fastrnn.checks as checks
 
 cimport cython
 from cpython.long cimport PyLong_AsLongLong, PyLong_CheckExact

@@ -197,7 +197,7 @@ def test_refused():
     parameters = Parameters({"w": np.zeros(3)}, "float32")
     with pytest.raises(ValueError, match=r"gradient must be float32 \(3,\), got float64 \(3,\)"):
         optim.Adam().step(parameters, np.zeros(3))
-    with pytest.raises(ValueError, match=r"lr must be in \[0.0, inf\), got -1.0"):
+    with pytest.raises(ValueError, match=r"lr must be in \[0.0, 3.4.*e\+38\), got -1.0"):
         optim.Adam(-1)
     with pytest.raises(ValueError, match=r"betas must be in \[0.0, 1.0\), got 1.0"):
         optim.Adam(betas=(0.9, 1.0))

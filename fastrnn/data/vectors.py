@@ -47,7 +47,8 @@ class WordVectors:
     """
 
     def __init__(self, words: Sequence[str], table, *, mean=None, std=None, seed=0, source=""):
-        table = checks.as_array("table", table)
+        if not isinstance(table, np.ndarray):  # a mapped one stays as it is
+            table = checks.as_array("table", table)
         if table.dtype.kind not in "fiu":
             raise TypeError(f"{source or 'table'} must hold real numbers, got dtype {table.dtype}")
         if isinstance(words, str) or not isinstance(words, Sequence):

@@ -54,7 +54,8 @@ class Dropout(UsesBackend):
             x = kernels.device_view(x) if door.is_device else checks.as_array("x", x)
             if x.dtype.name not in checks.DTYPES:
                 raise TypeError(f"x must be an array of floats, got dtype {x.dtype}")
-            x = door.take("x", x, np.dtype(x.dtype.name))
+            if not door.is_device:
+                x = checks.real_array("x", x, x.dtype.name, None, kernels.all_finite)
             y = (
                 kernels.copy(x)
                 if door.is_device

@@ -1,4 +1,4 @@
-"""Public functions called with junk: the right kind of error, which names the argument, or a result.
+"""Public functions called with junk: an error that names the argument, or a result.
 
 Each target is a function and valid arguments, of which one is replaced. An error must be one of
 the documented kinds, and its message must have the argument's name. A result must be finite.

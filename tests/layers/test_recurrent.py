@@ -415,7 +415,7 @@ def test_refused_arguments(cell, arguments, error, message):
 
 
 def test_the_public_face_of_every_cell(rng):
-    with pytest.raises(ValueError, match="nonlinearity must be 'tanh' or 'relu', got 'gelu'"):
+    with pytest.raises(ValueError, match="nonlinearity must be one of tanh, relu; got 'gelu'"):
         RNN(3, 4, nonlinearity="gelu")
     for cell in (GRU, RNN):
         layer = cell(3, 4, bidirectional=True, seed=0)
