@@ -122,14 +122,18 @@ def positive_int(name: str, value, least: int = 1) -> int:
     return int(value)
 
 
-def number(name: str, value, low: float, high: float, *, closed: bool = False) -> float:
-    """``value`` as a float in ``[low, high)``, or ``[low, high]`` if ``closed``."""
+def _as_float(name: str, value) -> float:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     try:
-        value = float(value)
-    except OverflowError:
-        value = math.inf if value > 0 else -math.inf
+        return float(value)
+    except OverflowError:  # an int
+        return math.inf if value > 0 else -math.inf
+
+
+def number(name: str, value, low: float, high: float, *, closed: bool = False) -> float:
+    """``value`` as a float in ``[low, high)``, or ``[low, high]`` if ``closed``."""
+    value = _as_float(name, value)
     if not (low <= value < high or (closed and value == high)):
         raise ValueError(f"{name} must be in [{low}, {high}{']' if closed else ')'}, got {value}")
     return value
@@ -137,7 +141,7 @@ def number(name: str, value, low: float, high: float, *, closed: bool = False) -
 
 def above_zero(name: str, value) -> float:
     """``value`` as a float above 0; infinity is allowed."""
-    value = number(name, value, -math.inf, math.inf, closed=True)
+    value = _as_float(name, value)
     if not value > 0:
         raise ValueError(f"{name} must be above 0, got {value}")
     return value

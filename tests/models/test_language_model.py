@@ -137,7 +137,7 @@ def test_ids_of_another_vocabulary_are_refused(embedding_dim):
     model = LanguageModel(Vocabulary.of("abc"), embedding_dim=embedding_dim, hidden_size=8, seed=0)
     with pytest.raises(IndexError, match=r"text: id 4 at position 0 is not in \[0, 4\)"):
         model.bits_per_character(np.array([4, 1, 2, 3]))
-    with pytest.raises(IndexError, match="text: id -1 at position 1"):
+    with pytest.raises(IndexError, match="ids: id -1 at position 1"):
         ids = np.array([[1], [-1]])
         model.loss_and_gradient(Chunk(ids, np.abs(ids), True))
 
