@@ -4,8 +4,10 @@ A file is first written under a temporary name in its folder and then renamed, s
 either the old file or the new one. Files of arrays carry a checksum.
 """
 
+import errno
 import json
 import os
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,12 +24,16 @@ _TYPES = {
 }  # fmt: skip
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
     """A file whose contents replace those of ``path`` atomically at the end."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -37,6 +43,37 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Let only one process at a time into this block for a folder.
+
+    The system drops the lock when the process ends, however it ends.
+
+    Raises
+    ------
+    ValueError
+        Another process is inside.
+    """
+    with open(Path(folder) / ".lock", "ab") as file:
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+                yield  # a file system without locks
+                return
+            raise ValueError(
+                f"{folder} is in use by another process: wait for its end, or choose another folder"
+            ) from None
+        yield
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -128,7 +128,7 @@ def _as_float(name: str, value) -> float:
     try:
         return float(value)
     except OverflowError:  # an int
-        return math.inf if value > 0 else -math.inf
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
 
 
 def number(name: str, value, low: float, high: float, *, closed: bool = False) -> float:

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastrnn import checks
-from fastrnn.checkpoint import load_arrays, save_arrays, write_bytes
+from fastrnn.checkpoint import load_arrays, only_one, save_arrays, write_bytes
 from fastrnn.optim import Constant, Optimizer, ReduceOnPlateau
 from fastrnn.parameters import Parameters
 
@@ -213,7 +213,8 @@ class Trainer:
         Diverged
             The loss or gradient is not finite; the message names the step and the last checkpoint.
         ValueError
-            Neither or both of ``steps`` and ``epochs`` are given, or the folder holds another run.
+            Neither or both of ``steps`` and ``epochs`` are given, or the folder holds another run
+            or is in use by another process.
         """
         if (steps is None) == (epochs is None):
             raise ValueError("give either steps or epochs")
@@ -229,6 +230,7 @@ class Trainer:
             raise ValueError(f"{self.history} is not a file")
         self.stopped, self._asked_to_stop = "", False
         with (
+            only_one(self.run),
             self._listening(),
             open(self.history, "a", encoding="utf-8", buffering=1) as history,
             tqdm(
@@ -394,8 +396,15 @@ class Trainer:
         Raises
         ------
         ValueError
-            The checkpoint is damaged or belongs to another model.
+            The checkpoint is damaged or belongs to another model, or another process is training
+            in the folder.
         """
+        if not self.run.is_dir():
+            return self._restore()
+        with only_one(self.run):
+            return self._restore()
+
+    def _restore(self) -> bool:
         if not self.checkpoint.exists():
             if self.history.exists():
                 write_bytes(self.history, b"")

@@ -235,7 +235,7 @@ def load_vectors(source, *, seed: int = 0) -> WordVectors:
         raise FileNotFoundError(f"no such file: {path}")
     try:
         table = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # NumPy parses the header as Python and raises many kinds
         raise ValueError(f"{path} is damaged or not a .npy file: {error}") from error
     if table.ndim != 2 or table.dtype.kind != "f":
         raise ValueError(f"{path} must hold floats [V, E], got {table.dtype} {table.shape}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fastrnn.checkpoint import load_arrays, load_json, save_arrays, save_json
-from fastrnn.data.batches import Batch, Lexicon, Tokens, by_length, make_batch
+from fastrnn.data.batches import CASES, Batch, Lexicon, Tokens, by_length, make_batch
 from fastrnn.data.tags import TagCodes, check_scheme, may_follow, write_tags
 from fastrnn.data.text import Vocabulary
 from fastrnn.data.vectors import WordVectors
@@ -16,6 +16,7 @@ from fastrnn.kernels.backend import get_backend
 from fastrnn.trainer import take_weights
 
 from .bilstm import BiLSTMTagger
+from .sizes import check_sizes, sizes_of_stack, width
 
 _AT_ONCE = 4096  # tokens per batch in inference
 _REMEMBERED = 1 << 17  # distinct tokens whose features are cached
@@ -144,13 +145,23 @@ class FittedTagger:
                 f"{known['count']:,} words of {known['dimension']} numbers; got "
                 f"{len(vectors):,} of {vectors.dimension} (values or seed may differ too)"
             )
+        weights_path = folder / "weights.safetensors"
+        weights = load_arrays(weights_path)[0]
+        hidden_size, num_layers = sizes_of_stack(weights, "lstm.")
+        char_hidden, _ = sizes_of_stack(weights, "char_lstm.")
+        sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "char_hidden": char_hidden}
+        if char_hidden:
+            sizes["char_dim"] = width(weights, "char_embedding.weight")
+        check_sizes(path, config["params"], sizes)
+        dimension = width(weights, "lstm.weight_ih_l0") - CASES - 2 * char_hidden
+        check_sizes(path, known, {"dimension": dimension})
         try:
             fitted = cls(config, vectors, backend, new=False)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error!r}") from error
-        path = folder / "weights.safetensors"
+        path = weights_path
         try:
-            take_weights(fitted.network, load_arrays(path)[0])
+            take_weights(fitted.network, weights)
         except ValueError as error:
             raise ValueError(f"{path} does not fit {folder}/config.json: {error}") from error
         return fitted

@@ -14,6 +14,8 @@ from fastrnn.layers.dropout import new_key
 from fastrnn.losses import cross_entropy
 from fastrnn.packed import PackedBatch
 
+from .sizes import check_sizes, sizes_of_stack, width
+
 # Standard deviation of the first layer's input weights when the input is one-hot. Only one of
 # the V inputs is 1, so the gates receive one column of these weights, not a sum over V: with the
 # usual bound for V inputs they would at first hardly depend on the character. With an embedding
@@ -259,14 +261,21 @@ class LanguageModel(UsesBackend):
         config = load_json(path)
         if not isinstance(config, dict) or config.pop("model", None) != "LanguageModel":
             raise ValueError(f"{path} does not belong to a language model")
+        weights_path = Path(folder) / "weights.safetensors"
+        weights = load_arrays(weights_path)[0]
+        hidden_size, num_layers = sizes_of_stack(weights, "lstm.")
+        check_sizes(path, config, {
+            "hidden_size": hidden_size, "num_layers": num_layers,
+            "embedding_dim": width(weights, "embedding.weight"),
+        })  # fmt: skip
         try:
             vocabulary = Vocabulary(list(config.pop("symbols")))
             model = cls(vocabulary, **config, backend=backend)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
-        path = Path(folder) / "weights.safetensors"
+        path = weights_path
         try:
-            model.parameters.load_state_dict(load_arrays(path)[0])
+            model.parameters.load_state_dict(weights)
         except ValueError as error:
             raise ValueError(f"{path} does not fit {folder}/config.json: {error}") from error
         return model
