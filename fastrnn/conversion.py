@@ -10,6 +10,7 @@ import numpy as np
 from fastrnn import checks
 from fastrnn.checkpoint import load_tensors
 from fastrnn.layers import GRU, LSTM, RNN, Embedding, Linear
+from fastrnn.types import BackendName, DType
 
 _RECURRENT = re.compile(r"(weight|bias)_(ih|hh|hr)_l(\d+)(_reverse)?")
 _MATRIX = {"weight", "bias"}  # of a Linear, or an Embedding without the latter
@@ -17,14 +18,14 @@ _BY_GATES: dict[int, Any] = {4: LSTM, 3: GRU, 1: RNN}
 
 
 def from_torch(
-    source,
+    source: Any,
     prefix: str | None = None,
     *,
     batch_first: bool = False,
     nonlinearity: str = "tanh",
-    dtype=None,
-    backend: str = "cpu",
-):
+    dtype: DType | None = None,
+    backend: BackendName = "cpu",
+) -> Any:
     """Layers with the parameters of a PyTorch module, a state_dict or a ``.safetensors`` file.
 
     Parameters

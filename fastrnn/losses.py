@@ -4,9 +4,12 @@ import numpy as np
 
 from fastrnn import checks
 from fastrnn.kernels.device import backend_of
+from fastrnn.types import Input
 
 
-def cross_entropy(logits, targets, *, ignore_index: int | None = -100):
+def cross_entropy(
+    logits: Input, targets: Input, *, ignore_index: int | None = -100
+) -> tuple[float, np.ndarray, int]:
     """Softmax cross-entropy, averaged over the targets that are not ignored.
 
     Parameters

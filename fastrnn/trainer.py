@@ -25,6 +25,7 @@ from fastrnn import checks
 from fastrnn.checkpoint import load_arrays, only_one, save_arrays, write_bytes
 from fastrnn.optim import Constant, Optimizer, ReduceOnPlateau
 from fastrnn.parameters import Parameters
+from fastrnn.types import Path as FilePath
 
 SMOOTHING = 0.95  # decay of the smoothed loss, which averages about the last 20 batches
 
@@ -43,7 +44,7 @@ class Model(Protocol):
     parameters: Parameters
     rng: np.random.Generator
 
-    def loss_and_gradient(self, batch: Any) -> tuple[float, np.ndarray, int]:
+    def loss_and_gradient(self, batch: Any, /) -> tuple[float, np.ndarray, int]:
         """Mean loss of a batch, its flat gradient, and the number of items averaged over."""
 
     def carried(self) -> dict[str, np.ndarray]:
@@ -59,7 +60,7 @@ class Data(Protocol):
     def __len__(self) -> int:
         """Number of batches per epoch."""
 
-    def batches(self, epoch: int, skip: int) -> Iterator[Any]:
+    def batches(self, epoch: int, skip: int, /) -> Iterator[Any]:
         """The batches of an epoch without the first ``skip``; the same on every call."""
 
 
@@ -143,7 +144,7 @@ class Trainer:
         model: Model,
         optimizer: Optimizer,
         data: Data,
-        run,
+        run: FilePath,
         *,
         max_norm: float | None = None,
         schedule: Constant | None = None,

@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 try:
     import typer
@@ -17,7 +17,10 @@ app = typer.Typer(help="Fast recurrent networks.", no_args_is_help=True, add_com
 train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 
-Backend = Annotated[str, typer.Option(help="cpu, cuda (an NVIDIA GPU) or reference (slow).")]
+if TYPE_CHECKING:
+    from fastrnn.types import BackendName as Backend
+else:
+    Backend = Annotated[str, typer.Option(help="cpu, cuda (an NVIDIA GPU) or reference (slow).")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Number of threads; by default all CPUs.")]
 
 

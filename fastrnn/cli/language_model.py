@@ -29,7 +29,7 @@ def _train_language_model(
     out: Path,
     options: dict[str, Any],
     *,
-    backend: str = "cpu",
+    backend: Backend = "cpu",
     resume: bool = False,
 ) -> "LanguageModel":
     """Train with these options in the folder ``out``; return the model with its best weights."""

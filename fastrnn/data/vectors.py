@@ -22,6 +22,8 @@ import numpy as np
 from fastrnn import checks
 from fastrnn.checkpoint import write_bytes, writing
 from fastrnn.extras import install_hint
+from fastrnn.types import Input
+from fastrnn.types import Path as FilePath
 
 from .vector_files import read_packed
 
@@ -46,7 +48,16 @@ class WordVectors:
         Where the table came from, for error messages.
     """
 
-    def __init__(self, words: Sequence[str], table, *, mean=None, std=None, seed=0, source=""):
+    def __init__(
+        self,
+        words: Sequence[str],
+        table: Input,
+        *,
+        mean: float | None = None,
+        std: float | None = None,
+        seed: int = 0,
+        source: str = "",
+    ):
         if not isinstance(table, np.ndarray):  # a mapped one stays as it is
             table = checks.as_array("table", table)
         if table.dtype.kind not in "fiu":
@@ -125,7 +136,7 @@ class WordVectors:
             "mean": self.mean, "std": self.std,
         }  # fmt: skip
 
-    def save(self, folder) -> None:
+    def save(self, folder: FilePath) -> None:
         """Write ``vectors.npy`` and ``words.txt``, which `load_vectors` reads.
 
         Raises
@@ -192,7 +203,7 @@ class WordVectors:
         return out
 
 
-def load_vectors(source, *, seed: int = 0) -> WordVectors:
+def load_vectors(source: FilePath | Mapping[str, Input], *, seed: int = 0) -> WordVectors:
     """Load the vectors of a file, a folder or the ``[glove]`` extra.
 
     Parameters

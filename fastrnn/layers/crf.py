@@ -9,6 +9,7 @@ from fastrnn.kernels import host
 from fastrnn.kernels.backend import UsesBackend, get_backend
 from fastrnn.kernels.device import Door
 from fastrnn.packed import PackedBatch
+from fastrnn.types import BackendName, DType, Input
 
 from .base import Layer
 
@@ -44,9 +45,9 @@ class CRF(UsesBackend, Layer):
         self,
         num_tags: int,
         *,
-        allowed=None,
-        dtype="float32",
-        backend: str = "cpu",
+        allowed: Input = None,
+        dtype: DType = "float32",
+        backend: BackendName = "cpu",
         seed: int | None = None,
     ):
         k = self.num_tags = checks.positive_int("num_tags", num_tags)
@@ -116,7 +117,7 @@ class CRF(UsesBackend, Layer):
             lengths = checks.lengths_array("lengths", lengths, batch, steps)
         return scores, PackedBatch(steps, batch, lengths)
 
-    def forward(self, scores, tags, lengths=None) -> tuple[float, "Tape"]:
+    def forward(self, scores: Input, tags: Input, lengths: Input = None) -> tuple[float, "Tape"]:
         """``(loss, tape)``: the mean over all steps of ``-log p(tags | scores)`` in nats.
 
         Parameters
@@ -155,7 +156,7 @@ class CRF(UsesBackend, Layer):
             raise TypeError(f"tape must come from forward, got {type(tape).__name__}")
         return tape.d_scores, tape.grads
 
-    def decode(self, scores, lengths=None) -> np.ndarray:
+    def decode(self, scores: Input, lengths: Input = None) -> np.ndarray:
         """The most likely tags, int64 [T, B]; zero beyond a length."""
         door = Door(self._kernels, scores, "scores")
         with door.stream():
@@ -163,7 +164,7 @@ class CRF(UsesBackend, Layer):
             tags = self.rows_decode(self._kernels.pack(scores, packed), packed)
             return host.unpack(tags, packed)
 
-    def marginals(self, scores, lengths=None) -> np.ndarray:
+    def marginals(self, scores: Input, lengths: Input = None) -> np.ndarray:
         """The probability of each tag at each step, [T, B, K]; zero beyond a length."""
         door = Door(self._kernels, scores, "scores")
         with door.stream():

@@ -7,6 +7,7 @@ import numpy as np
 from fastrnn import checks
 from fastrnn.kernels.backend import UsesBackend, get_backend
 from fastrnn.kernels.device import Door
+from fastrnn.types import BackendName, Input
 
 
 def new_key(rng: np.random.Generator) -> int:
@@ -38,16 +39,16 @@ class Dropout(UsesBackend):
         ``p`` is out of its range, or there is no such backend.
     """
 
-    def __init__(self, p: float = 0.5, *, backend: str = "cpu", seed: int | None = None):
+    def __init__(self, p: float = 0.5, *, backend: BackendName = "cpu", seed: int | None = None):
         self.p = checks.number("p", p, 0.0, 1.0)
         self.rng = checks.generator("seed", seed)
         self._kernels = get_backend(backend)
 
-    def __call__(self, x):
+    def __call__(self, x: Input) -> np.ndarray:
         """Inference: return x unchanged."""
         return x if Door(self._kernels, x).is_device else np.asarray(x)
 
-    def forward(self, x) -> tuple:
+    def forward(self, x: Input) -> tuple[np.ndarray, "Tape"]:
         """``(y, tape)``; x is any array of float32 or float64, and is not changed."""
         kernels, door = self._kernels, Door(self._kernels, x)
         with door.stream():
@@ -65,7 +66,7 @@ class Dropout(UsesBackend):
             kernels.dropout(y, self.p, tape.key)
             return door.give(y), tape
 
-    def backward(self, tape: Tape, dy):
+    def backward(self, tape: Tape, dy: Input) -> np.ndarray:
         """The gradient of x."""
         if not isinstance(tape, Tape):
             raise TypeError(f"tape must come from forward, got {type(tape).__name__}")

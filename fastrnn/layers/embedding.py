@@ -1,10 +1,13 @@
 """The embedding layer: rows of a table by their index."""
 
+from typing import Any
+
 import numpy as np
 
 from fastrnn import checks
 from fastrnn._gather import scatter_add_rows
 from fastrnn.kernels.device import Door
+from fastrnn.types import BackendName, DType, Input
 
 from .base import PackedLayer
 
@@ -32,8 +35,8 @@ class Embedding(PackedLayer):
         num_embeddings: int,
         embedding_dim: int,
         *,
-        dtype="float32",
-        backend: str = "cpu",
+        dtype: DType = "float32",
+        backend: BackendName = "cpu",
         seed: int | None = None,
     ):
         self.num_embeddings = checks.positive_int("num_embeddings", num_embeddings)
@@ -55,13 +58,13 @@ class Embedding(PackedLayer):
         """The gradient of the table for ``dy [N, E]``."""
         return {"weight": self._kernels.embedding_backward(dy, ids, self.num_embeddings)}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return (
             f"Embedding({self.num_embeddings}, {self.embedding_dim}, dtype={self.dtype.name!r}, "
             f"backend={self.backend!r})"
         )
 
-    def __call__(self, ids) -> np.ndarray:
+    def __call__(self, ids: Input) -> np.ndarray:
         """``weight[ids]``, [..., E].
 
         Raises
@@ -73,13 +76,13 @@ class Embedding(PackedLayer):
         """
         return self.forward(ids)[0]
 
-    def forward(self, ids) -> tuple[np.ndarray, np.ndarray]:
+    def forward(self, ids: Input) -> tuple[np.ndarray, np.ndarray]:
         """``(y, tape)``."""
         ids = checks.integer_array("ids", ids)
         y = self._kernels.to_host(self.rows_forward(ids.reshape(-1)))
         return y.reshape(*ids.shape, self.embedding_dim), ids
 
-    def backward(self, tape: np.ndarray, dy, *, sparse: bool = False) -> dict:
+    def backward(self, tape: np.ndarray, dy: Input, *, sparse: bool = False) -> dict[str, Any]:
         """The gradient of the table.
 
         Parameters

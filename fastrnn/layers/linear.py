@@ -1,9 +1,12 @@
 """The linear layer."""
 
+from typing import Any
+
 import numpy as np
 
 from fastrnn import checks
 from fastrnn.kernels.device import Door
+from fastrnn.types import BackendName, DType, Grads, Input
 
 from .base import PackedLayer
 from .initial import glorot
@@ -33,8 +36,8 @@ class Linear(PackedLayer):
         out_features: int,
         *,
         bias: bool = True,
-        dtype="float32",
-        backend: str = "cpu",
+        dtype: DType = "float32",
+        backend: BackendName = "cpu",
         seed: int | None = None,
     ):
         self.in_features = checks.positive_int("in_features", in_features)
@@ -61,13 +64,13 @@ class Linear(PackedLayer):
         grads = {"weight": weight, "bias": bias}
         return dx, {name: grads[name] for name in self.parameters}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return (
             f"Linear({self.in_features}, {self.out_features}, bias={'bias' in self.parameters}, "
             f"dtype={self.dtype.name!r}, backend={self.backend!r})"
         )
 
-    def __call__(self, x):
+    def __call__(self, x: Input) -> np.ndarray:
         """``y [..., O]`` for ``x [..., I]``.
 
         With the backend "cuda" x may also be an array on the device, see `LSTM`.
@@ -79,7 +82,7 @@ class Linear(PackedLayer):
         """
         return self.forward(x)[0]
 
-    def forward(self, x) -> tuple:
+    def forward(self, x: Input) -> tuple[np.ndarray, Any]:
         """``(y, tape)``."""
         door = Door(self._kernels, x)
         with door.stream():
@@ -89,7 +92,7 @@ class Linear(PackedLayer):
             y = self.rows_forward(x.reshape(-1, self.in_features))
             return door.give(y.reshape(*x.shape[:-1], self.out_features)), x
 
-    def backward(self, tape, dy) -> tuple:
+    def backward(self, tape: Any, dy: Input) -> tuple[np.ndarray, Grads]:
         """``(dx, grads)`` for the gradient of y.
 
         ``tape`` may be x itself: do not change x before `backward`.

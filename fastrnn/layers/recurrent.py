@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -10,14 +11,17 @@ from fastrnn.cells import CELLS, Cell
 from fastrnn.kernels.device import Door
 from fastrnn.kernels.options import StepMasks
 from fastrnn.packed import PackedBatch
+from fastrnn.types import BackendName, DType, Grads, Input
 
 from .base import PackedLayer
 from .dropout import new_key
 from .initial import glorot, orthogonal
 from .stack import Stack, State, Tape
 
+S = TypeVar("S")  # of the state: an array, or a pair of arrays
 
-class Recurrent(PackedLayer):
+
+class Recurrent(PackedLayer, Generic[S]):
     """Stacked recurrent cells; a subclass names their family in the table `fastrnn.cells.CELLS`."""
 
     _family: str
@@ -38,8 +42,8 @@ class Recurrent(PackedLayer):
         zoneout: float | tuple[float, ...] = 0.0,
         recurrent_dropout: float = 0.0,
         constants: Mapping[str, float] | None = None,
-        dtype="float32",
-        backend: str = "cpu",
+        dtype: DType = "float32",
+        backend: BackendName = "cpu",
         seed: int | None = None,
     ):
         self.proj_size = checks.positive_int("proj_size", proj_size, 0)
@@ -222,7 +226,7 @@ class Recurrent(PackedLayer):
 
     # Padded arrays in, padded arrays out: the public interface.
 
-    def __call__(self, x, state=None, lengths=None):
+    def __call__(self, x: Input, state: Any = None, lengths: Input = None) -> tuple[np.ndarray, S]:
         """Inference: nothing is kept for a gradient, and there is no dropout.
 
         Parameters
@@ -258,7 +262,7 @@ class Recurrent(PackedLayer):
         y, state, _ = self._run(x, state, lengths, training=False)
         return y, state
 
-    def _planned(self, x, state, *, unbatched: bool):
+    def _planned(self, x, state, *, unbatched: bool) -> Any:
         """``(y, state)`` by the plan of this shape, or None, see `Stack.planned`."""
         if type(x) is not np.ndarray or any(self.zoneout):
             return None
@@ -273,14 +277,16 @@ class Recurrent(PackedLayer):
         batch, steps = shape[:2] if self.batch_first else shape[1::-1]
         return None if self.batch_first and steps > 1 and batch > 1 else (steps, batch)
 
-    def forward(self, x, state=None, lengths=None):
+    def forward(
+        self, x: Input, state: Any = None, lengths: Input = None
+    ) -> tuple[np.ndarray, S, Tape]:
         """The same for training, with dropout: ``(y, state, tape)``.
 
         The tape may refer to x itself: do not change x before `backward`.
         """
         return self._run(x, state, lengths, training=True)
 
-    def _run(self, x, state, lengths, *, training):
+    def _run(self, x, state, lengths, *, training) -> tuple[Any, Any, Any]:
         door, kernels, first = Door(self._kernels, x), self._kernels, self.batch_first
         with door.stream():
             x = door.take("x", x, self.dtype)
@@ -307,7 +313,7 @@ class Recurrent(PackedLayer):
             tape = tape and tape._replace(unbatched=unbatched)
             return door.give(y), self._state_out(door, state_n, packed, unbatched), tape
 
-    def _state_out(self, door: Door, state: State, packed: PackedBatch, unbatched: bool):
+    def _state_out(self, door: Door, state: State, packed: PackedBatch, unbatched: bool) -> Any:
         """A state for the caller: in the original order, an array if the cell has only h."""
         out = []
         for s in state:
@@ -334,7 +340,7 @@ class Recurrent(PackedLayer):
             out.append(self._kernels.sort(array, packed))
         return tuple(out)
 
-    def backward(self, tape: Tape, dy, dstate=None):
+    def backward(self, tape: Tape, dy: Input, dstate: Any = None) -> tuple[np.ndarray, S, Grads]:
         """Gradients of `forward` with respect to its inputs and the parameters.
 
         Parameters
@@ -381,7 +387,7 @@ class Recurrent(PackedLayer):
             state_0 = self._state_out(door, dstate_0, packed, tape.unbatched)
             return door.give(dx), state_0, {name: door.give(g) for name, g in grads.items()}
 
-    def step(self, x_t, state=None):
+    def step(self, x_t: Input, state: Any = None) -> tuple[np.ndarray, S]:
         """One step of a stream: ``(y_t [B, H], state)``.
 
         Parameters
@@ -413,7 +419,7 @@ class Recurrent(PackedLayer):
         """Further options of a subclass, for the repr."""
         return {}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         shown: Mapping = {
             "num_layers": self.num_layers,
             **({"variant": self.variant} if self.variant else {}),

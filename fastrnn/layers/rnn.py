@@ -1,11 +1,15 @@
 """The recurrent layers. Their common interface is in recurrent.py."""
 
+from typing import Any, Literal
+
+import numpy as np
+
 from fastrnn import checks
 
 from .recurrent import Recurrent
 
 
-class LSTM(Recurrent):
+class LSTM(Recurrent[tuple[np.ndarray, np.ndarray]]):
     """Stacked long short-term memory, in one direction or both.
 
     The equations, parameter names and shapes are those of ``torch.nn.LSTM`` (Hochreiter &
@@ -74,7 +78,7 @@ class LSTM(Recurrent):
     _family = "lstm"
 
 
-class GRU(Recurrent):
+class GRU(Recurrent[np.ndarray]):
     """Stacked gated recurrent units, in one direction or both.
 
     The equations, parameter names and shapes are those of ``torch.nn.GRU`` (Cho et al. 2014,
@@ -100,7 +104,7 @@ class GRU(Recurrent):
     _family = "gru"
 
 
-class RNN(Recurrent):
+class RNN(Recurrent[np.ndarray]):
     """Stacked Elman networks, in one direction or both.
 
     The equations, parameter names and shapes are those of ``torch.nn.RNN`` (Elman 1990).
@@ -131,8 +135,8 @@ class RNN(Recurrent):
         hidden_size: int,
         num_layers: int = 1,
         *,
-        nonlinearity: str = "tanh",
-        **options,
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        **options: Any,
     ):
         self.nonlinearity = checks.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         super().__init__(input_size, hidden_size, num_layers, variant=nonlinearity, **options)

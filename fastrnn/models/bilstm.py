@@ -17,6 +17,7 @@ from fastrnn.layers.dropout import new_key
 from fastrnn.losses import cross_entropy
 from fastrnn.optim import RowGradient
 from fastrnn.packed import PackedBatch
+from fastrnn.types import BackendName, DType
 
 from .characters import CharacterBiLSTM
 
@@ -72,15 +73,15 @@ class BiLSTMTagger(UsesBackend):
         input_dropout: float = 0.25,
         crf: bool = False,
         allowed=None,
-        dtype="float32",
-        backend: str = "cpu",
+        dtype: DType = "float32",
+        backend: BackendName = "cpu",
         seed: int | None = None,
     ):
         self.dropout = checks.number("dropout", dropout, 0.0, 1.0)
         self.input_dropout = checks.number("input_dropout", input_dropout, 0.0, 1.0)
         self.rng = checks.generator("seed", seed)
         seeds = [int(s) for s in self.rng.integers(2**31, size=5)]
-        options = {"dtype": dtype, "backend": backend}
+        options: dict[str, Any] = {"dtype": dtype, "backend": backend}
         self._kernels = get_backend(backend)
         layers: dict[str, Any] = {}
         self.characters: CharacterBiLSTM | None = None

@@ -14,6 +14,7 @@ from fastrnn.data.text import Vocabulary
 from fastrnn.data.vectors import WordVectors
 from fastrnn.kernels.backend import get_backend
 from fastrnn.trainer import take_weights
+from fastrnn.types import BackendName
 
 from .bilstm import BiLSTMTagger
 from .sizes import check_sizes, sizes_of_stack, width
@@ -38,7 +39,9 @@ class FittedTagger:
         False if weights are loaded next: trained word vectors are then left at zero.
     """
 
-    def __init__(self, config: dict, vectors: WordVectors, backend: str, *, new: bool = True):
+    def __init__(
+        self, config: dict, vectors: WordVectors, backend: BackendName, *, new: bool = True
+    ):
         self.config, self.vectors = config, vectors
         p, self.tags, self.writes = config["params"], config["tags"], config["writes"]
         self.scheme = p["scheme"]
@@ -122,7 +125,7 @@ class FittedTagger:
         save_arrays(folder / "weights.safetensors", weights)
 
     @classmethod
-    def load(cls, folder: Path, load_vectors, backend: str) -> "FittedTagger":
+    def load(cls, folder: Path, load_vectors, backend: BackendName) -> "FittedTagger":
         """Load the tagger of a folder; ``load_vectors(params)`` must return its word vectors.
 
         Raises

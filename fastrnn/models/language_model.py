@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from fastrnn.layers import LSTM, Embedding, Linear
 from fastrnn.layers.dropout import new_key
 from fastrnn.losses import cross_entropy
 from fastrnn.packed import PackedBatch
+from fastrnn.types import BackendName, DType
+from fastrnn.types import Path as FilePath
 
 from .sizes import check_sizes, sizes_of_stack, width
 
@@ -55,8 +58,8 @@ class LanguageModel(UsesBackend):
         hidden_size: int = 512,
         num_layers: int = 1,
         dropout: float = 0.0,
-        dtype="float32",
-        backend: str = "cpu",
+        dtype: DType = "float32",
+        backend: BackendName = "cpu",
         seed: int | None = None,
     ):
         if not isinstance(vocabulary, Vocabulary):
@@ -67,7 +70,7 @@ class LanguageModel(UsesBackend):
         self.rng = checks.generator("seed", seed)
         size, num_layers = len(vocabulary), checks.positive_int("num_layers", num_layers)
         seeds = [int(s) for s in self.rng.integers(2**31, size=3)]
-        options = {"dtype": dtype, "backend": backend}
+        options: dict[str, Any] = {"dtype": dtype, "backend": backend}
         self._kernels = get_backend(backend)
         self.embedding = None
         if embedding_dim:
@@ -153,7 +156,9 @@ class LanguageModel(UsesBackend):
 
     # Inference
 
-    def bits_per_character(self, text, *, batch: int = 64, bptt: int = 100) -> float:
+    def bits_per_character(
+        self, text: str | np.ndarray, *, batch: int = 64, bptt: int = 100
+    ) -> float:
         """Mean of ``-log2 p(character | preceding characters)`` over a text.
 
         Parameters
@@ -241,13 +246,13 @@ class LanguageModel(UsesBackend):
             "dtype": self.parameters.dtype.name,
         }
 
-    def save(self, folder) -> None:
+    def save(self, folder: FilePath) -> None:
         """Write ``config.json`` and ``weights.safetensors`` into a folder."""
         save_json(Path(folder) / "config.json", self.config())
         save_arrays(Path(folder) / "weights.safetensors", self.parameters.state_dict())
 
     @classmethod
-    def load(cls, folder, *, backend: str = "cpu") -> "LanguageModel":
+    def load(cls, folder: FilePath, *, backend: BackendName = "cpu") -> "LanguageModel":
         """Load the model from a folder written by `save` or by ``fastrnn train lm``.
 
         Raises

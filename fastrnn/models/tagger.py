@@ -6,9 +6,10 @@ import reprlib
 import tempfile
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from fastrnn.data.vectors import WordVectors, load_vectors
 from fastrnn.metrics import EntityScores, entity_scores
 from fastrnn.optim import OPTIMIZERS
 from fastrnn.trainer import Trainer
+from fastrnn.types import BackendName, DType, Input
+from fastrnn.types import Path as FilePath
 
 from .bilstm import BiLSTMTagger
 from .fitted import FittedTagger, read_config
@@ -28,6 +31,15 @@ from .fitted import FittedTagger, read_config
 UNKNOWN = ("normal", "mean")
 _REPR = reprlib.Repr()  # vectors may be a large mapping
 _REPR.maxstring = _REPR.maxother = 200
+
+# Columns of pandas and pyarrow, too.
+Sentences: TypeAlias = Sequence[Sequence[str]] | Any
+Tags: TypeAlias = Sequence[Sequence[str]] | Sequence[Sequence[int]] | Any
+
+
+def _f1(fitted: FittedTagger, X: Sentences, y: Sequence[Sequence[str]]) -> float:
+    """Micro-averaged entity F1 in percent."""
+    return 100 * entity_scores(y, fitted.tag(X), scheme=fitted.writes).micro.f1
 
 
 class Tagger:
@@ -89,10 +101,10 @@ class Tagger:
 
     def __init__(
         self,
-        vectors=None,
+        vectors: "FilePath | Mapping[str, Input] | WordVectors | None" = None,
         *,
         word_dim: int = 50,
-        unknown: str = "normal",
+        unknown: Literal["normal", "mean"] = "normal",
         fine_tune: bool = True,
         hidden_size: int = 100,
         num_layers: int = 1,
@@ -103,8 +115,8 @@ class Tagger:
         dropout: float = 0.5,
         input_dropout: float = 0.25,
         tag_names: Sequence[str] | None = None,
-        scheme: str = "BIOES",
-        optimizer: str = "adam",
+        scheme: Literal["BIOES", "IOB2"] = "BIOES",
+        optimizer: Literal["adam", "adamw", "sgd"] = "adam",
         lr: float = 3e-3,
         max_norm: float | None = 5.0,
         epochs: int = 10,
@@ -114,8 +126,8 @@ class Tagger:
         max_len: int | None = None,
         seed: int = 0,
         vector_seed: int = 0,
-        dtype: str = "float32",
-        backend: str = "cpu",
+        dtype: DType = "float32",
+        backend: BackendName = "cpu",
     ):
         self.vectors = vectors
         self.word_dim, self.unknown, self.fine_tune = word_dim, unknown, fine_tune
@@ -141,7 +153,7 @@ class Tagger:
         """The parameters by name."""
         return {name: getattr(self, name) for name in self._names()}
 
-    def set_params(self, **params) -> "Tagger":
+    def set_params(self, **params: Any) -> "Tagger":
         """Change parameters, for the next `fit`."""
         unknown = sorted(params.keys() - set(self._names()))
         if unknown:
@@ -177,7 +189,17 @@ class Tagger:
 
     # Training
 
-    def fit(self, X, y, *, dev=None, run=None, resume=False, progress=None, report=None):
+    def fit(
+        self,
+        X: Sentences,
+        y: Tags,
+        *,
+        dev: tuple[Sentences, Tags] | None = None,
+        run: FilePath | None = None,
+        resume: bool = False,
+        progress: bool | None = None,
+        report: Callable[[str], None] | None = None,
+    ) -> "Tagger":
         """Train on sentences; with ``dev``, keep the weights of the epoch with the best F1 on it.
 
         Parameters
@@ -253,13 +275,11 @@ class Tagger:
             batch_size=self.batch_size, max_tokens=self.max_tokens, seed=self.seed,
         )  # fmt: skip
 
-        def f1():
-            return 100 * entity_scores(dev[1], fitted.tag(dev[0]), scheme=writes).micro.f1
-
         with tempfile.TemporaryDirectory() as scratch:
             trainer = Trainer(
                 fitted.network, OPTIMIZERS[self.optimizer](self.lr), data, run or scratch,
-                max_norm=self.max_norm, evaluate=None if dev is None else f1,
+                max_norm=self.max_norm,
+                evaluate=None if dev is None else partial(_f1, fitted, *dev),
                 metric="valid_f1", maximize=True, patience=self.patience or None,
                 checkpoint_every=len(data), progress=progress, report=report,
             )  # fmt: skip
@@ -400,7 +420,7 @@ class Tagger:
         """The tags in the order of the columns of `predict_proba`, "O" first."""
         return self.fitted_.tags
 
-    def predict(self, X) -> list[list[str]]:
+    def predict(self, X: Sentences) -> list[list[str]]:
         """The tags of sentences. Those of a sentence never depend on the other sentences.
 
         Tags of the network that form no entity in its scheme, such as an end without a beginning,
@@ -408,24 +428,24 @@ class Tagger:
         """
         return self.fitted_.tag(checked_sentences("X", X))
 
-    def predict_proba(self, X) -> list[np.ndarray]:
+    def predict_proba(self, X: Sentences) -> list[np.ndarray]:
         """The probability of each of `classes_` for each token, ``[n, K]`` for each sentence."""
         return self.fitted_.probabilities(checked_sentences("X", X))
 
-    def evaluate(self, X, y) -> EntityScores:
+    def evaluate(self, X: Sentences, y: Tags) -> EntityScores:
         """Entity scores of `predict` against the correct tags, in any scheme."""
         writes = self.fitted_.writes
         X = checked_sentences("X", X)
         y = checked_tags("y", X, named_tags("y", y, self.tag_names), writes)
         return entity_scores(y, self.fitted_.tag(X), scheme=writes)
 
-    def score(self, X, y) -> float:
+    def score(self, X: Sentences, y: Tags) -> float:
         """Micro-averaged entity F1, from 0 to 1."""
         return self.evaluate(X, y).micro.f1
 
     # Files
 
-    def save(self, folder, *, include_vectors: bool = False) -> None:
+    def save(self, folder: FilePath, *, include_vectors: bool = False) -> None:
         """Write ``config.json`` and ``weights.safetensors`` into a folder.
 
         Parameters
@@ -439,7 +459,9 @@ class Tagger:
         self.fitted_.save(Path(folder), include_vectors=include_vectors)
 
     @classmethod
-    def load(cls, folder, *, vectors=None, backend: str = "cpu") -> "Tagger":
+    def load(
+        cls, folder: FilePath, *, vectors: Any = None, backend: BackendName = "cpu"
+    ) -> "Tagger":
         """Load the tagger from a folder written by `save` or by `fit` with ``run``.
 
         Parameters
