@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from fastrnn.extras import install_hint
+from fastrnn.types import Path as FilePath
 
 _LOSSES = ("valid_loss", "valid_bpc")  # metrics that are drawn on the axis of the loss
 
 
-def read_history(run) -> list[dict]:
+def read_history(run: FilePath) -> list[dict]:
     """The lines of ``run/history.jsonl``.
 
     Raises
@@ -40,28 +41,48 @@ def read_history(run) -> list[dict]:
     return lines
 
 
+def smooth(losses: np.ndarray, window: int = 21) -> np.ndarray:
+    """The mean over a window around each batch: unlike a running average, it does not lag.
+
+    Near an end the window is smaller, so that it stays symmetric.
+    """
+    n, half = len(losses), window // 2
+    sums = np.concatenate([[0.0], np.cumsum(losses, dtype=np.float64)])
+    at = np.arange(n)
+    side = np.minimum(half, np.minimum(at, n - 1 - at))
+    return (sums[at + side + 1] - sums[at - side]) / (2 * side + 1)
+
+
 def plot_runs(
-    runs: Sequence | Mapping, out, *, against: str = "step", title: str | None = None
+    runs: Sequence | Mapping,
+    out: FilePath,
+    *,
+    against: str = "step",
+    title: str | None = None,
+    unit: str = "nats",
 ) -> Path:
     """Plot the curves of runs: per-batch loss (faint), smoothed loss, and evaluations (points).
 
+    A metric that is not a loss, such as F1, has a panel of its own below.
+
     Parameters
     ----------
-    runs : sequence of folders, or mapping of label to folder
+    runs : sequence of paths, or mapping of label to path
+        Folders with a ``history.jsonl``, labelled with their names.
     out : path
-        The picture, ``.png``, ``.svg`` or ``.pdf``.
+        The image; matplotlib chooses the format from the suffix.
     against : {"step", "seconds"}
-        The horizontal axis.
+        Horizontal axis.
     title : str, optional
-
-    Returns
-    -------
-    out : Path
+    unit : str, default "nats"
+        Unit of the loss; the losses of a model that is evaluated in bits are drawn in bits.
 
     Raises
     ------
+    FileNotFoundError, ValueError
+        A run has no history, it is damaged, or ``against`` is something else.
     ImportError
-        matplotlib is missing; the message says how to get it.
+        Matplotlib is not installed.
     """
     if against not in ("step", "seconds"):
         raise ValueError(f"against must be 'step' or 'seconds', got {against!r}")
@@ -78,57 +99,67 @@ def plot_runs(
     except ImportError:
         raise ImportError(f"plots need matplotlib: {install_hint('plot')}") from None
 
+    metrics = {label: _metric(lines) for label, lines in histories.items()}
+    bits = "valid_bpc" in metrics.values()
     # A loss in nats is drawn in bits where the evaluation is in bits.
-    bits = any("valid_bpc" in line for lines in histories.values() for line in lines)
-    unit = math.log(2) if bits else 1.0
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    scale = 1 / math.log(2) if bits else 1.0
+    scores = sorted({name for name in metrics.values() if name and name not in _LOSSES})
+    figure = Figure(figsize=(8, 5 + 2.5 * bool(scores)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    tops, lows = [], []
-    other = None  # a second axis for a metric other than a loss, such as F1
+    panels = figure.subplots(
+        1 + bool(scores), sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + bool(scores)]
+    )[:, 0]
+    axes = panels[0]
+    tops, lows, has_means = [], [], False
     for number, (label, lines) in enumerate(histories.items()):
-        colour = f"C{number}"
+        colour, metric = f"C{number}", metrics[label]
         x = [line[against] for line in lines]
-        loss = np.array([line["loss"] for line in lines]) / unit
-        smoothed = np.array([line["smoothed"] for line in lines]) / unit
+        loss = scale * np.array([line["loss"] for line in lines])
+        smoothed = smooth(loss)
         axes.plot(x, loss, color=colour, alpha=0.2, linewidth=0.8)
         axes.plot(x, smoothed, color=colour, linewidth=1.8, label=label)
-        metric = [(a, v, k) for a, line in zip(x, lines, strict=True) for k, v in line.items()
-                  if k.startswith("valid_")]  # fmt: skip
-        if metric and metric[0][2] in _LOSSES:
-            at, values, _ = zip(*metric, strict=True)
-            axes.plot(at, values, "o", color=colour, markeredgecolor="white")
-            lows.append(min(values))
-        elif metric:
-            at, values, _ = zip(*metric, strict=True)
-            if other is None:
-                other = axes.twinx()
-                other.set_ylabel(f"{metric[0][2].removeprefix('valid_').upper()}, dots (right)")
-            other.plot(at, values, "o--", color=colour, markeredgecolor="white", linewidth=0.8)
-        means = [(a, line["epoch_loss"] / unit) for a, line in zip(x, lines, strict=True)
+        points = [(a, line[metric]) for a, line in zip(x, lines, strict=True) if metric in line]
+        if points and metric in _LOSSES:
+            axes.plot(*zip(*points, strict=True), "o", color=colour, markeredgecolor="white")
+            lows.append(min(value for _, value in points))
+        elif points:
+            panels[1].plot(*zip(*points, strict=True), "o-", color=colour, markeredgecolor="white")
+        means = [(a, scale * line["epoch_loss"]) for a, line in zip(x, lines, strict=True)
                  if "epoch_loss" in line]  # fmt: skip
         if means:
             axes.plot(*zip(*means, strict=True), "D", color=colour, markerfacecolor="none")
-        finite = smoothed[np.isfinite(smoothed)]
-        tops.append(finite[min(len(finite) - 1, 5)])
-        lows.append(finite.min())
+            has_means = True
+        tops.append(smoothed[min(len(smoothed) - 1, 5)])
+        lows.append(smoothed.min())
     # The first batches, or a run that diverges, must not flatten the other curves.
     low, top = min(lows), max(tops)
     if top > 3 * min(tops):
         axes.set_yscale("log")
     else:
         axes.set_ylim(low - 0.06 * (top - low) - 1e-3, top + 0.1 * (top - low) + 1e-3)
-    axes.set_xlabel("step" if against == "step" else "seconds of training")
-    axes.set_ylabel("bits per character" if bits else "loss")
+    panels[-1].set_xlabel("step" if against == "step" else "seconds of training")
+    axes.set_ylabel("bits per character" if bits else f"loss ({unit})" if unit else "loss")
+    if scores:
+        named = ", ".join(name.removeprefix("valid_").upper() for name in scores)
+        panels[1].set_ylabel(f"{named} (percent)" if scores == ["valid_f1"] else named)
     if title:
         axes.set_title(title)
-    axes.grid(alpha=0.25)
+    for panel in panels:
+        panel.grid(alpha=0.25)
     axes.plot([], [], color="grey", alpha=0.3, label="each batch")
-    axes.plot([], [], "o", color="grey", label="evaluation")
-    if any("epoch_loss" in line for lines in histories.values() for line in lines):
+    if any(name in _LOSSES for name in metrics.values()):
+        axes.plot([], [], "o", color="grey", label="evaluation")
+    if has_means:
         axes.plot([], [], "D", color="grey", markerfacecolor="none", label="mean of an epoch")
-    axes.legend(loc="center right" if other else "best")
+    axes.legend(loc="best")
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     return out
+
+
+def _metric(lines: list[dict]) -> str:
+    """The name of the metric of a run, or ""."""
+    known = {"step", "epoch", "seconds", "loss", "smoothed", "grad_norm", "lr", "items"}
+    names = {name for line in lines for name in line} - known - {"epoch_loss"}
+    return min(names, default="")

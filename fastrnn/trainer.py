@@ -120,6 +120,8 @@ class Trainer:
         Show a progress bar; by default only on a terminal.
     report : callable, optional
         Called with a line of text every ``evaluate_every`` steps and at the last step.
+    unit : str, default "nats"
+        Unit of the model's loss, for the progress bar and ``report``.
 
     Attributes
     ----------
@@ -156,6 +158,7 @@ class Trainer:
         checkpoint_every: int = 100,
         progress: bool | None = None,
         report: Callable[[str], None] | None = None,
+        unit: str = "nats",
     ):
         if max_norm is not None:
             checks.above_zero("max_norm", max_norm)
@@ -172,7 +175,7 @@ class Trainer:
         self.evaluate_every = checks.positive_int("evaluate_every", evaluate_every or len(data))
         self.patience = patience and checks.positive_int("patience", patience)
         self.checkpoint_every = checks.positive_int("checkpoint_every", checkpoint_every)
-        self.progress, self.report = progress, report
+        self.progress, self.report, self.unit = progress, report, unit
         self.step = 0
         self.best: float | None = None
         self.stopped = ""
@@ -318,15 +321,15 @@ class Trainer:
         if self.evaluate and (regular or last):
             value = line[self.metric] = float(self.evaluate())
             self._compare(value, regular)
+        loss = f"loss {line['smoothed']:.3f} {self.unit}".rstrip()
         if self.report and (regular or last):
             shown = ""
             if self.metric in line:
                 best = "*" if line[self.metric] == self.best else " "
                 shown = f"  {self.metric} {line[self.metric]:.3f} {best}"
-            self.report(
-                f"step {self.step:>6}  loss {line['smoothed']:.3f}{shown}  {self._seconds:.0f} s"
-            )
-        bar.set_postfix_str(f"loss {line['smoothed']:.3f}, {self.rate:,.0f} items/s", refresh=False)
+            self.report(f"step {self.step:>6}  {loss}{shown}  {self._seconds:.0f} s")
+        best = "" if self.best is None else f", best {self.metric} {self.best:.3f}"
+        bar.set_postfix_str(f"{loss}{best}, {self.rate:,.0f} items/s", refresh=False)
         bar.update()
 
     def _compare(self, value: float, regular: bool) -> None:

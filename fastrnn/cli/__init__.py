@@ -1,16 +1,15 @@
-"""The command line: ``fastrnn demo | train | sample | tag | eval | plot | bench | info``."""
+"""The command line, ``fastrnn --help``."""
 
 import os
 import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Annotated
 
 from .common import Threads, app, clear_errors, set_threads, typer
 
 # Importing these modules registers their commands, in the order shown by --help.
-from . import language_model, tagger  # noqa: F401 isort:skip
+from . import demo, language_model, tagger, report  # noqa: F401 isort:skip
 
 
 def _show_version(wanted: bool) -> None:
@@ -32,22 +31,6 @@ def _options(
 def main() -> None:
     """The ``fastrnn`` command."""
     app()
-
-
-@app.command()
-def plot(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Image; by default curve.png in the first run's folder.")
-    ] = None,
-    against: Annotated[str, typer.Option(help="Horizontal axis: step or seconds.")] = "step",
-    title: Annotated[str | None, typer.Option()] = None,
-) -> None:
-    """Plot the learning curves of runs in one image: each batch, smoothed, evaluations."""
-    with clear_errors():
-        from fastrnn.plots import plot_runs
-
-        typer.echo(plot_runs(runs, out or runs[0] / "curve.png", against=against, title=title))
 
 
 @app.command()

@@ -13,7 +13,7 @@ except ImportError:
 
     sys.exit(f"the command line needs typer: {install_hint('cli')}")
 
-app = typer.Typer(help="Fast recurrent networks.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(help="Fast recurrent networks.", no_args_is_help=True)
 train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 

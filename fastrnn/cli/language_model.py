@@ -1,7 +1,5 @@
-"""``fastrnn train lm``, ``sample`` and ``demo``."""
+"""``fastrnn train lm`` and ``sample``."""
 
-import shutil
-import time
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
     from fastrnn.models import LanguageModel
 
 
-def _train_language_model(
+def train_language_model(
     text: str,
     valid: str | None,
     out: Path,
@@ -154,62 +152,8 @@ def train_lm(
         # Compared when the run is resumed: files of the same names could hold another text.
         options["text"], options["valid"] = [str(path) for path in files], other and str(other)
         options["checksum"] = zlib.crc32(f"{whole}\0{held_out}".encode("utf-8", "surrogatepass"))
-        _train_language_model(whole, held_out, out, options, backend=backend, resume=resume)
+        train_language_model(whole, held_out, out, options, backend=backend, resume=resume)
         typer.echo(f"model and history: {out}")
-
-
-@app.command()
-def demo(
-    out: Annotated[
-        Path, typer.Option(help="The run's folder; an earlier demo there is replaced.")
-    ] = Path("fastrnn-demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Total number of steps.")] = 1600,
-    threads: Threads = None,
-) -> None:
-    """Train a character LSTM on the text that ships with Python, in about a minute."""
-    from pydoc_data.topics import topics
-
-    text = "\n\n".join(topics[name] for name in sorted(topics))
-    cut = int(len(text) * 0.95)
-    options = {
-        "text": "pydoc_data.topics",
-        "embed": 32,
-        "hidden": 256,
-        "layers": 1,
-        "dropout": 0.0,
-        "batch": 32,
-        "bptt": 64,
-        "optimizer": "adam",
-        "lr": 4e-3,
-        "schedule": "cosine",
-        "warmup": steps // 40,
-        "clip": 1.0,
-        "steps": steps,
-        "eval_every": max(1, steps // 8),
-        "patience": 0,
-        "min_count": None,
-        "seed": 0,
-    }
-    with clear_errors():
-        from fastrnn.checkpoint import load_json
-        from fastrnn.plots import plot_runs
-
-        set_threads(threads)
-        started = time.perf_counter()
-        before = out / "options.json"
-        if before.exists() and load_json(before).get("text") == options["text"]:
-            shutil.rmtree(out)
-        typer.echo(
-            "training on Python's documentation; the first run on a machine compiles the kernels"
-        )
-        model = _train_language_model(text[:cut], text[cut:], out, options)
-        sampled = model.sample(400, prime="The ", temperature=0.5, seed=0)
-        typer.echo(f"\nwhat it writes after 'The ':\n\nThe {sampled}\n")
-        picture = plot_runs([out], out / "curve.png", title="fastrnn demo")
-        typer.echo(f"{time.perf_counter() - started:.0f} s in total")
-        typer.echo(f"model    {out}")
-        typer.echo(f"picture  {picture}")
-        typer.echo(f"more     fastrnn sample {out} --prime 'A class '")
 
 
 @app.command()

@@ -39,7 +39,7 @@ _SAME = (
 )  # fmt: skip
 
 
-def _read(path, token_column: int, tag_column: int):
+def read_tagged(path, token_column: int, tag_column: int):
     from fastrnn.data.sentences import read_sentences
 
     sentences = list(read_sentences(path, token_column=token_column, tag_column=tag_column))
@@ -111,9 +111,9 @@ def train_tagger(
         for name in ("train", "dev", "test"):
             options[name] = options[name] and str(options[name])
         columns = o["token_column"], o["tag_column"]
-        X, y = _read(o["train"], *columns)
-        held_out = None if o["dev"] is None else _read(o["dev"], *columns)
-        last = None if o["test"] is None else _read(o["test"], *columns)
+        X, y = read_tagged(o["train"], *columns)
+        held_out = None if o["dev"] is None else read_tagged(o["dev"], *columns)
+        last = None if o["test"] is None else read_tagged(o["test"], *columns)
         # Compared when the run is resumed: files of the same names could hold other sentences.
         options["checksum"] = zlib.crc32(repr((X, y, held_out)).encode("utf-8", "surrogatepass"))
         model = Tagger(
@@ -214,4 +214,4 @@ def evaluate(
 
         set_threads(threads)
         model = Tagger.load(run, vectors=vectors, backend=backend)
-        typer.echo(report(model.evaluate(*_read(file, token_column, tag_column))))
+        typer.echo(report(model.evaluate(*read_tagged(file, token_column, tag_column))))

@@ -263,7 +263,7 @@ class Tagger:
         X, y = [x for x, _ in pairs], [t for _, t in pairs]
 
         fitted = FittedTagger(self._config(X, y, writes), self._vectors(), self.backend)
-        if report is not None:
+        if report is not None and len(fitted.vectors):
             unknown, words, lacking, tokens = fitted.vectors.count_unknown(X)
             report(
                 f"{unknown:,} of {words:,} words have no vector, {lacking / tokens:.1%} of tokens"

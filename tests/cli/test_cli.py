@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -52,7 +53,7 @@ def run(texts, tmp_path_factory):
 def test_train_writes_the_run(run):
     assert {p.name for p in run.iterdir()} == {
         "options.json", "config.json", "history.jsonl", "checkpoint.safetensors",
-        "weights.safetensors",
+        "weights.safetensors", ".lock",
     }  # fmt: skip
     lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 61))
@@ -117,14 +118,51 @@ def test_plot_several_runs(run, tmp_path, suffix):
         assert f"<!-- {run} -->" in drawn and f"<!-- {other} -->" in drawn
 
 
+def test_plot_watches(run, tmp_path):
+    pytest.importorskip("matplotlib", reason="the extra [plot] is not installed")
+    shutil.copytree(run, tmp_path / "run")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "fastrnn.cli", "plot", str(tmp_path / "run"), "--watch", "--every", "0.1"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    picture = f"{tmp_path / 'run' / 'curve.png'}\n"
+    assert child.stdout.readline() == picture
+    time.sleep(0.05)
+    (tmp_path / "run" / "history.jsonl").touch()
+    assert child.stdout.readline() == picture
+    child.send_signal(signal.SIGINT)
+    assert child.wait(60) == 0
+    child.stdout.close()
+
+
+def test_report(run, tmp_path):
+    pytest.importorskip("matplotlib", reason="the extra [plot] is not installed")
+    page = tmp_path / "report.html"
+    assert fastrnn("report", run, "--out", page) == f"{page}\n"
+    text = page.read_text()
+    assert "data:image/png;base64," in text and "A sample, at temperature 0.7" in text
+    assert "<td>steps<td>60" in text and "best valid_bpc" in text and "<td>bptt<td>" in text
+    assert not re.search(r"(src|href)=\"(?!data:)", text)  # one file
+
+
 @pytest.mark.slow
-def test_demo(tmp_path):
+@pytest.mark.parametrize("model", ["lm", "tagger"])
+def test_demo(tmp_path, model):
     pytest.importorskip("matplotlib", reason="the extra [plot] is not installed")
     out = tmp_path / "demo"
     for _ in range(2):  # a second demo replaces the first
-        said = fastrnn("demo", "--out", out, "--steps", 8)
-        assert "bits per character" in said and "what it writes" in said
+        said = fastrnn("demo", model, "--out", out, "--steps", 8, "--epochs", 2)
+        assert {"lm": "what it writes", "tagger": "token accuracy"}[model] in said
         assert (out / "curve.png").stat().st_size > 5000 and str(out / "curve.png") in said
+    (out / ".demo").unlink()
+    assert "holds a run" in fastrnn("demo", model, "--out", out, code=1)
+    assert "demo must be lm or tagger, got 'x'" in fastrnn("demo", "x", code=1)
+    said = fastrnn("report", out)
+    assert said == f"{out / 'report.html'}\n"
+
+
+def test_shell_completion():
+    assert "complete -o default" in fastrnn("--show-completion", "bash")
 
 
 @pytest.mark.slow
