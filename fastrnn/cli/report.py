@@ -1,6 +1,7 @@
 """``fastrnn plot`` and ``fastrnn report``: what became of a run."""
 
 import base64
+import contextlib
 import html
 import tempfile
 import time
@@ -35,18 +36,14 @@ def plot(
         from fastrnn.plots import plot_runs
 
         picture, drawn = out or runs[0] / "curve.png", -1.0
-        while True:
-            histories = [run / "history.jsonl" for run in runs]
-            changed = max((h.stat().st_mtime for h in histories if h.exists()), default=0.0)
-            if changed > drawn:
-                typer.echo(plot_runs(runs, picture, against=against, title=title))
-                drawn = changed
-            if not watch:
-                return
-            try:
-                time.sleep(every)
-            except KeyboardInterrupt:
-                return
+        with contextlib.suppress(*[KeyboardInterrupt] * watch):
+            while drawn < 0 or watch:
+                histories = [run / "history.jsonl" for run in runs]
+                changed = max((h.stat().st_mtime for h in histories if h.exists()), default=0.0)
+                if changed > drawn:
+                    typer.echo(plot_runs(runs, picture, against=against, title=title))
+                    drawn = changed
+                time.sleep(every * watch)
 
 
 @app.command()

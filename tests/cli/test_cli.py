@@ -122,7 +122,7 @@ def test_plot_watches(run, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra [plot] is not installed")
     shutil.copytree(run, tmp_path / "run")
     child = subprocess.Popen(
-        [sys.executable, "-m", "fastrnn.cli", "plot", str(tmp_path / "run"), "--watch", "--every", "0.1"],
+        [sys.executable, "-m", "fastrnn.cli", "plot", tmp_path / "run", "--watch", "--every", ".1"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     picture = f"{tmp_path / 'run' / 'curve.png'}\n"
