@@ -31,11 +31,11 @@ class RestartedAdam(optim.Adam):
     What remains is a step of size ``lr`` against the sign of each derivative.
     """
 
-    def _update(self, w, g, state, scale, lr):
+    def _update(self, kernels, w, g, state, scale, lr, **rows):
         for moment in state.values():
             moment[:] = 0
         self.steps = 1
-        super()._update(w, g, state, scale, lr)
+        super()._update(kernels, w, g, state, scale, lr, **rows)
 
 
 class RootlessAdam(optim.Adam):
@@ -44,7 +44,7 @@ class RootlessAdam(optim.Adam):
     A derivative of 1e-3 then moves its weight by 1e3 times the learning rate.
     """
 
-    def _update(self, w, g, state, scale, lr):
+    def _update(self, kernels, w, g, state, scale, lr, **rows):
         m, v = state["first_moment"], state["second_moment"]
         beta1, beta2 = self.betas
         m += (1 - beta1) * (scale * g - m)
@@ -52,8 +52,8 @@ class RootlessAdam(optim.Adam):
         w -= lr * (m / (1 - beta1**self.steps)) / (v / (1 - beta2**self.steps) + self.eps)
 
 
-def adam():
-    return optim.Adam(2e-3)
+def adam(lr=2e-3):
+    return lambda: optim.Adam(lr)
 
 
 def sgd():
@@ -62,19 +62,26 @@ def sgd():
 
 # name: (label, embedding size, optimizer, largest gradient norm[, streams])
 RUNS = {
-    "embedding": ("embedding 64, Adam, clip 1", 64, adam, 1.0),
-    "one-stream": ("the same, one stream instead of 64", 64, adam, 1.0, 1),
-    "one-hot": ("one-hot, Adam, clip 1", 0, adam, 1.0),
-    "no-clip": ("embedding 64, Adam, no clipping", 64, adam, None),
+    "embedding": ("embedding 64, Adam, clip 1", 64, adam(), 1.0),
+    "one-stream": ("the same, one stream instead of 64", 64, adam(), 1.0, 1),
+    "one-hot": ("one-hot, Adam, clip 1", 0, adam(), 1.0),
+    "no-clip": ("embedding 64, Adam, no clipping", 64, adam(), None),
     "restarted": ("embedding 64, moments restarted, clip 1", 64, lambda: RestartedAdam(2e-3), 1.0),
     "rootless": ("embedding 64, root forgotten, clip 1", 64, lambda: RootlessAdam(2e-3), 1.0),
     "sgd": ("embedding 64, SGD, clip 1", 64, sgd, 1.0),
     "sgd-no-clip": ("embedding 64, SGD, no clipping", 64, sgd, None),
+} | {
+    f"rate-{lr}": (f"embedding 64, Adam at {lr:g}, clip 1", 64, adam(lr), 1.0)
+    for lr in (2e-4, 6e-4, 1e-2, 5e-2)
 }
 PICTURES = {
     "curve": ("Each batch, smoothed, evaluations", ["embedding", "one-stream"]),
     "input": ("One-hot against an embedding", ["embedding", "one-hot"]),
     "adam": ("Adam and two slips", ["embedding", "restarted", "rootless"]),
+    "rate": (
+        "The learning rate",
+        ["rate-0.0002", "rate-0.0006", "embedding", "rate-0.01", "rate-0.05"],
+    ),
     "clipping": ("With and without clipping", ["embedding", "no-clip", "sgd", "sgd-no-clip"]),
 }
 
@@ -102,13 +109,15 @@ def train(name, seed, folder, text, valid, vocabulary):
         raise SystemExit(f"interrupted: {folder}")
 
 
-def summary(runs: Path) -> dict:
-    """Bits per character of every finished run, with mean and spread."""
+def summary(runs: Path, before: dict) -> dict:
+    """Bits per character of every finished run, with mean and spread; ``before`` has the others."""
     out = {}
     for name, (label, *_) in RUNS.items():
         folders = [runs / f"{name}-{seed}" for seed in SEEDS]
         folders = [f for f in folders if (f / "history.jsonl").exists()]
         if not folders:
+            if name in before:
+                out[name] = before[name]
             continue
         bits = []
         for folder in folders:
@@ -163,13 +172,13 @@ def main():
                 train(name, seed, folder, ids, valid, vocabulary)
                 (folder / "done").touch()
             print(name, seed, flush=True)
-    results = summary(arguments.runs)
-    DOCS.mkdir(parents=True, exist_ok=True)
-    (DOCS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    saved = DOCS / "results.json"
+    results = summary(arguments.runs, json.loads(saved.read_text()))
+    saved.write_text(json.dumps(results, indent=1) + "\n")
     put_between(DOCS.with_suffix(".md"), MARKS, table(results))
     for name, (title, members) in PICTURES.items():
-        shown = {RUNS[m][0]: arguments.runs / f"{m}-0" for m in members if m in results}
-        if shown:
+        shown = {RUNS[m][0]: arguments.runs / f"{m}-0" for m in members}
+        if all((run / "history.jsonl").exists() for run in shown.values()):
             plot_runs(shown, DOCS / f"{name}.png", title=title)
 
 
