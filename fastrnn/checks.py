@@ -2,8 +2,10 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Iterable
 from numbers import Integral, Real
+from pathlib import Path
 
 import numpy as np
 
@@ -152,6 +154,27 @@ def choice(name: str, value, choices: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {short(value)}")
     return value
+
+
+def path(name: str, value) -> Path:
+    """``value`` as a Path."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, got {type(value).__name__}")
+    try:
+        if b"\0" in os.fsencode(value):
+            raise ValueError("it has a null byte")
+    except ValueError as error:
+        raise ValueError(f"{name} must be a path, got {value!r}: {error}") from None
+    return Path(value)
+
+
+def has(name: str, value, *wanted: str) -> None:
+    """Raise TypeError if ``value`` has not all of these attributes."""
+    missing = [a for a in wanted if not hasattr(value, a)]
+    if missing or isinstance(value, type):
+        raise TypeError(
+            f"{name} must be an object with {', '.join(wanted)}, got {type(value).__name__}"
+        )
 
 
 def flag(name: str, value) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastrnn import checks
 from fastrnn.extras import install_hint
 from fastrnn.types import Path as FilePath
 
@@ -84,15 +85,18 @@ def plot_runs(
     ImportError
         Matplotlib is not installed.
     """
-    if against not in ("step", "seconds"):
-        raise ValueError(f"against must be 'step' or 'seconds', got {against!r}")
+    out = checks.path("out", out)
+    checks.choice("against", against, ("step", "seconds"))
+    if isinstance(runs, str) or not isinstance(runs, Sequence | Mapping) or not len(runs):
+        raise TypeError(f"runs must be paths, at least one; got {checks.short(runs)}")
     if not isinstance(runs, Mapping):
-        names = [Path(run).name for run in runs]
+        names = [checks.path("runs", run).name for run in runs]
         runs = {
             str(run) if not name or names.count(name) > 1 else name: run
             for name, run in zip(names, runs, strict=True)
         }
-    histories = {label: read_history(run) for label, run in runs.items()}
+    paths = {str(label): checks.path("runs", run) for label, run in runs.items()}
+    histories = {label: read_history(run) for label, run in paths.items()}
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -152,7 +156,6 @@ def plot_runs(
     if has_means:
         axes.plot([], [], "D", color="grey", markerfacecolor="none", label="mean of an epoch")
     axes.legend(loc="best")
-    out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     return out

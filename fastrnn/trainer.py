@@ -162,19 +162,36 @@ class Trainer:
     ):
         if max_norm is not None:
             checks.above_zero("max_norm", max_norm)
+        checks.has("model", model, "parameters", "rng", "loss_and_gradient", "carried", "carry")
+        checks.has("data", data, "__len__", "batches")
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"optimizer must be an Optimizer, got {type(optimizer).__name__}")
+        if not isinstance(schedule, Constant | None):
+            raise TypeError(f"schedule must be a schedule, got {type(schedule).__name__}")
+        for name, function in ("evaluate", evaluate), ("report", report):
+            if function is not None:
+                checks.has(name, function, "__call__")
+        for name, text in ("metric", metric), ("unit", unit):
+            if not isinstance(text, str):
+                raise TypeError(f"{name} must be a str, got {type(text).__name__}")
         if not len(data):
             raise ValueError("data has no batches")
         if metric in _LINE:
             raise ValueError(f"metric must not be one of {', '.join(_LINE)}; got {metric!r}")
-        if evaluate is None and (patience or isinstance(schedule, ReduceOnPlateau)):
+        if evaluate is None and (patience is not None or isinstance(schedule, ReduceOnPlateau)):
             raise ValueError("patience and ReduceOnPlateau need evaluate")
         self.model, self.optimizer, self.data = model, optimizer, data
-        self.run = Path(run)
+        self.run = checks.path("run", run)
         self.max_norm, self.schedule = max_norm, schedule or Constant()
-        self.evaluate, self.metric, self.maximize = evaluate, metric, maximize
-        self.evaluate_every = checks.positive_int("evaluate_every", evaluate_every or len(data))
-        self.patience = patience and checks.positive_int("patience", patience)
+        self.evaluate, self.metric = evaluate, metric
+        self.maximize = checks.flag("maximize", maximize)
+        self.evaluate_every = checks.positive_int(
+            "evaluate_every", len(data) if evaluate_every is None else evaluate_every
+        )
+        self.patience = None if patience is None else checks.positive_int("patience", patience)
         self.checkpoint_every = checks.positive_int("checkpoint_every", checkpoint_every)
+        if progress is not None:
+            checks.flag("progress", progress)
         self.progress, self.report, self.unit = progress, report, unit
         self.step = 0
         self.best: float | None = None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -234,6 +235,16 @@ def test_ctrl_c_saves(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
     _, notes = load_arrays(trainer.checkpoint)
     assert notes["step"] == trainer.step == len(lines_of(trainer))
+
+
+def test_the_live_line(tmp_path, capsys):
+    """The rate, the time left and the best value so far."""
+    trainer = make_trainer(tmp_path)
+    trainer.progress = True
+    trainer.train(steps=18)
+    shown = capsys.readouterr().err
+    assert re.search(r"18/18 \[\d+:\d+<00:00, .*loss \d\.\d+ nats, best valid_bpc \d", shown)
+    assert re.search(r"[\d,]+ items/s\]", shown)
 
 
 # The same for a real model, in a process that is killed.

@@ -8,11 +8,13 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from fastrnn import checks
 from fastrnn.checks import as_list, integer_array
 
 from .tags import read_entities, split_tag, write_tags
 
 _BLANKS = " \t"  # other spaces, such as no-break spaces, may be part of a token
+_COLUMNS = 1 << 20  # no file has as many
 
 
 class Sentence(NamedTuple):
@@ -49,8 +51,12 @@ def read_sentences(
     ValueError
         A line lacks a column, is not UTF-8 or has an invalid tag; the message names file and line.
     """
+    path = checks.path("path", path)
+    checks.positive_int("token_column", token_column, -_COLUMNS)
+    if tag_column is not None:
+        checks.positive_int("tag_column", tag_column, -_COLUMNS)
     lines, name = read_lines(path), str(path)
-    if Path(path).suffix == ".jsonl":
+    if path.suffix == ".jsonl":
         yield from _from_json(lines, name, tag_column is not None, scheme)
     else:
         yield from parse_columns(lines, name, token_column, tag_column, scheme)

@@ -1,5 +1,7 @@
 """The one setting of the CUDA backend, here so that setting it needs no GPU."""
 
+from fastrnn import checks
+
 PRECISIONS = ("float32", "tf32", "bf16")
 _name = "float32"
 
@@ -20,9 +22,7 @@ def set_cuda_precision(name: str) -> None:
         There is no such precision.
     """
     global _name
-    if name not in PRECISIONS:
-        raise ValueError(f"name must be one of {', '.join(PRECISIONS)}; got {name!r}")
-    _name = name
+    _name = checks.choice("name", name, PRECISIONS)
 
 
 def get_cuda_precision() -> str:

@@ -262,11 +262,12 @@ class LanguageModel(UsesBackend):
         ValueError
             A file is damaged or belongs to another model; the message names it.
         """
-        path = Path(folder) / "config.json"
+        folder = checks.path("folder", folder)
+        path = folder / "config.json"
         config = load_json(path)
         if not isinstance(config, dict) or config.pop("model", None) != "LanguageModel":
             raise ValueError(f"{path} does not belong to a language model")
-        weights_path = Path(folder) / "weights.safetensors"
+        weights_path = folder / "weights.safetensors"
         weights = load_arrays(weights_path)[0]
         hidden_size, num_layers = sizes_of_stack(weights, "lstm.")
         check_sizes(path, config, {

@@ -478,7 +478,7 @@ class Tagger:
         ValueError
             A file is damaged or of another model, or the vectors differ; the message names it.
         """
-        made: list[Tagger] = []
+        folder, made = checks.path("folder", folder), list[Tagger]()
 
         def find(params: dict) -> WordVectors:
             try:
@@ -495,6 +495,6 @@ class Tagger:
                     "(vectors=, --vectors)"
                 ) from error
 
-        fitted = FittedTagger.load(Path(folder), find, backend)
+        fitted = FittedTagger.load(folder, find, backend)
         made[0]._fitted = fitted
         return made[0]

@@ -5,8 +5,13 @@ the documented kinds, and its message must have the argument's name. A result mu
 """
 # ruff: noqa: C408
 
+import atexit
+import os
 import re
+import shutil
+import tempfile
 import warnings
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +21,13 @@ from hypothesis import strategies as st
 
 import fastrnn
 from fastrnn import optim
+from fastrnn.data.sentences import read_sentences
 from fastrnn.data.text import TextStream, Vocabulary
 from fastrnn.data.vectors import WordVectors, load_vectors
 from fastrnn.metrics import entity_scores
 from fastrnn.models import LanguageModel, Tagger
+from fastrnn.parameters import Parameters
+from fastrnn.plots import plot_runs
 
 X = np.random.default_rng(0).standard_normal((4, 3, 5)).astype("f")
 LSTM = fastrnn.LSTM(5, 4, seed=0)
@@ -72,6 +80,53 @@ def state_dict_into(layer):
     return call
 
 
+class Line:
+    """A model of one number."""
+
+    def __init__(self):
+        self.parameters = Parameters({"w": np.zeros(1)}, "float32")
+        self.rng = np.random.default_rng(0)
+
+    def loss_and_gradient(self, batch):
+        return 1.0, np.ones(1, "f"), 1
+
+    def carried(self):
+        return {}
+
+    def carry(self, carried):
+        pass
+
+
+class Ones:
+    def __len__(self):
+        return 2
+
+    def batches(self, epoch, skip):
+        return iter([1, 1][skip:])
+
+
+def trainer(**arguments):
+    with tempfile.TemporaryDirectory() as folder:
+        given = {"model": Line(), "optimizer": fastrnn.SGD(0.1), "data": Ones(), "run": folder}
+        times = {k: arguments.pop(k) for k in ("steps", "epochs") if k in arguments}
+        fastrnn.Trainer(**given | arguments).train(**times or {"steps": 2})
+
+
+def set_precision(name):
+    before = fastrnn.get_cuda_precision()
+    try:
+        fastrnn.set_cuda_precision(name)
+    finally:
+        fastrnn.set_cuda_precision(before)
+
+
+FOLDER = Path(tempfile.mkdtemp())
+atexit.register(shutil.rmtree, FOLDER)
+CONLL = FOLDER / "a.tsv"
+CONLL.write_text("Ann\tB-PER\n")
+MODEL.save(FOLDER / "lm")
+TAGGER.save(FOLDER / "tagger")
+(FOLDER / "history.jsonl").write_text('{"step": 1, "seconds": 1, "loss": 2, "smoothed": 2}\n')
 STATE_NAMES = {"state": ("h_0", "c_0", "h", "c"), "dstate": ("dh_n", "dc_n")}
 # An error about two arguments that do not fit may name the other one.
 FITTING = STATE_NAMES | {"x": ("lengths", "h_0")}
@@ -160,6 +215,27 @@ TARGETS = {
             max_norm=None, epochs=1, patience=0, batch_size=2, max_tokens=None, max_len=None,
             seed=0, vector_seed=0, dtype="float32", backend="cpu"),
             {"vectors": ("no such file", "words")}),
+    "Trainer": Target(trainer, dict(
+        max_norm=1.0, schedule=optim.Constant(), evaluate=lambda: 1.0, metric="valid_loss",
+        maximize=False, evaluate_every=1, patience=2, checkpoint_every=1, progress=False,
+        report=None, unit="nats"), {
+            # Functions are called, and say themselves what they miss.
+            "evaluate": ("len",), "report": ("len", "int"), "metric": ("metric",)}),
+    "Trainer train": Target(trainer, dict(steps=2), {"steps": ("epochs",)}),
+    "Trainer parts": Target(trainer, dict(model=Line(), optimizer=fastrnn.SGD(0.1), data=Ones())),
+    "set_cuda_precision": Target(set_precision, dict(name="float32"), {"name": ("precision",)}),
+    "get_num_threads": Target(fastrnn.get_num_threads, {}),
+    "get_cuda_precision": Target(fastrnn.get_cuda_precision, {}),
+    "read_sentences": Target(lambda **a: list(read_sentences(**a)), dict(path=CONLL, scheme="IOB2",
+        token_column=0, tag_column=-1), {
+            "path": ("no such file",), "token_column": ("column", "columns"),
+            "tag_column": ("column", "columns", "tag")}),
+    "plot_runs": Target(plot_runs, dict(runs=[FOLDER], out=FOLDER / "x.png", against="step"),
+                        {"out": ("runs",), "against": ("runs",), "runs": ("no such file",)}),
+    "LanguageModel.load": Target(LanguageModel.load, dict(folder=FOLDER / "lm", backend="cpu"),
+                                 {"folder": ("no such file",), "backend": ("no such file",)}),
+    "Tagger.load": Target(Tagger.load, dict(folder=FOLDER / "tagger", backend="cpu"),
+                          {"folder": ("no such file",), "backend": ("no such file",)}),
     "Tagger predict": Target(TAGGER.predict, dict(X=SENTENCES)),
     "Tagger predict_proba": Target(TAGGER.predict_proba, dict(X=SENTENCES)),
     "Tagger evaluate": Target(TAGGER.evaluate, dict(X=SENTENCES, y=TAGS), {"X": ("y",)}),
@@ -252,6 +328,20 @@ SIZES = {
     "num_embeddings", "num_tags", "word_dim", "char_hidden", "char_dim", "length", "epochs",
     "max_len", "num_rows", "proj_size", "n", "total",
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def elsewhere():
+    """Junk that is taken for a path ends up in a folder of the tests."""
+    before = os.getcwd()
+    os.chdir(FOLDER)
+    yield
+    os.chdir(before)
+
+
+def test_every_public_name_has_a_row():
+    rows = {name.split()[0].split(".")[0] for name in TARGETS}
+    assert {name for name in fastrnn.__all__ if callable(getattr(fastrnn, name))} <= rows
 
 
 @pytest.mark.parametrize("name", TARGETS)
