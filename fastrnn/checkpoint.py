@@ -57,23 +57,27 @@ def only_one(folder: Path) -> Iterator[None]:
         Another process is inside.
     """
     with open(Path(folder) / ".lock", "ab") as file:
-        try:
-            if sys.platform == "win32":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
-                yield  # a file system without locks
-                return
+        if not _lock(file):
             raise ValueError(
                 f"{folder} is in use by another process: wait for its end, or choose another folder"
-            ) from None
+            )
         yield
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock a file until it is closed; False if it is locked already."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # others: the file system has no locks
+        return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+    return True
 
 
 def write_bytes(path: Path, data: bytes) -> None:
