@@ -39,11 +39,14 @@ def demo(
             raise ValueError(f"demo must be lm or tagger, got {model!r}")
         set_threads(threads)
         started = time.perf_counter()
-        if (out / ".demo").exists():
+        mark = out / ".demo"
+        if mark.exists():
             shutil.rmtree(out)
+        if not (out / "history.jsonl").exists():  # a run of the user's is refused below
+            out.mkdir(parents=True, exist_ok=True)
+            mark.touch()
         typer.echo("training on Python's documentation")
         more = _language_model(out, steps) if model == "lm" else _tagger(out, epochs)
-        (out / ".demo").touch()
         picture = plot_runs([out], out / "curve.png", title="fastrnn demo")
         typer.echo(f"{time.perf_counter() - started:.0f} s in total")
         typer.echo(f"model    {out}")

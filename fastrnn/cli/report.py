@@ -39,7 +39,8 @@ def plot(
         with contextlib.suppress(*[KeyboardInterrupt] * watch):
             while drawn < 0 or watch:
                 histories = [run / "history.jsonl" for run in runs]
-                changed = max((h.stat().st_mtime for h in histories if h.exists()), default=0.0)
+                times = [h.stat().st_mtime for h in histories if h.exists()]
+                changed = max(times, default=-1.0 if watch else 0.0)  # it may not have begun
                 if changed > drawn:
                     typer.echo(plot_runs(runs, picture, against=against, title=title))
                     drawn = changed
