@@ -33,29 +33,38 @@ from fastrnn.kernels.native.isa import ISAS  # noqa: E402
 GNU = os.name == "posix"
 
 
+def try_compiler():
+    """Without a compiler, end with a sentence and not with a traceback."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "try.c"
+        source.write_text("#include <Python.h>\n")
+        compiler = new_compiler()
+        customize_compiler(compiler)
+        try:
+            include = [sysconfig.get_paths()[name] for name in ("include", "platinclude")]
+            compiler.compile([str(source)], output_dir=folder, include_dirs=include)
+        except (CompileError, ExecError, PlatformError) as error:
+            sys.exit(
+                f"{error}\n\nfastrnn cannot be compiled here. It needs a C compiler and Python's "
+                "headers: on Debian and Ubuntu `apt install gcc python3-dev`, on macOS "
+                "`xcode-select --install`, on Windows the Visual Studio Build Tools."
+            )
+
+
 class Build(build):
-    """Try the compiler first: without one, end with a sentence and not with a traceback."""
+    """Try the compiler before anything else."""
 
     def run(self):
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "try.c"
-            source.write_text("#include <Python.h>\n")
-            compiler = new_compiler()
-            customize_compiler(compiler)
-            try:
-                include = [sysconfig.get_paths()[name] for name in ("include", "platinclude")]
-                compiler.compile([str(source)], output_dir=folder, include_dirs=include)
-            except (CompileError, ExecError, PlatformError) as error:
-                sys.exit(
-                    f"{error}\n\nfastrnn cannot be compiled here. It needs a C compiler and "
-                    "Python's headers: on Debian and Ubuntu `apt install gcc python3-dev`, on "
-                    "macOS `xcode-select --install`, on Windows the Visual Studio Build Tools."
-                )
+        try_compiler()
         super().run()
 
 
 class BuildKernels(build_ext):
     """Compile the kernels before the extension that contains them."""
+
+    def run(self):
+        try_compiler()  # an editable installation runs this command alone
+        super().run()
 
     def build_extension(self, ext):
         if ext.name == "fastrnn._native":

@@ -10,7 +10,7 @@ import os
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -49,7 +49,8 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 def only_one(folder: Path) -> Iterator[None]:
     """Let only one process at a time into this block for a folder.
 
-    The system drops the lock when the process ends, however it ends.
+    The system drops the lock when the process ends, however it ends (with the last of the children
+    that were forked inside).
 
     Raises
     ------
@@ -61,7 +62,10 @@ def only_one(folder: Path) -> Iterator[None]:
             raise ValueError(
                 f"{folder} is in use by another process: wait for its end, or choose another folder"
             )
-        yield
+        try:
+            yield
+        finally:
+            _unlock(file)
 
 
 def _lock(file: IO[bytes]) -> bool:
@@ -78,6 +82,15 @@ def _lock(file: IO[bytes]) -> bool:
     except OSError as error:  # others: the file system has no locks
         return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
     return True
+
+
+def _unlock(file: IO[bytes]) -> None:
+    """Drop the lock; closing the file is not enough where a forked child has it open."""
+    if sys.platform != "win32":
+        import fcntl
+
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -114,7 +114,7 @@ def lengths_array(name: str, value, batch: int, steps: int) -> np.ndarray:
     return array
 
 
-def positive_int(name: str, value, least: int = 1) -> int:
+def integer(name: str, value, least: int = 1) -> int:
     """``value`` as an int of at least ``least``."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
@@ -185,10 +185,12 @@ def flag(name: str, value) -> bool:
 
 
 def generator(name: str, seed) -> np.random.Generator:
-    """A generator of random numbers from a seed: an int of at least 0, or None for any."""
-    if isinstance(seed, np.random.Generator | np.random.SeedSequence | None):
+    """A generator of random numbers from what NumPy takes as a seed."""
+    try:
         return np.random.default_rng(seed)
-    return np.random.default_rng(positive_int(name, seed, 0))
+    except Exception as error:  # of many kinds
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(f"{name} must be None or an int of at least 0, got {short(seed)}") from None
 
 
 def float_dtype(name: str, value) -> np.dtype:

@@ -3,10 +3,10 @@
 from importlib.metadata import PackageNotFoundError, requires
 
 
-def install_hint(extra: str) -> str:
-    """The ``pip install`` command for an extra.
+def needs(what: str, extra: str) -> str:
+    """The message "what (extra [...]): pip install ...".
 
-    It names the packages, so that it works wherever fastrnn itself came from.
+    The command names the packages, so that it works wherever fastrnn itself came from.
     """
     try:
         declared = [r.replace("'", '"').partition(";") for r in requires("fastrnn") or ()]
@@ -14,4 +14,4 @@ def install_hint(extra: str) -> str:
         declared = []
     wanted = [name.strip() for name, _, of in declared if of.strip() == f'extra == "{extra}"']
     named = " ".join(f'"{name}"' for name in wanted or [f"fastrnn[{extra}]"])
-    return f"pip install {named} (the extra [{extra}])"
+    return f"{what} (extra [{extra}]): pip install {named}"

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastrnn import checks
-from fastrnn.extras import install_hint
+from fastrnn.extras import needs
 from fastrnn.layers import GRU, LSTM, RNN
 
-_MISSING = f"fastrnn.keras needs Keras: {install_hint('keras')}"
+_MISSING = needs("fastrnn.keras needs Keras", "keras")
 
 
 class _Kind(NamedTuple):

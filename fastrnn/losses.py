@@ -46,7 +46,7 @@ def cross_entropy(
         logits = logits.astype(np.float64)
     targets = checks.integer_array("targets", targets)
     if ignore_index is not None:
-        checks.positive_int("ignore_index", ignore_index, -(2**63))
+        checks.integer("ignore_index", ignore_index, -(2**63))
     if logits.ndim == 0 or targets.shape != logits.shape[:-1]:
         raise ValueError(f"targets must have shape {logits.shape[:-1]}, got {targets.shape}")
     classes, flat = logits.shape[-1], targets.reshape(-1)

@@ -145,17 +145,12 @@ class Optimizer:
         if not isinstance(given, tuple) or len(given) != 3:
             raise TypeError(f"rows[{name!r}] must be a RowGradient, got {type(given).__name__}")
         table, rows, values = given
-        for part, array, dimensions in (
-            ("table", table, 2),
-            ("rows", rows, 1),
-            ("values", values, 2),
-        ):
-            if not isinstance(array, np.ndarray) or array.ndim != dimensions:
+        for part, array in ("table", table), ("values", values):
+            if not isinstance(array, np.ndarray) or array.ndim != 2:
                 raise TypeError(
-                    f"{name}: {part} must be an array of {dimensions} dimensions, got "
-                    f"{checks.short(array)}"
+                    f"{name}: {part} must be an array of 2 dimensions, got {checks.short(array)}"
                 )
-        rows = checks.integer_array(f"{name}: rows", rows)
+        rows = checks.integer_array(f"{name}: rows", rows, dimensions=1)
         shape = len(rows), table.shape[1]
         if table.dtype.name not in checks.DTYPES or not table.dtype.isnative:
             raise ValueError(f"{name}: table must be float32 or float64, got {table.dtype.str}")
@@ -332,8 +327,8 @@ class Cosine(Constant):
     """
 
     def __init__(self, total: int, *, warmup: int = 0, final: float = 0.0):
-        self.total = checks.positive_int("total", total)
-        self.warmup = checks.positive_int("warmup", warmup, 0)
+        self.total = checks.integer("total", total)
+        self.warmup = checks.integer("warmup", warmup, 0)
         if self.warmup >= self.total:
             raise ValueError(f"warmup must be below total ({total}), got {warmup}")
         self.final = checks.number("final", final, 0.0, 1.0, closed=True)
@@ -358,7 +353,7 @@ class ReduceOnPlateau(Constant):
 
     def __init__(self, *, shrink: float = 0.5, patience: int = 3, least: float = 1e-3):
         self.shrink = checks.number("shrink", shrink, 0.0, 1.0)
-        self.patience = checks.positive_int("patience", patience)
+        self.patience = checks.integer("patience", patience)
         self.least = checks.number("least", least, 0.0, 1.0, closed=True)
         self._best, self._bad, self._factor = math.inf, 0, 1.0
 

@@ -159,6 +159,8 @@ class Parameters(Mapping):
             self._check_names("gradient", named)
         for name, (at, shape) in self._layout.items():
             given = named[name]
+            if not isinstance(getattr(given, "dtype", None), np.dtype):
+                given = checks.as_array(name, given)
             if getattr(given, "shape", None) != shape or given.dtype.kind not in "fiu":
                 raise ValueError(f"{name} must be real {shape}, got {checks.short(given)}")
             out[at : at + prod(shape)] = given.reshape(-1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fastrnn import checks
-from fastrnn.extras import install_hint
+from fastrnn.extras import needs
 from fastrnn.types import Path as FilePath
 
 _LOSSES = ("valid_loss", "valid_bpc")  # metrics that are drawn on the axis of the loss
@@ -47,11 +47,12 @@ def smooth(losses: np.ndarray, window: int = 21) -> np.ndarray:
 
     Near an end the window is smaller, so that it stays symmetric.
     """
-    n, half = len(losses), window // 2
-    sums = np.concatenate([[0.0], np.cumsum(losses, dtype=np.float64)])
-    at = np.arange(n)
-    side = np.minimum(half, np.minimum(at, n - 1 - at))
-    return (sums[at + side + 1] - sums[at - side]) / (2 * side + 1)
+    half = min(window // 2, (len(losses) - 1) // 2)
+    out = np.convolve(losses, np.full(2 * half + 1, 1 / (2 * half + 1)), mode="same")
+    for side in range(half):
+        out[side] = losses[: 2 * side + 1].mean()
+        out[-1 - side] = losses[-1 - 2 * side :].mean()
+    return out
 
 
 def plot_runs(
@@ -88,7 +89,7 @@ def plot_runs(
     out = checks.path("out", out)
     checks.choice("against", against, ("step", "seconds"))
     if isinstance(runs, str) or not isinstance(runs, Sequence | Mapping) or not len(runs):
-        raise TypeError(f"runs must be paths, at least one; got {checks.short(runs)}")
+        raise TypeError(f"runs must be a list of paths, at least one; got {checks.short(runs)}")
     if not isinstance(runs, Mapping):
         names = [checks.path("runs", run).name for run in runs]
         runs = {
@@ -101,7 +102,7 @@ def plot_runs(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError(f"plots need matplotlib: {install_hint('plot')}") from None
+        raise ImportError(needs("plots need matplotlib", "plot")) from None
 
     metrics = {label: _metric(lines) for label, lines in histories.items()}
     bits = "valid_bpc" in metrics.values()
@@ -133,7 +134,7 @@ def plot_runs(
         if means:
             axes.plot(*zip(*means, strict=True), "D", color=colour, markerfacecolor="none")
             has_means = True
-        tops.append(smoothed[min(len(smoothed) - 1, 5)])
+        tops.append(smoothed[min(len(smoothed) // 4, 5)])
         lows.append(smoothed.min())
     # The first batches, or a run that diverges, must not flatten the other curves.
     low, top = min(lows), max(tops)

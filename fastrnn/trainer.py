@@ -3,6 +3,7 @@
 A run is a folder with these files:
 
     history.jsonl            one line per step, see `Trainer`
+    .lock                    locked while a process trains here
     checkpoint.safetensors   everything needed to resume, bit for bit
     weights.safetensors      the best weights so far (the latest if nothing is evaluated)
 """
@@ -110,9 +111,9 @@ class Trainer:
     maximize : bool, default False
         Whether a larger value is better.
     evaluate_every : int, optional
-        Steps between evaluations; by default one epoch.
+        Steps between evaluations; by default (or 0) one epoch.
     patience : int, optional
-        Stop after this many evaluations without a new best.
+        Stop after this many evaluations without a new best; by default (or 0) never.
     checkpoint_every : int, default 100
         Steps between checkpoints; one is also written after the first step, at each evaluation and
         at the end.
@@ -174,22 +175,22 @@ class Trainer:
         for name, text in ("metric", metric), ("unit", unit):
             if not isinstance(text, str):
                 raise TypeError(f"{name} must be a str, got {type(text).__name__}")
+        for name, count in ("evaluate_every", evaluate_every), ("patience", patience):
+            if count is not None:
+                checks.integer(name, count, 0)
         if not len(data):
             raise ValueError("data has no batches")
         if metric in _LINE:
             raise ValueError(f"metric must not be one of {', '.join(_LINE)}; got {metric!r}")
-        if evaluate is None and (patience is not None or isinstance(schedule, ReduceOnPlateau)):
+        if evaluate is None and (patience or isinstance(schedule, ReduceOnPlateau)):
             raise ValueError("patience and ReduceOnPlateau need evaluate")
         self.model, self.optimizer, self.data = model, optimizer, data
         self.run = checks.path("run", run)
         self.max_norm, self.schedule = max_norm, schedule or Constant()
         self.evaluate, self.metric = evaluate, metric
         self.maximize = checks.flag("maximize", maximize)
-        self.evaluate_every = checks.positive_int(
-            "evaluate_every", len(data) if evaluate_every is None else evaluate_every
-        )
-        self.patience = None if patience is None else checks.positive_int("patience", patience)
-        self.checkpoint_every = checks.positive_int("checkpoint_every", checkpoint_every)
+        self.evaluate_every, self.patience = evaluate_every or len(data), patience or None
+        self.checkpoint_every = checks.integer("checkpoint_every", checkpoint_every)
         if progress is not None:
             checks.flag("progress", progress)
         self.progress, self.report, self.unit = progress, report, unit
@@ -240,8 +241,8 @@ class Trainer:
         if (steps is None) == (epochs is None):
             raise ValueError("give either steps or epochs")
         if epochs is not None:
-            steps = checks.positive_int("epochs", epochs, 0) * len(self.data)
-        total = checks.positive_int("steps", steps, 0)
+            steps = checks.integer("epochs", epochs, 0) * len(self.data)
+        total = checks.integer("steps", steps, 0)
         if not self.step and self.begun:
             raise ValueError(f"{self.run} holds a run: call resume first, or choose another folder")
         if self._last_weights is not None:

@@ -320,6 +320,6 @@ def scatter_add_rows(grads, ids, *, out=None, num_rows=None):
         if grads.size:
             _scatter(grads, ids, out)
         return out
-    num_rows = checks.positive_int("num_rows", num_rows, 0)
+    num_rows = checks.integer("num_rows", num_rows, 0)
     _check(ids, num_rows)
     return sum_rows(grads, ids.astype(np.int64, copy=False), grads.shape[1], num_rows)

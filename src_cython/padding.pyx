@@ -191,9 +191,9 @@ def pad_sequences(
         An argument is not one of the above; the message names the sequence.
     """
     pad_before, cut_before = _choice("padding", padding), _choice("truncating", truncating)
-    value = checks.positive_int("value", value, -(2**63))
+    value = checks.integer("value", value, -(2**63))
     if max_len is not None:
-        max_len = checks.positive_int("max_len", max_len, 0)
+        max_len = checks.integer("max_len", max_len, 0)
     batch_first = checks.flag("batch_first", batch_first)
     flat, offsets = _flatten(sequences)
     lengths = np.diff(offsets)

@@ -18,7 +18,12 @@ def test_the_smoothed_line_does_not_lag():
     assert smooth(step)[99:101].mean() == pytest.approx(3)
     noisy = line + np.random.default_rng(0).normal(0, 0.5, 200)
     assert np.abs(smooth(noisy) - line)[10:-10].max() < 0.5
-    assert smooth(np.array([3.0])).tolist() == [3.0]
+    for few in [3.0], [3.0, 1.0], [3.0, 1.0, 2.0]:
+        got = smooth(np.array(few))
+        assert (got[0], got[-1]) == (few[0], few[-1]) and len(got) == len(few)
+    spike = np.ones(100)
+    spike[20] = 1e20
+    assert smooth(spike)[60:] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("metric, panels, label", [

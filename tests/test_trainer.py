@@ -142,7 +142,7 @@ def test_refused(tmp_path):
             trainer.train(**arguments)
     with pytest.raises(ValueError, match="data has no batches"):
         Trainer(Bowl(), optim.SGD(0.1), Numbers([]), tmp_path)
-    with pytest.raises(ValueError, match="evaluate_every must be at least 1"):
+    with pytest.raises(ValueError, match="evaluate_every must be at least 0"):
         Trainer(Bowl(), optim.SGD(0.1), Numbers([0]), tmp_path, evaluate_every=-1)
     with pytest.raises(ValueError, match="max_norm must be above 0, got 0"):
         Trainer(Bowl(), optim.SGD(0.1), Numbers([0]), tmp_path, max_norm=0)

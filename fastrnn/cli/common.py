@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 try:
     import typer
 except ImportError:
-    from fastrnn.extras import install_hint
+    from fastrnn.extras import needs
 
-    sys.exit(f"the command line needs typer: {install_hint('cli')}")
+    sys.exit(needs("the command line needs typer", "cli"))
 
 app = typer.Typer(help="Fast recurrent networks.", no_args_is_help=True)
 train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
@@ -68,6 +68,14 @@ def open_run(out: Path, resume: bool, options: dict[str, Any], free: tuple[str, 
 
     Options named in ``free`` may differ when a run is resumed.
     """
+    from fastrnn.checkpoint import only_one
+
+    out.mkdir(parents=True, exist_ok=True)
+    with only_one(out):
+        _open_run(out, resume, options, free)
+
+
+def _open_run(out: Path, resume: bool, options: dict[str, Any], free: tuple[str, ...]) -> None:
     from fastrnn.checkpoint import save_json
 
     path, history = out / "options.json", out / "history.jsonl"

@@ -3,7 +3,6 @@
 import keyword
 import random
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,11 @@ from .common import Threads, app, clear_errors, set_threads, typer
 _SENTENCE = re.compile(r"(?<=[.!?:]) +(?=[A-Z\"])")
 _QUOTED = re.compile(r'"([^"]{1,60})"')
 _TOKEN = re.compile(r"\w+|[^\w\s]")
+
+_FILES = (
+    "config.json", "options.json", "history.jsonl", "checkpoint.safetensors",
+    "weights.safetensors", "curve.png",
+)  # fmt: skip
 
 Sentences = tuple[list[list[str]], list[list[str]]]
 
@@ -39,12 +43,7 @@ def demo(
             raise ValueError(f"demo must be lm or tagger, got {model!r}")
         set_threads(threads)
         started = time.perf_counter()
-        mark = out / ".demo"
-        if mark.exists():
-            shutil.rmtree(out)
-        if not (out / "history.jsonl").exists():  # a run of the user's is refused below
-            out.mkdir(parents=True, exist_ok=True)
-            mark.touch()
+        _make_room(out)
         typer.echo("training on Python's documentation")
         more = _language_model(out, steps) if model == "lm" else _tagger(out, epochs)
         picture = plot_runs([out], out / "curve.png", title="fastrnn demo")
@@ -52,6 +51,21 @@ def demo(
         typer.echo(f"model    {out}")
         typer.echo(f"picture  {picture}")
         typer.echo(f"more     {more}")
+
+
+def _make_room(out: Path) -> None:
+    """Remove an earlier demo from the folder; refuse a folder with anything else."""
+    from fastrnn.checkpoint import only_one
+
+    mark = out / ".demo"
+    out.mkdir(parents=True, exist_ok=True)
+    if mark.exists():
+        with only_one(out):
+            for name in _FILES:
+                (out / name).unlink(missing_ok=True)
+    elif any(out.iterdir()):
+        raise ValueError(f"{out} is not empty: choose another folder, --out")
+    mark.touch()
 
 
 def _language_model(out: Path, steps: int) -> str:

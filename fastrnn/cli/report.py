@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from .common import app, clear_errors, typer
+from .tagger import Vectors, read_tagged
 
 _STYLE = """
 body { font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }
@@ -35,16 +36,22 @@ def plot(
     with clear_errors():
         from fastrnn.plots import plot_runs
 
-        picture, drawn = out or runs[0] / "curve.png", -1.0
-        with contextlib.suppress(*[KeyboardInterrupt] * watch):
-            while drawn < 0 or watch:
+        picture = out or runs[0] / "curve.png"
+
+        def draw() -> None:
+            typer.echo(plot_runs(runs, picture, against=against, title=title))
+
+        if not watch:
+            return draw()
+        seen: list[int] = []
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
                 histories = [run / "history.jsonl" for run in runs]
-                times = [h.stat().st_mtime for h in histories if h.exists()]
-                changed = max(times, default=-1.0 if watch else 0.0)  # it may not have begun
-                if changed > drawn:
-                    typer.echo(plot_runs(runs, picture, against=against, title=title))
-                    drawn = changed
-                time.sleep(every * watch)
+                sizes = [h.stat().st_size if h.exists() else 0 for h in histories]
+                if sizes != seen and all(sizes):  # all have begun
+                    draw()
+                    seen = sizes
+                time.sleep(every)
 
 
 @app.command()
@@ -53,6 +60,7 @@ def report(
     data: Annotated[
         Path | None, typer.Option(help="Score a tagger on it; by default the run's --dev.")
     ] = None,
+    vectors: Vectors = None,
     out: Annotated[Path | None, typer.Option(help="By default report.html in the folder.")] = None,
 ) -> None:
     """Write a run's curve, settings and results into one HTML file."""
@@ -60,65 +68,75 @@ def report(
         from fastrnn.checkpoint import write_bytes
 
         page = out or run / "report.html"
-        write_bytes(page, _page(run, data).encode())
+        write_bytes(page, _page(run, data, vectors).encode())
         typer.echo(page)
 
 
-def _page(run: Path, data: Path | None) -> str:
+def _page(run: Path, data: Path | None, vectors: str | None) -> str:
     from fastrnn.checkpoint import load_json
     from fastrnn.plots import plot_runs, read_history
 
     lines = read_history(run)
-    config = load_json(run / "config.json") if (run / "config.json").is_file() else {}
-    options = load_json(run / "options.json") if (run / "options.json").is_file() else {}
+    config, options = (
+        load_json(run / name) if (run / name).is_file() else {}
+        for name in ("config.json", "options.json")
+    )
+    if not isinstance(config, dict) or not isinstance(options, dict):
+        raise ValueError(f"{run}/config.json or options.json is damaged: it must hold an object")
     settings = options or config.get("params", config)
     with tempfile.TemporaryDirectory() as folder:
         picture = plot_runs([run], Path(folder) / "curve.png").read_bytes()
-    last = lines[-1]
+    last, items = lines[-1], sum(line.get("items", 0) for line in lines)
     facts = {
-        "steps": f"{last['step']:,}", "epochs begun": last["epoch"],
+        "steps": f"{last['step']:,}",
         "seconds of training": f"{last['seconds']:,.1f}",
-        "items per second": f"{sum(x['items'] for x in lines) / max(last['seconds'], 1e-9):,.0f}",
+        "items per second": f"{items / (last['seconds'] or 1):,.0f}",
         "last loss, smoothed (nats)": f"{last['smoothed']:.4f}",
-        "largest gradient norm": f"{max(x['grad_norm'] for x in lines):.3g}",
-    } | _best(lines)  # fmt: skip
+        "largest gradient norm": f"{max(x.get('grad_norm', 0) for x in lines):.3g}",
+    } | _best(run)  # fmt: skip
     name = html.escape(str(run))
     image = base64.b64encode(picture).decode()
     parts = [
         f"<h1>{name}</h1>", _table(facts.items()),
         f'<h2>Curve</h2><img alt="learning curve" src="data:image/png;base64,{image}">',
-        *_results(run, config.get("model"), data or options.get("dev"), options),
+        *_results(run, config.get("model"), data, vectors, options),
         "<h2>Settings</h2>", _table(settings.items()),
     ]  # fmt: skip
     head = f'<meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style>'
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
-def _best(lines: list[dict]) -> dict[str, str]:
-    """The best evaluation, as `Trainer` chose it."""
-    found = {}
-    for name, choose in ("valid_f1", max), ("valid_bpc", min), ("valid_loss", min):
-        points = [(line[name], line["step"]) for line in lines if name in line]
-        if points:
-            value = choose(value for value, _ in points)
-            step = next(s for v, s in points if v == value)
-            found[f"best {name}"] = f"{value:.4f} (step {step:,})"
-    return found
+def _best(run: Path) -> dict[str, str]:
+    """The best evaluation: `Trainer` notes it beside the weights that it keeps."""
+    from fastrnn.checkpoint import load_arrays
+
+    path = run / "weights.safetensors"
+    notes = load_arrays(path)[1] if path.is_file() else {}
+    return {
+        f"best {name}": f"{value:.4f} (step {notes['step']:,})"
+        for name, value in notes.items() if name != "step" and "step" in notes
+    }  # fmt: skip
 
 
-def _results(run: Path, model: Any, data: Any, options: dict) -> Iterable[str]:
+def _results(
+    run: Path, model: Any, data: Path | None, vectors: str | None, options: dict
+) -> Iterable[str]:
     from fastrnn.models import LanguageModel, Tagger
 
+    if model != "Tagger" and data is not None:
+        raise ValueError(f"--data is for taggers; {run} holds another model")
+    if not (run / "weights.safetensors").is_file():  # not evaluated yet
+        return
     if model == "LanguageModel":
         text = "The " + LanguageModel.load(run).sample(600, prime="The ", temperature=0.7, seed=0)
         yield f"<h2>A sample, at temperature 0.7</h2><pre>{html.escape(text)}</pre>"
-    elif model == "Tagger" and data is not None:
+    data = data or options.get("dev")
+    if model == "Tagger" and data is not None:
         from fastrnn.metrics import report
 
-        from .tagger import read_tagged
-
         columns = options.get("token_column", 0), options.get("tag_column", -1)
-        scores = report(Tagger.load(run).evaluate(*read_tagged(data, *columns)))
+        tagger = Tagger.load(run, vectors=vectors)
+        scores = report(tagger.evaluate(*read_tagged(data, *columns)))
         yield f"<h2>Entities in {html.escape(str(data))}</h2><pre>{html.escape(scores)}</pre>"
 
 

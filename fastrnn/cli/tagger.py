@@ -96,7 +96,8 @@ def train_tagger(
 ) -> None:
     """Train a named-entity tagger; Ctrl-C saves, --resume continues.
 
-    A run that is resumed keeps its options; --epochs, --patience, --lr and --test may be changed.
+    A run that is resumed keeps its options; --epochs, --patience, --lr, --test, --include-vectors
+    and the place of --vectors may be changed.
     """
     with clear_errors():
         from tqdm import tqdm

@@ -198,10 +198,10 @@ class SentenceBatches:
 
     def __init__(self, lexicon, tokens: Tokens, tags, *, batch_size=32, max_tokens=None, seed=0):
         self._lexicon, self._tokens, self._tags, self._seed = lexicon, tokens, tags, seed
-        self._size = checks.positive_int("batch_size", batch_size)
+        self._size = checks.integer("batch_size", batch_size)
         self._budget = None
         if max_tokens is not None:
-            self._budget = checks.positive_int("max_tokens", max_tokens)
+            self._budget = checks.integer("max_tokens", max_tokens)
         self._count = len(self._split(tokens.lengths))
 
     def _split(self, lengths):

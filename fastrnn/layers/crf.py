@@ -50,7 +50,7 @@ class CRF(UsesBackend, Layer):
         backend: BackendName = "cpu",
         seed: int | None = None,
     ):
-        k = self.num_tags = checks.positive_int("num_tags", num_tags)
+        k = self.num_tags = checks.integer("num_tags", num_tags)
         mask = (
             np.ones((k + 1, k + 1), bool)
             if allowed is None

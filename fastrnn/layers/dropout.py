@@ -46,10 +46,10 @@ class Dropout(UsesBackend):
 
     def __call__(self, x: Input) -> np.ndarray:
         """Inference: return x unchanged."""
-        return x if Door(self._kernels, x).is_device else np.asarray(x)
+        return x if Door(self._kernels, x).is_device else checks.as_array("x", x)
 
     def forward(self, x: Input) -> tuple[np.ndarray, "Tape"]:
-        """``(y, tape)``; x is any array of float32 or float64, and is not changed."""
+        """``(y, tape)``; x is a finite array of float32 or float64, and is not changed."""
         kernels, door = self._kernels, Door(self._kernels, x)
         with door.stream():
             x = kernels.device_view(x) if door.is_device else checks.as_array("x", x)

@@ -39,8 +39,8 @@ class Embedding(PackedLayer):
         backend: BackendName = "cpu",
         seed: int | None = None,
     ):
-        self.num_embeddings = checks.positive_int("num_embeddings", num_embeddings)
-        self.embedding_dim = checks.positive_int("embedding_dim", embedding_dim)
+        self.num_embeddings = checks.integer("num_embeddings", num_embeddings)
+        self.embedding_dim = checks.integer("embedding_dim", embedding_dim)
         table = checks.generator("seed", seed).standard_normal((num_embeddings, embedding_dim))
         super().__init__({"weight": table}, checks.float_dtype("dtype", dtype), backend)
 

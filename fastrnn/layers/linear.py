@@ -40,8 +40,8 @@ class Linear(PackedLayer):
         backend: BackendName = "cpu",
         seed: int | None = None,
     ):
-        self.in_features = checks.positive_int("in_features", in_features)
-        self.out_features = checks.positive_int("out_features", out_features)
+        self.in_features = checks.integer("in_features", in_features)
+        self.out_features = checks.integer("out_features", out_features)
         rng = checks.generator("seed", seed)
         values = {"weight": glorot(rng, out_features, in_features)}
         if checks.flag("bias", bias):

@@ -46,7 +46,7 @@ class Recurrent(PackedLayer, Generic[S]):
         backend: BackendName = "cpu",
         seed: int | None = None,
     ):
-        self.proj_size = checks.positive_int("proj_size", proj_size, 0)
+        self.proj_size = checks.integer("proj_size", proj_size, 0)
         if self.proj_size:
             if variant not in (None, "projected") or f"{self._family}_projected" not in CELLS:
                 raise ValueError(
@@ -78,9 +78,9 @@ class Recurrent(PackedLayer, Generic[S]):
         if set(self.constants) != set(cell.unit_constants):
             wanted = ", ".join(cell.unit_constants) or "none"
             raise ValueError(f"constants must be {wanted}, got {sorted(self.constants)}")
-        self.input_size = checks.positive_int("input_size", input_size)
-        self.hidden_size = checks.positive_int("hidden_size", hidden_size)
-        self.num_layers = checks.positive_int("num_layers", num_layers)
+        self.input_size = checks.integer("input_size", input_size)
+        self.hidden_size = checks.integer("hidden_size", hidden_size)
+        self.num_layers = checks.integer("num_layers", num_layers)
         self.output_size = self.proj_size or self.hidden_size  # of h, for each direction
         self.dropout = checks.number("dropout", dropout, 0.0, 1.0)
         self.bias = checks.flag("bias", bias)

@@ -109,13 +109,17 @@ class FittedTagger:
 
     def save_config(self, folder: Path, *, include_vectors: bool = False) -> None:
         """Write ``config.json`` and, if wanted, the word vectors."""
-        config, source = dict(self.config), self.config["params"]["vectors"]
+        config, source = dict(self.config), self.vectors.source
+        config.pop("vectors_path", None)
         if include_vectors and len(self.vectors):
             self.vectors.save(folder)
-            config["vectors_path"] = "vectors.npy"
-        elif source not in (None, "glove"):
+            source = str(folder / "vectors.npy")
+        if source not in ("", "glove"):
+            source = str(Path(source).resolve())
+            config["params"] = config["params"] | {"vectors": source}
             with suppress(ValueError):  # on another drive of Windows
-                config["vectors_path"] = Path(os.path.relpath(source, folder)).as_posix()
+                beside = os.path.relpath(source, folder.resolve())
+                config["vectors_path"] = Path(beside).as_posix()
         save_json(folder / "config.json", config)
 
     def save(self, folder: Path, *, include_vectors: bool = False) -> None:
@@ -139,7 +143,7 @@ class FittedTagger:
         known = config["vectors"]
         params = dict(config["params"])
         beside = folder / config.get("vectors_path", "")
-        if beside.exists() and beside != folder:
+        if beside != folder and (beside.exists() or beside.parent.is_file()):  # in an archive
             params["vectors"] = str(beside)
         vectors = load_vectors(params).with_moments(known["mean"], known["std"])
         if vectors.facts() != known:

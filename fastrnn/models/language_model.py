@@ -65,10 +65,10 @@ class LanguageModel(UsesBackend):
         if not isinstance(vocabulary, Vocabulary):
             raise TypeError(f"vocabulary must be a Vocabulary, got {type(vocabulary).__name__}")
         self.vocabulary = vocabulary
-        self.embedding_dim = checks.positive_int("embedding_dim", embedding_dim, 0)
+        self.embedding_dim = checks.integer("embedding_dim", embedding_dim, 0)
         self.dropout = checks.number("dropout", dropout, 0.0, 1.0)
         self.rng = checks.generator("seed", seed)
-        size, num_layers = len(vocabulary), checks.positive_int("num_layers", num_layers)
+        size, num_layers = len(vocabulary), checks.integer("num_layers", num_layers)
         seeds = [int(s) for s in self.rng.integers(2**31, size=3)]
         options: dict[str, Any] = {"dtype": dtype, "backend": backend}
         self._kernels = get_backend(backend)
@@ -176,7 +176,7 @@ class LanguageModel(UsesBackend):
         ids = self.vocabulary.encode(text) if isinstance(text, str) else text
         ids = checks.integer_array("text", ids, dimensions=1)
         checks.below("text", "id", ids, len(self.vocabulary))
-        batch, bptt = checks.positive_int("batch", batch), checks.positive_int("bptt", bptt)
+        batch, bptt = checks.integer("batch", batch), checks.integer("bptt", bptt)
         if len(ids) < 2:
             raise ValueError(f"text must have at least 2 characters, got {len(ids)}")
         stream = TextStream(ids, min(batch, max(1, len(ids) // (2 * bptt))), bptt)
@@ -211,7 +211,7 @@ class LanguageModel(UsesBackend):
         """
         from scipy.special import softmax  # takes long to import
 
-        checks.positive_int("length", length, 0)
+        checks.integer("length", length, 0)
         checks.number("temperature", temperature, 0.0, math.inf)
         if not isinstance(prime, str):
             raise TypeError(f"prime must be a str, got {type(prime).__name__}")

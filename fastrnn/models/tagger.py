@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import reprlib
 import tempfile
 import warnings
 import zlib
@@ -14,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from fastrnn import checks
+from fastrnn.checkpoint import only_one
 from fastrnn.data.batches import SentenceBatches
 from fastrnn.data.sentences import checked_sentences, checked_tags, named_tags
 from fastrnn.data.tags import all_tags, check_scheme, read_entities, split_tag, write_tags
@@ -29,8 +29,6 @@ from .bilstm import BiLSTMTagger
 from .fitted import FittedTagger, read_config
 
 UNKNOWN = ("normal", "mean")
-_REPR = reprlib.Repr()  # vectors may be a large mapping
-_REPR.maxstring = _REPR.maxother = 200
 
 # Columns of pandas and pyarrow, too.
 Sentences: TypeAlias = Sequence[Sequence[str]] | Any
@@ -180,9 +178,12 @@ class Tagger:
 
     def __repr__(self) -> str:
         defaults = inspect.signature(type(self).__init__).parameters
+        params = self.get_params()
+        if isinstance(self.vectors, Mapping):
+            params["vectors"] = f"a mapping of {len(self.vectors):,} words"
         shown = [
-            f"{k}={_REPR.repr(v)}"
-            for k, v in self.get_params().items()
+            f"{k}={v!r}"
+            for k, v in params.items()
             if v is not defaults[k].default and repr(v) != repr(defaults[k].default)
         ]
         return f"Tagger({', '.join(shown)})"
@@ -305,7 +306,7 @@ class Tagger:
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None or name not in ("max_tokens", "max_len"):
-                checks.positive_int(name, value, least)
+                checks.integer(name, value, least)
         names = self.tag_names
         if names is not None:
             if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray):
@@ -321,10 +322,12 @@ class Tagger:
 
     def _begin(self, fitted: FittedTagger, trainer: Trainer, run: Path, resume: bool) -> None:
         """Start a run in the folder or, with ``resume``, continue it if it is this run."""
+        run.mkdir(parents=True, exist_ok=True)
         if not resume:
-            if trainer.begun:
-                raise ValueError(f"{run} holds a run: resume it, or choose another folder")
-            fitted.save_config(run)
+            with only_one(run):
+                if trainer.begun:
+                    raise ValueError(f"{run} holds a run: resume it, or choose another folder")
+                fitted.save_config(run)
             return
         if trainer.checkpoint.exists():
             before, now = read_config(run / "config.json"), fitted.config

@@ -8,9 +8,9 @@
 try:
     import onnx as _onnx  # noqa: F401
 except ImportError as error:
-    from fastrnn.extras import install_hint
+    from fastrnn.extras import needs
 
-    raise ImportError(f"fastrnn.onnx needs the package onnx: {install_hint('onnx')}") from error
+    raise ImportError(needs("fastrnn.onnx needs the package onnx", "onnx")) from error
 
 from .read import load_layers, run_node
 from .write import save

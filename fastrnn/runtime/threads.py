@@ -53,7 +53,7 @@ def set_num_threads(n: int) -> None:
         n is not an integer, or is below 1.
     """
     global _threads
-    _threads = checks.positive_int("n", n)
+    _threads = checks.integer("n", n)
 
 
 def get_num_threads() -> int:

@@ -8,9 +8,9 @@
 try:
     import torch as _torch  # noqa: F401
 except ImportError as error:
-    from fastrnn.extras import install_hint
+    from fastrnn.extras import needs
 
-    raise ImportError(f"fastrnn.torch needs PyTorch: {install_hint('torch')}") from error
+    raise ImportError(needs("fastrnn.torch needs PyTorch", "torch")) from error
 
 from .accelerate import Report, accelerate, restore
 from .modules import GRU, LSTM, RNN, state_dict

@@ -120,15 +120,19 @@ def test_plot_several_runs(run, tmp_path, suffix):
 
 def test_plot_watches(run, tmp_path):
     pytest.importorskip("matplotlib", reason="the extra [plot] is not installed")
-    shutil.copytree(run, tmp_path / "run")
+    lines = (run / "history.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "history.jsonl").touch()
     child = subprocess.Popen(
         [sys.executable, "-m", "fastrnn.cli", "plot", tmp_path / "run", "--watch", "--every", ".1"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     picture = f"{tmp_path / 'run' / 'curve.png'}\n"
+    time.sleep(1)  # it waits for the first step
+    history = tmp_path / "run" / "history.jsonl"
+    history.write_bytes(lines[0])
     assert child.stdout.readline() == picture
-    time.sleep(0.05)
-    (tmp_path / "run" / "history.jsonl").touch()
+    history.write_bytes(b"".join(lines))
     assert child.stdout.readline() == picture
     child.send_signal(signal.SIGINT)
     assert child.wait(60) == 0
@@ -156,7 +160,9 @@ def test_demo(tmp_path, model):
         assert {"lm": "what it writes", "tagger": "token accuracy"}[model] in said
         assert (out / "curve.png").stat().st_size > 5000 and str(out / "curve.png") in said
     (out / ".demo").unlink()
-    assert "holds a run" in fastrnn("demo", model, "--out", out, code=1)
+    assert "is not empty" in fastrnn("demo", model, "--out", out, code=1)
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert "is not empty" in fastrnn("demo", model, "--out", tmp_path, code=1)
     assert "demo must be lm or tagger, got 'x'" in fastrnn("demo", "x", code=1)
     said = fastrnn("report", out)
     assert said == f"{out / 'report.html'}\n"

@@ -166,11 +166,22 @@ def test_packed_and_binary_vectors(tmp_path, end):
     (tmp_path / "w.bin").write_bytes(data)
     (tmp_path / "w.bin.gz").write_bytes(gzip.compress(data))
     (tmp_path / "w.txt.gz").write_bytes(gzip.compress(text))
-    for name, members in ("one", ["w.txt"]), ("two", ["w.txt", "w.bin"]):
+    zips = ("one", ["w.txt"]), ("two", ["w.txt", "w.bin"]), ("deep", ["v/w.txt", "v/w.bin"])
+    for name, members in zips:
         with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            if name == "deep":
+                archive.mkdir("v")
             for member in members:
-                archive.writestr(member, data if member == "w.bin" else text)
-    for name in "w.bin", "w.bin.gz", "w.txt.gz", "one.zip", "two.zip/w.txt", "two.zip/w.bin":
+                archive.writestr(member, data if member.endswith("bin") else text)
+    for name in (
+        "w.bin",
+        "w.bin.gz",
+        "w.txt.gz",
+        "one.zip",
+        "two.zip/w.txt",
+        "two.zip/w.bin",
+        "deep.zip/v/w.txt",
+    ):
         assert np.array_equal(load_vectors(tmp_path / name)(words), TABLE), name
     with pytest.raises(ValueError, match=r"two\.zip has 2 files: add a name of w\.txt, w\.bin"):
         load_vectors(tmp_path / "two.zip")

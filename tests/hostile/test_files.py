@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -152,6 +153,20 @@ def test_two_processes_in_one_folder(tmp_path):
     trainer.train(steps=3)
     with only_one(tmp_path), pytest.raises(ValueError, match=message):
         trainer.train(steps=4)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of fork beside threads
+def test_a_child_that_lives_on_does_not_keep_the_folder(tmp_path):
+    with only_one(tmp_path):
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+    with only_one(tmp_path):
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")

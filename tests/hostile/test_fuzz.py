@@ -257,7 +257,7 @@ JUNK = [
     float("inf"), float("-inf"), float("nan"), 1j, "", "x", "cpu", "\ud800", "a\0b", "B-", "glove/",
     b"x", b"", [], {}, (), set(), [None], [[]], ["a"], [[1], [2, 3]], [[["a"]]], {"a": 1},
     {"weight": "x"}, {1: 2}, (1, 2), (1, 2, 3), ("a", "b"), (None, None), object(), Unhelpful(),
-    int, len, range(3), range(-2, 0), iter([1, 2]), Ellipsis, NotImplemented, [[0, 1], [1, 0]],
+    int, len, range(3), range(-2, 0), Ellipsis, NotImplemented, [[0, 1], [1, 0]],
     [float("nan")] * 3, [True, False, True], [0, 10**30, 1],
 ]  # fmt: skip
 ARRAYS = [
@@ -290,6 +290,8 @@ def finite(value) -> bool:
         return all(map(finite, value))
     if isinstance(value, dict):
         return all(map(finite, value.values()))
+    if hasattr(value, "parameters"):
+        return finite(value.parameters.flat)
     return not isinstance(value, float) or bool(np.isfinite(value))
 
 

@@ -166,4 +166,7 @@ def test_without_keras(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True
     )
-    assert 'fastrnn.keras needs Keras: pip install "keras>=3.8" "h5py>=3.10"' in done.stderr
+    assert (
+        'fastrnn.keras needs Keras (extra [keras]): pip install "keras>=3.8" "h5py>=3.10"'
+        in done.stderr
+    )

@@ -1,6 +1,7 @@
 """The tagger: its network, its estimator and its command line."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -303,6 +304,27 @@ def test_vectors_may_be_in_the_folder(tmp_path, unknown):
     for ours, wanted in zip(other.predict_proba(X2), model.predict_proba(X2), strict=True):
         assert np.array_equal(ours, wanted)
     assert other.fit(X, Y).predict(X2)
+
+
+def test_a_tagger_with_its_vectors_is_saved_again(tmp_path):
+    model = Tagger({w.lower(): [len(w), 1.0] for x in X for w in x}, **QUICK | {"epochs": 1})
+    model.fit(X, Y).save(tmp_path / "a", include_vectors=True)
+    Tagger.load(tmp_path / "a").save(tmp_path / "a")
+    Tagger.load(tmp_path / "a").save(tmp_path / "b")
+    for name in "a", "b":
+        assert Tagger.load(tmp_path / name).predict(X) == model.predict(X)
+
+
+def test_vectors_in_an_archive_are_found_from_the_folder(tmp_path):
+    lines = "".join(f"{w} {len(w)} 1\n" for w in {w.lower() for x in X for w in x})
+    (tmp_path / "here").mkdir()
+    with zipfile.ZipFile(tmp_path / "here" / "v.zip", "w") as archive:
+        archive.writestr("one.txt", lines)
+        archive.writestr("two.txt", lines)
+    model = Tagger(tmp_path / "here/v.zip/one.txt", **QUICK | {"epochs": 1}).fit(X, Y)
+    model.save(tmp_path / "here" / "run")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert Tagger.load(tmp_path / "there" / "run").predict(X) == model.predict(X)
 
 
 def test_unknown_words_are_reported():

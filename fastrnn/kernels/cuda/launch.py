@@ -26,9 +26,9 @@ def require() -> None:
     if SIMULATED:
         return
     if importlib.util.find_spec("numba_cuda") is None:
-        from fastrnn.extras import install_hint
+        from fastrnn.extras import needs
 
-        raise ImportError(f"the backend 'cuda' needs an extra: {install_hint('cuda')}")
+        raise ImportError(needs("the backend 'cuda' needs more packages", "cuda"))
     if not cuda.is_available():
         why = " ".join(str(cuda.cuda_error()).split())
         raise ValueError(f"backend 'cuda' needs an NVIDIA GPU and its driver: {why}")

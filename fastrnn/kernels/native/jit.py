@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 from fastrnn._native import Kernel
-from fastrnn.extras import install_hint
+from fastrnn.extras import needs
 
 from .identity import fingerprint
 from .isa import ISA
@@ -30,7 +30,7 @@ _compiling = threading.Lock()  # also: no two threads may make kernels of one na
 _log = logging.getLogger("fastrnn")
 
 
-_said: set[str] = set()
+_said: set[str] = set()  # at the level of warnings, as Python shows nothing below by default
 
 
 def _say_once(message: str, *of: object) -> None:
@@ -78,10 +78,10 @@ def load(name: str, dtype, make: Callable, *, keep: bool = True) -> Kernel:
     try:
         path = _folder() / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.kernel"
     except PackageNotFoundError as error:
-        raise ImportError(
-            f"the kernel {name} is not precompiled for the path {ISA.name!r}, and compiling it "
-            f"needs Numba: {install_hint('jit')}"
-        ) from error
+        what = (
+            f"the kernel {name} is not precompiled for {ISA.name!r}, and compiling it needs Numba"
+        )
+        raise ImportError(needs(what, "jit")) from error
     with _compiling:
         kept = _read(path) if keep else None
         if kept is None:
