@@ -197,12 +197,31 @@ class Recurrent(PackedLayer, Generic[S]):
         x is [N, I], or int64 [N] for a one-hot input given by its index. ``state`` is (h, c) or
         (h,), each [L D, B, H] in the sorted order of the sequences; zero when left out.
         """
+        if not training:
+            done = self._rows_planned(x, packed, state)
+            if done is not None:
+                return done
         keys, masks = list[int | None](), list[StepMasks | None]()
         for layer in range(self.num_layers):
             keys.append(new_key(self.rng) if layer and training and self.dropout else None)
             masks.append(self._masks(packed, training))
         state = self._zero_state(packed.batch) if state is None else state
         return self._weights().forward(x, packed, state, training=training, keys=keys, masks=masks)
+
+    def _rows_planned(self, x, packed: PackedBatch, state: State | None):
+        """The same for equally long sequences by the plan of their shape, or None."""
+        if type(x) is not np.ndarray or x.ndim != 2 or packed.sorted_indices is not None:
+            return None
+        if self.batch_first or any(self.zoneout):  # plans belong to shapes [T, B, I]
+            return None
+        has_pair = len(self.cell.states) > 1
+        given = state if state is None or has_pair else state[0]
+        dense = x.reshape(packed.steps, packed.batch, x.shape[1])
+        done = self._weights().planned(dense, given, False, self._dense_size)
+        if done is None:
+            return None
+        y, state_n = done
+        return y.reshape(len(x), y.shape[2]), state_n if has_pair else (state_n,), None
 
     def rows_backward(self, tape: Tape, dy, dstate: State | None = None, *, need_dx: bool = True):
         """Gradients of `rows_forward`: ``(dx [N, I] or None, dstate of the start, grads)``."""

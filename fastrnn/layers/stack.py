@@ -10,7 +10,7 @@ from fastrnn.kernels.options import StepMasks
 from fastrnn.packed import PackedBatch
 
 State = tuple[Any, ...]  # arrays where the backend computes
-MOST_PLANS = 16
+MOST_PLANS = 64
 
 
 class Tape(NamedTuple):

@@ -5,6 +5,8 @@ import pytest
 
 import fastrnn
 from fastrnn.layers import GRU, LSTM, RNN
+from fastrnn.layers.stack import Stack
+from fastrnn.packed import PackedBatch
 from helpers import from_threads
 
 each_cell = pytest.mark.parametrize("cell", [LSTM, GRU, RNN])
@@ -15,11 +17,13 @@ def same(a, b):
 
 
 def both(layer, x, state=None):
-    """``(y, state)`` the plain way, which ragged calls take, and by the plan."""
+    """``(y, state)`` the plain way and by the plan."""
     batch = x.shape[0] if layer.batch_first and x.ndim == 3 else x.shape[-2]
     steps = x.shape[1] if layer.batch_first and x.ndim == 3 else x.shape[0]
     lengths = [steps] * (1 if x.ndim == 2 else batch)
-    plain = layer(x, state, lengths=lengths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stack, "planned", lambda *_: None)
+        plain = layer(x, state, lengths=lengths)
     for _ in range(3):
         planned = layer(x, state)
     assert any(map(callable, layer._weights()._plans.values())), "there is no plan"
@@ -45,6 +49,28 @@ def test_bits(rng, cell, dtype, shape, options):
         for a, b in zip(arrays(plain), arrays(planned), strict=True):
             assert a.shape == b.shape and a.dtype == b.dtype
             same(a, b)
+
+
+@each_cell
+def test_rows_of_equally_long_sequences(rng, cell):
+    """What models call; sequences of different length, and training, go the plain way."""
+    layer = cell(5, 17, bidirectional=True, seed=0)
+    x = rng.standard_normal((12, 5), np.float32)
+    state = tuple(rng.standard_normal((2, 3, 17)).astype("f") for _ in layer.cell.states)
+    dense, ragged = PackedBatch(4, 3), PackedBatch(6, 3, np.array([2, 6, 4]))
+    for given in None, state:
+        for packed in dense, ragged:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Stack, "planned", lambda *_: None)
+                y, after, tape = layer.rows_forward(x, packed, given)
+            for _ in range(3):
+                got, got_after, none = layer.rows_forward(x, packed, given)
+                assert tape is none is None and isinstance(got_after, tuple)
+                same(got, y)
+                for a, b in zip(got_after, after, strict=True):
+                    same(a, b)
+            assert layer.rows_forward(x, packed, given, training=True)[2] is not None
+    assert sum(map(callable, layer._weights()._plans.values())) == 1
 
 
 def test_unbatched_and_batch_first(rng):

@@ -50,6 +50,7 @@ from .weights import FusedWeights
 MIN_STEP_WORK = 1 << 14
 # Up to this many multiply-adds a call has a plan: beyond, building a program costs next to nothing.
 MOST_PLANNED_WORK = 1 << 23
+MOST_PLANNED_VALUES = 1 << 16  # of the input or output that a plan keeps
 
 
 @dataclass
@@ -178,7 +179,8 @@ def recurrent_plan(layers: Sequence[Any], steps: int, batch: int) -> Plan | None
         return None
     depth = sum(layer.inputs + layer.units for layer in layers)
     cost = steps * batch * w.directions * len(w.cell.gates) * w.units * depth
-    if cost > MOST_PLANNED_WORK:
+    widest = max(w.inputs, w.directions * w.units)
+    if cost > MOST_PLANNED_WORK or steps * batch * widest > MOST_PLANNED_VALUES:
         return None
     packed = PackedBatch(steps, batch)
     first = y = np.empty((packed.size, w.inputs), w.dtype)
