@@ -125,7 +125,7 @@ def test_plot_watches(run, tmp_path):
     (tmp_path / "run" / "history.jsonl").touch()
     child = subprocess.Popen(
         [sys.executable, "-m", "fastrnn.cli", "plot", tmp_path / "run", "--watch", "--every", ".1"],
-        stdout=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, text=True, cwd=tmp_path,
     )  # fmt: skip
     picture = f"{tmp_path / 'run' / 'curve.png'}\n"
     time.sleep(1)  # it waits for the first step
