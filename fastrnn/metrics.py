@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastrnn.data.sentences import tag_lists
+from fastrnn.data.sentences import checked_lists
 from fastrnn.data.tags import TagCodes, check_scheme
 
 
@@ -56,7 +56,9 @@ def entity_scores(
     ValueError
         The number of sentences or their lengths differ, or a tag is invalid.
     """
-    true, predicted = tag_lists("true", true), tag_lists("predicted", predicted)
+    true, predicted = (
+        checked_lists(name, y, "tags") for name, y in (("true", true), ("predicted", predicted))
+    )
     if len(true) != len(predicted):
         raise ValueError(
             f"predicted must have {len(true)} sentences as true has, got {len(predicted)}"

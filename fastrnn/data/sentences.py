@@ -161,29 +161,25 @@ def _is_list(value) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
+def checked_lists(name: str, value: Any, of: str) -> Any:
+    """Check that ``value`` is a sequence of sequences; errors name ``name`` and what it is of."""
+    value = as_list(value)
+    if not _is_list(value):
+        raise TypeError(f"{name} must be a sequence of lists of {of}, got {type(value).__name__}")
+    for i, inner in enumerate(value):
+        if not _is_list(inner):
+            raise TypeError(f"{name}[{i}] must be a list of {of}, got {type(inner).__name__}")
+    return value
+
+
 def checked_sentences(name: str, X) -> list[Sequence[str]]:
     """Check ``X``, a sequence of token sequences, and return it as a list; errors name ``name``."""
-    X = as_list(X)
-    if not _is_list(X):
-        raise TypeError(f"{name} must be a sequence of sentences, got {type(X).__name__}")
+    X = checked_lists(name, X, "tokens")
     for i, x in enumerate(X):
-        if not _is_list(x):
-            raise TypeError(f"{name}[{i}] must be a list of tokens, got {type(x).__name__}")
         # NumPy's strings, a subclass of str, are allowed.
         if "" in x or not all(issubclass(kind, str) for kind in set(map(type, x))):
             raise TypeError(f"{name}[{i}] must hold strings that are not empty, got {x!r}")
     return list(X)
-
-
-def tag_lists(name: str, y) -> Sequence[Sequence[str]]:
-    """Check that ``y`` is a sequence of sequences of tags; errors name ``name``."""
-    y = as_list(y)
-    if not _is_list(y):
-        raise TypeError(f"{name} must be a sequence of lists of tags, got {type(y).__name__}")
-    for i, tags in enumerate(y):
-        if not _is_list(tags):
-            raise TypeError(f"{name}[{i}] must be a list of tags, got {type(tags).__name__}")
-    return y
 
 
 def named_tags(name: str, y: Any, names: Sequence[str] | None) -> Any:
@@ -210,15 +206,12 @@ def named_tags(name: str, y: Any, names: Sequence[str] | None) -> Any:
 
 def checked_tags(name: str, X, y: Any, scheme: str) -> list[list[str]]:
     """Check the tags ``y`` of ``X`` and convert them to ``scheme``; errors name ``name``."""
-    if not _is_list(y):
-        raise TypeError(f"{name} must be a sequence of lists of tags, got {type(y).__name__}")
+    y = checked_lists(name, y, "tags")
     if len(X) != len(y):
         raise ValueError(f"{name} must have {len(X)} sentences, got {len(y)}")
     out = []
     for i, (x, given) in enumerate(zip(X, y, strict=True)):
         tags: Any = given
-        if not _is_list(tags):
-            raise TypeError(f"{name}[{i}] must be a list of tags, got {type(tags).__name__}")
         if len(x) != len(tags):
             raise ValueError(f"{name}[{i}] must have {len(x)} tags, got {len(tags)}")
         if not all(isinstance(tag, str) for tag in tags):

@@ -162,9 +162,11 @@ def test_a_child_that_lives_on_does_not_keep_the_folder(tmp_path):
         if not child:
             time.sleep(60)
             os._exit(0)
+    entered = False
     with only_one(tmp_path):
-        pass
+        entered = True
     os.kill(child, signal.SIGKILL)
+    assert entered
     os.waitpid(child, 0)
 
 
