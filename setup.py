@@ -27,6 +27,7 @@ from distutils.sysconfig import customize_compiler  # isort: skip
 ROOT = Path(__file__).parent
 os.environ["FASTRNN_COMPILE_FOR"] = "generic"  # nothing here asks for this machine's own path
 sys.path.insert(0, str(ROOT))
+from fastrnn.kernels.native.formats import precompiled_formats  # noqa: E402
 from fastrnn.kernels.native.identity import fingerprint  # noqa: E402
 from fastrnn.kernels.native.isa import ISAS  # noqa: E402
 
@@ -73,10 +74,10 @@ class BuildKernels(build_ext):
 
     def _add_kernels(self, ext):
         paths = os.environ.get("FASTRNN_BUILD_PATHS", ",".join(ISAS))
-        parts = [(isa, t) for isa in paths.split(",") if isa for t in ("float32", "float64")]
-        unknown = {isa for isa, _ in parts} - set(ISAS)
-        if unknown:
+        chosen = [isa for isa in paths.split(",") if isa]
+        if set(chosen) - set(ISAS):
             raise SetupError(f"FASTRNN_BUILD_PATHS must be some of {', '.join(ISAS)}; got {paths}")
+        parts = [(isa, form) for isa in chosen for form in precompiled_formats(ISAS[isa])]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             headers = list(pool.map(self._compile, *zip(*parts, strict=True))) if parts else []
         folder = Path(self.build_temp)
@@ -88,16 +89,16 @@ class BuildKernels(build_ext):
         ]
         self.force = True  # the objects may be new where the C sources are not
 
-    def _compile(self, isa, dtype) -> Path:
-        """The header of a path and type; made again when the source has changed."""
+    def _compile(self, isa, form) -> Path:
+        """The header of a path and format; made again when the source has changed."""
         folder = Path(self.build_temp) / "kernels" / fingerprint(ISAS[isa])
-        header = folder / f"{isa}_{dtype}.h"
+        header = folder / f"{isa}_{form}.h"
         if not header.exists():
-            print(f"compiling the kernels for {isa}, {dtype}", flush=True)
+            print(f"compiling the kernels for {isa}, {form}", flush=True)
             module = "fastrnn.kernels.native.source.build"
             environment = {"FASTRNN_COMPILE_FOR": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
             subprocess.run(
-                [sys.executable, "-m", module, dtype, str(folder.absolute())],
+                [sys.executable, "-m", module, form, str(folder.absolute())],
                 cwd=ROOT, env=os.environ | environment, check=True,
             )  # fmt: skip
         return header

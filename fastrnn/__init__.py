@@ -36,7 +36,6 @@ __all__ = [
     "cross_entropy",
     "from_torch",
     "gather_rows",
-    "get_cuda_precision",
     "get_num_threads",
     "layers",
     "losses",
@@ -44,7 +43,6 @@ __all__ = [
     "optim",
     "pad_sequences",
     "scatter_add_rows",
-    "set_cuda_precision",
     "set_num_threads",
 ]
 
@@ -53,7 +51,6 @@ if TYPE_CHECKING:
     from ._gather import gather_rows, scatter_add_rows
     from ._padding import pad_sequences
     from .conversion import from_torch
-    from .kernels.precision import get_cuda_precision, set_cuda_precision
     from .layers import CRF, GRU, LSTM, RNN, Dropout, Embedding, Linear
     from .losses import cross_entropy
     from .optim import SGD, Adam, AdamW
@@ -78,8 +75,6 @@ _HOME = {
     "gather_rows": "_gather",
     "scatter_add_rows": "_gather",
     "pad_sequences": "_padding",
-    "get_cuda_precision": "kernels.precision",
-    "set_cuda_precision": "kernels.precision",
     "get_num_threads": "runtime.threads",
     "set_num_threads": "runtime.threads",
 }

@@ -27,9 +27,9 @@ static const struct {
 /* Kernel(name, signature, address, owner): what is at the address takes its arguments in slots.
 
    The signature, see kernels/signature.py, has a letter for each number (q int64, i int32, Q uint64, I
-   uint32, ? bool, f float32, d float64), a letter and the number of axes for an array, and
-   parentheses around what comes in a tuple. A number takes one slot; an array its address and its
-   sizes. */
+   uint32, H uint16, b int8, ? bool, f float32, d float64), a letter and the number of axes for an
+   array, and parentheses around what comes in a tuple. A number takes one slot; an array its address
+   and its sizes. */
 typedef struct {
     PyObject_HEAD
     vectorcallfunc call;
@@ -45,6 +45,8 @@ static int type_of(char letter) {
     case 'i': return NPY_INT32;
     case 'Q': return NPY_UINT64;
     case 'I': return NPY_UINT32;
+    case 'H': return NPY_UINT16;
+    case 'b': return NPY_INT8;
     case '?': return NPY_BOOL;
     case 'f': return NPY_FLOAT32;
     default: return NPY_FLOAT64;
@@ -139,8 +141,8 @@ static int is_signature(const char *s) {
     for (const char *at = s; *at; at++) {
         if (*at == '(') depth++;
         else if (*at == ')' && --depth < 0) return 0;
-        else if (*at >= '1' && *at <= '9' && (at == s || !strchr("qiQI?fd", at[-1]))) return 0;
-        else if (!strchr("()123456789qiQI?fd", *at)) return 0;
+        else if (*at >= '1' && *at <= '9' && (at == s || !strchr("qiQIHb?fd", at[-1]))) return 0;
+        else if (!strchr("()123456789qiQIHb?fd", *at)) return 0;
     }
     return depth == 0;
 }
@@ -273,10 +275,12 @@ static PyObject *supports(PyObject *module, PyObject *isa) {
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
     if (!PyUnicode_CompareWithASCIIString(isa, "avx2")) yes = avx2;
-    if (!PyUnicode_CompareWithASCIIString(isa, "avx512"))
-        yes = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("avx512cd");
+    int avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                 __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                 __builtin_cpu_supports("avx512cd");
+    if (!PyUnicode_CompareWithASCIIString(isa, "avx512")) yes = avx512;
+    if (!PyUnicode_CompareWithASCIIString(isa, "avx512_bf16"))
+        yes = avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
     return PyBool_FromLong(yes);
 }

@@ -19,7 +19,11 @@ app.add_typer(train_app, name="train")
 
 if TYPE_CHECKING:
     from fastrnn.types import BackendName as Backend
+    from fastrnn.types import Precision
 else:
+    Precision = Annotated[
+        str, typer.Option(help="Of matrix products: float32, bf16, or int8 (only to use a model).")
+    ]
     Backend = Annotated[str, typer.Option(help="cpu, cuda (an NVIDIA GPU) or reference (slow).")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Number of threads; by default all CPUs.")]
 

@@ -79,7 +79,7 @@ def _language_model(out: Path, steps: int) -> str:
         "text": "pydoc_data.topics", "embed": 32, "hidden": 256, "layers": 1, "dropout": 0.0,
         "batch": 32, "bptt": 64, "optimizer": "adam", "lr": 4e-3, "schedule": "cosine",
         "warmup": steps // 40, "clip": 1.0, "steps": steps, "eval_every": max(1, steps // 8),
-        "patience": 0, "min_count": None, "seed": 0,
+        "patience": 0, "min_count": None, "seed": 0, "precision": "float32",
     }  # fmt: skip
     model = train_language_model(text[:cut], text[cut:], out, options)
     sampled = model.sample(400, prime="The ", temperature=0.5, seed=0)

@@ -8,6 +8,7 @@ import typer
 
 from .common import (
     Backend,
+    Precision,
     Threads,
     app,
     clear_errors,
@@ -57,6 +58,7 @@ def train_language_model(
         hidden_size=o["hidden"],
         num_layers=o["layers"],
         dropout=o["dropout"],
+        precision=o["precision"],
         backend=backend,
         seed=o["seed"],
     )
@@ -75,7 +77,8 @@ def train_language_model(
         report=tqdm.write,  # above the progress bar
     )
     # A cosine schedule depends on the total number of steps; other runs may be extended.
-    open_run(out, resume, options, ("lr",) if o["schedule"] == "cosine" else ("lr", "steps"))
+    free = ("lr", "precision") if o["schedule"] == "cosine" else ("lr", "precision", "steps")
+    open_run(out, resume, options, free)
     if resume:
         trainer.resume()
     else:
@@ -129,13 +132,14 @@ def train_lm(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed for weights and dropout.")] = 0,
+    precision: Precision = "float32",
     backend: Backend = "cpu",
     threads: Threads = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
 ) -> None:
     """Train a character language model; Ctrl-C saves, --resume continues.
 
-    A run that is resumed keeps its options; --steps and --lr may be changed.
+    A run that is resumed keeps its options; --steps, --lr and --precision may be changed.
     """
     with clear_errors():
         from fastrnn.data.text import read_text
@@ -165,6 +169,7 @@ def sample(
         float, typer.Option(help="Sampling temperature; 0: always the most likely character.")
     ] = 0.7,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
+    precision: Precision | None = None,
     backend: Backend = "cpu",
     threads: Threads = None,
 ) -> None:
@@ -173,7 +178,7 @@ def sample(
         from fastrnn.models import LanguageModel
 
         set_threads(threads)
-        model = LanguageModel.load(run, backend=backend)
+        model = LanguageModel.load(run, precision=precision, backend=backend)
         unknown = sorted(set(prime) - set(model.vocabulary.symbols))
         if unknown:
             typer.echo(f"the model does not know these characters of --prime: {unknown}", err=True)

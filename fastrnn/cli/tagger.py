@@ -9,6 +9,7 @@ from typing import Annotated
 
 from .common import (
     Backend,
+    Precision,
     Threads,
     app,
     clear_errors,
@@ -29,13 +30,14 @@ Vectors = Annotated[
 ]
 
 # Options that may differ when a run is resumed: they do not affect the steps already done.
-_FREE = ("epochs", "lr", "patience", "test", "vectors", "include_vectors")
+_FREE = ("epochs", "lr", "patience", "precision", "test", "vectors", "include_vectors")
 
 
 # Options that `Tagger` calls by the same name.
 _SAME = (
     "vectors", "word_dim", "unknown", "fine_tune", "char_dim", "crf", "constrain", "dropout",
     "input_dropout", "scheme", "optimizer", "lr", "epochs", "patience", "seed", "vector_seed",
+    "precision",
 )  # fmt: skip
 
 
@@ -90,14 +92,15 @@ def train_tagger(
     tag_column: TagColumn = -1,
     seed: Annotated[int, typer.Option(min=0, help="Seed for weights, dropout and batches.")] = 0,
     vector_seed: Annotated[int, typer.Option(min=0, help="Seed for unknown words' vectors.")] = 0,
+    precision: Precision = "float32",
     backend: Backend = "cpu",
     threads: Threads = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
 ) -> None:
     """Train a named-entity tagger; Ctrl-C saves, --resume continues.
 
-    A run that is resumed keeps its options; --epochs, --patience, --lr, --test, --include-vectors
-    and the place of --vectors may be changed.
+    A run that is resumed keeps its options; --epochs, --patience, --lr, --precision, --test,
+    --include-vectors and the place of --vectors may be changed.
     """
     with clear_errors():
         from tqdm import tqdm
@@ -152,6 +155,7 @@ def tag(
     ] = "",
     token_column: TokenColumn = 0,
     vectors: Vectors = None,
+    precision: Precision | None = None,
     at_once: Annotated[
         int, typer.Option(min=1, help="Sentences to read before tagging them; 1 on a terminal.")
     ] = 1024,
@@ -163,7 +167,7 @@ def tag(
         from fastrnn.models import Tagger
 
         set_threads(threads)
-        model = Tagger.load(run, vectors=vectors, backend=backend)
+        model = Tagger.load(run, vectors=vectors, precision=precision, backend=backend)
         if file == "-" and sys.stdin.isatty():
             at_once = 1
         sentences = _untagged(file, form, token_column)
@@ -205,6 +209,7 @@ def evaluate(
     token_column: TokenColumn = 0,
     tag_column: TagColumn = -1,
     vectors: Vectors = None,
+    precision: Precision | None = None,
     backend: Backend = "cpu",
     threads: Threads = None,
 ) -> None:
@@ -214,5 +219,5 @@ def evaluate(
         from fastrnn.models import Tagger
 
         set_threads(threads)
-        model = Tagger.load(run, vectors=vectors, backend=backend)
+        model = Tagger.load(run, vectors=vectors, precision=precision, backend=backend)
         typer.echo(report(model.evaluate(*read_tagged(file, token_column, tag_column))))

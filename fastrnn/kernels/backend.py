@@ -28,6 +28,10 @@ State = tuple[Array, ...]  # each state of the cell [D, B, H], sequences in the 
 
 
 BACKENDS = ("cpu", "cuda", "reference")
+# What the products of a backend's layers may be computed in; "float32" stands for the layer's dtype.
+_HOST = ("float32", "bf16", "int8")
+PRECISIONS = {"cpu": _HOST, "cuda": ("float32", "tf32", "bf16"), "reference": _HOST}
+ONLY_INFERENCE = ("int8",)
 
 
 class Backend(Protocol):
@@ -90,12 +94,14 @@ class Backend(Protocol):
 
     # Recurrent layers
 
-    def RecurrentWeights(self, cell: Cell, parameters: Sequence[Mapping[str, Array]]) -> Any:
+    def RecurrentWeights(
+        self, cell: Cell, parameters: Sequence[Mapping[str, Array]], precision: str = "float32"
+    ) -> Any:
         """The parameters of one layer, one mapping by name per direction, as the kernels want them.
 
         Names are those of the cell without the layer's suffix: ``weight_ih [G H, I]``,
         ``weight_hh [G H, H]``, ``bias_ih [G H]`` and ``bias_hh`` (both or neither), and the cell's
-        own. Made again when the parameters change.
+        own. Made again when the parameters change. ``precision`` is one of `PRECISIONS`.
         """
 
     def recurrent_forward(
@@ -130,7 +136,9 @@ class Backend(Protocol):
 
     # The linear layer
 
-    def LinearWeights(self, weight: Array, bias: Array | None) -> Any:
+    def LinearWeights(
+        self, weight: Array, bias: Array | None, precision: str = "float32"
+    ) -> Any:
         """``weight [O, I]`` and ``bias [O]``, as the kernels want them."""
 
     def linear_forward(self, weights: Any, x: Array) -> Array:

@@ -1,11 +1,12 @@
 """How kernels declare their signatures: by annotations, beside each argument.
 
-`F` is the floating-point type that a kernel is compiled for, float32 or float64. A record (a
-`NamedTuple` whose fields are annotated in the same way) is one argument; to the compiler it is its
-fields. `arguments` reads these annotations, so a kernel can be compiled without being called.
+`F` is the floating-point type that a kernel is compiled for, float32 or float64; `A` and `P` are
+those of the activations and the packed weights of its products. A record (a `NamedTuple` whose
+fields are annotated in the same way) is one argument; to the compiler it is its fields. `arguments`
+reads these annotations, so a kernel can be compiled without being called.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import numpy as np
@@ -14,8 +15,12 @@ import numpy as np
 class Of(NamedTuple):
     """A kernel's argument: a number (``ndim`` 0) or a C-contiguous array."""
 
-    dtype: str  # NumPy's name, or "F"
+    dtype: str  # NumPy's name, or a letter
     ndim: int = 0
+
+    def name(self, letters: "Types") -> str:
+        """NumPy's name of the type."""
+        return letters[self.dtype].name if self.dtype in letters else self.dtype
 
 
 class TupleOf(NamedTuple):
@@ -25,11 +30,15 @@ class TupleOf(NamedTuple):
     size: int
 
 
+Types = Mapping[str, np.dtype]  # by the letters F, A and P
+
 B = Annotated[Any, Of("bool")]
 F = Annotated[Any, Of("F")]
 F1 = Annotated[Any, Of("F", 1)]
 F2 = Annotated[Any, Of("F", 2)]
 F3 = Annotated[Any, Of("F", 3)]
+A2 = Annotated[Any, Of("A", 2)]
+P3 = Annotated[Any, Of("P", 3)]
 D1 = Annotated[Any, Of("float64", 1)]
 D2 = Annotated[Any, Of("float64", 2)]
 D3 = Annotated[Any, Of("float64", 3)]
@@ -45,23 +54,21 @@ def arguments(function: Callable) -> dict[str, Any]:
     return {name: _read(hint) for name, hint in _hints(function).items() if name != "return"}
 
 
-def text(function: Callable, dtype, without=()) -> str:
-    """The same as one line, for F = ``dtype``: the form that src_native/native.c reads."""
+def text(function: Callable, types: Types, without=()) -> str:
+    """The same as one line: the form that src_native/native.c reads."""
     read = arguments(function).items()
-    return "".join(
-        _text(argument, np.dtype(dtype)) for name, argument in read if name not in without
-    )
+    return "".join(_text(argument, types) for name, argument in read if name not in without)
 
 
-def _text(argument: Any, dtype) -> str:
+def _text(argument: Any, types: Types) -> str:
     if isinstance(argument, Of):
-        letter: str = np.dtype(dtype if argument.dtype == "F" else argument.dtype).char
+        letter: str = np.dtype(argument.name(types)).char
         letter = {"l": "q", "L": "Q"}.get(letter, letter)
         return f"{letter}{argument.ndim or ''}"
     if isinstance(argument, TupleOf):
-        return f"({_text(argument.item, dtype) * argument.size})"
+        return f"({_text(argument.item, types) * argument.size})"
     _, fields = argument
-    return f"({''.join(_text(field, dtype) for field in fields.values())})"
+    return f"({''.join(_text(field, types) for field in fields.values())})"
 
 
 def _hints(of: Any) -> dict[str, Any]:

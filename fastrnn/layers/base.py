@@ -4,8 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fastrnn.kernels.backend import UsesBackend, get_backend
+from fastrnn import checks
+from fastrnn.kernels.backend import ONLY_INFERENCE, PRECISIONS, UsesBackend, get_backend
 from fastrnn.parameters import Parameters
+from fastrnn.types import Precision
 
 
 class Layer:
@@ -47,18 +49,43 @@ class Layer:
 class PackedLayer(UsesBackend, Layer):
     """A layer whose parameters a backend packs; a subclass implements `_pack`."""
 
-    def __init__(self, values: Mapping[str, np.ndarray], dtype, backend: str):
+    def __init__(
+        self,
+        values: Mapping[str, np.ndarray],
+        dtype,
+        backend: str,
+        precision: Precision = "float32",
+    ):
         super().__init__(values, dtype)
         self.backend = backend
         self._kernels = get_backend(backend)
+        self.precision = precision
         self._packed: dict = {}
+
+    @property
+    def precision(self) -> Precision:
+        """What products are computed in; it may be set at any time, for what is computed next."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, value: Precision) -> None:
+        checks.choice("precision", value, PRECISIONS[self.backend])
+        if value != "float32" and self.dtype != np.float32:
+            raise ValueError(f"precision must be float32 with dtype {self.dtype}, got {value!r}")
+        self._precision: Precision = value
+
+    def _check_trains(self) -> None:
+        if self.precision in ONLY_INFERENCE:
+            raise ValueError(
+                f"precision must be another one for gradients: {self.precision} is for inference"
+            )
 
     def __getstate__(self):
         return super().__getstate__() | {"_packed": {}}
 
     def _weights(self):
         """The backend's copy of the parameters; made again only after they have changed."""
-        key = (id(self.parameters), self.parameters.version)
+        key = (id(self.parameters), self.parameters.version, self.precision)
         packed = self._packed.get(key)
         if packed is None:
             packed = self._packed.setdefault(key, self._pack())  # the same for all threads

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastrnn import checks
 from fastrnn.kernels.device import Door
-from fastrnn.types import BackendName, DType, Grads, Input
+from fastrnn.types import BackendName, DType, Grads, Input, Precision
 
 from .base import PackedLayer
 from .initial import glorot
@@ -20,6 +20,8 @@ class Linear(PackedLayer):
     in_features, out_features : int
     bias : bool, default True
     dtype : {"float32", "float64"}
+    precision : {"float32", "bf16", "int8"}, default "float32"
+        What products are computed in, see `LSTM`.
     backend : {"cpu", "cuda", "reference"}
     seed : int, optional
         Seed of the initial weight, which is Glorot uniform; the bias starts at 0.
@@ -37,6 +39,7 @@ class Linear(PackedLayer):
         *,
         bias: bool = True,
         dtype: DType = "float32",
+        precision: Precision = "float32",
         backend: BackendName = "cpu",
         seed: int | None = None,
     ):
@@ -46,11 +49,13 @@ class Linear(PackedLayer):
         values = {"weight": glorot(rng, out_features, in_features)}
         if checks.flag("bias", bias):
             values["bias"] = np.zeros(out_features)
-        super().__init__(values, checks.float_dtype("dtype", dtype), backend)
+        super().__init__(values, checks.float_dtype("dtype", dtype), backend, precision)
 
     def _pack(self):
         by_name = self._kernels.parameters_on(self.parameters)
-        return self._kernels.LinearWeights(by_name["weight"], by_name.get("bias"))
+        return self._kernels.LinearWeights(
+            by_name["weight"], by_name.get("bias"), self.precision
+        )
 
     # Rows in, rows out: for models. Arrays lie where the backend computes; nothing is checked.
 
@@ -60,14 +65,16 @@ class Linear(PackedLayer):
 
     def rows_backward(self, x, dy, *, need_dx: bool = True):
         """``(dx or None, grads)``."""
+        self._check_trains()
         dx, weight, bias = self._kernels.linear_backward(self._weights(), x, dy, need_dx=need_dx)
         grads = {"weight": weight, "bias": bias}
         return dx, {name: grads[name] for name in self.parameters}
 
     def __repr__(self) -> str:
+        shown = f"precision={self.precision!r}, " if self.precision != "float32" else ""
         return (
             f"Linear({self.in_features}, {self.out_features}, bias={'bias' in self.parameters}, "
-            f"dtype={self.dtype.name!r}, backend={self.backend!r})"
+            f"dtype={self.dtype.name!r}, {shown}backend={self.backend!r})"
         )
 
     def __call__(self, x: Input) -> np.ndarray:

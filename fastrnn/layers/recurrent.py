@@ -11,7 +11,7 @@ from fastrnn.cells import CELLS, Cell
 from fastrnn.kernels.device import Door
 from fastrnn.kernels.options import StepMasks
 from fastrnn.packed import PackedBatch
-from fastrnn.types import BackendName, DType, Grads, Input
+from fastrnn.types import BackendName, DType, Grads, Input, Precision
 
 from .base import PackedLayer
 from .dropout import new_key
@@ -43,6 +43,7 @@ class Recurrent(PackedLayer, Generic[S]):
         recurrent_dropout: float = 0.0,
         constants: Mapping[str, float] | None = None,
         dtype: DType = "float32",
+        precision: Precision = "float32",
         backend: BackendName = "cpu",
         seed: int | None = None,
     ):
@@ -95,7 +96,7 @@ class Recurrent(PackedLayer, Generic[S]):
                 initial = self._initial(inputs)
                 values.update({k + suffix: v for k, v in initial.items()})
         self._names = list(initial)  # of a direction's parameters
-        super().__init__(values, checks.float_dtype("dtype", dtype), backend)
+        super().__init__(values, checks.float_dtype("dtype", dtype), backend, precision)
 
     @classmethod
     def _choose(cls, variant: str | None) -> Cell:
@@ -164,7 +165,9 @@ class Recurrent(PackedLayer, Generic[S]):
             return {n: by_name[n + suffix] for n in self._names} | constants
 
         layers = [
-            kernels.RecurrentWeights(self.cell, list(map(direction, self._suffixes(layer))))
+            kernels.RecurrentWeights(
+                self.cell, list(map(direction, self._suffixes(layer))), self.precision
+            )
             for layer in range(self.num_layers)
         ]
         return Stack(kernels, layers, self.directions, self.dropout)
@@ -197,7 +200,9 @@ class Recurrent(PackedLayer, Generic[S]):
         x is [N, I], or int64 [N] for a one-hot input given by its index. ``state`` is (h, c) or
         (h,), each [L D, B, H] in the sorted order of the sequences; zero when left out.
         """
-        if not training:
+        if training:
+            self._check_trains()
+        else:
             done = self._rows_planned(x, packed, state)
             if done is not None:
                 return done
@@ -451,6 +456,7 @@ class Recurrent(PackedLayer, Generic[S]):
             **({"zoneout": self.zoneout} if any(self.zoneout) else {}),
             **({"recurrent_dropout": self.recurrent_dropout} if self.recurrent_dropout else {}),
             "dtype": self.dtype.name,
+            **({"precision": self.precision} if self.precision != "float32" else {}),
             "backend": self.backend,
         }
         options = "".join(f", {k}={v!r}" for k, v in shown.items())

@@ -17,7 +17,7 @@ from fastrnn.layers.dropout import new_key
 from fastrnn.losses import cross_entropy
 from fastrnn.optim import RowGradient
 from fastrnn.packed import PackedBatch
-from fastrnn.types import BackendName, DType
+from fastrnn.types import BackendName, DType, Precision
 
 from .characters import CharacterBiLSTM
 
@@ -48,7 +48,7 @@ class BiLSTMTagger(UsesBackend):
     crf : bool, default False
     allowed : array of bool, optional
         See `CRF`.
-    dtype, backend, seed
+    dtype, precision, backend, seed
         See `LSTM`.
 
     Attributes
@@ -74,6 +74,7 @@ class BiLSTMTagger(UsesBackend):
         crf: bool = False,
         allowed=None,
         dtype: DType = "float32",
+        precision: Precision = "float32",
         backend: BackendName = "cpu",
         seed: int | None = None,
     ):
@@ -83,19 +84,20 @@ class BiLSTMTagger(UsesBackend):
         seeds = [int(s) for s in self.rng.integers(2**31, size=5)]
         options: dict[str, Any] = {"dtype": dtype, "backend": backend}
         self._kernels = get_backend(backend)
+        products = options | {"precision": precision}
         layers: dict[str, Any] = {}
         self.characters: CharacterBiLSTM | None = None
         if characters:
-            part = CharacterBiLSTM(characters, char_dim, char_hidden, seeds=seeds[:2], **options)
+            part = CharacterBiLSTM(characters, char_dim, char_hidden, seeds=seeds[:2], **products)
             layers |= {"char_embedding": part.embedding, "char_lstm": part.lstm}
             self.characters = part
             features += 2 * char_hidden
         self.lstm = LSTM(
             features, hidden_size, num_layers, bidirectional=True,
-            dropout=dropout if num_layers > 1 else 0.0, seed=seeds[2], **options,
+            dropout=dropout if num_layers > 1 else 0.0, seed=seeds[2], **products,
         )  # fmt: skip
         self.lstm.rng = self.rng  # one generator, so that only one state must be saved
-        self.linear = Linear(2 * hidden_size, tags, seed=seeds[3], **options)
+        self.linear = Linear(2 * hidden_size, tags, seed=seeds[3], **products)
         layers |= {"lstm": self.lstm, "linear": self.linear}
         self.crf: CRF | None = None
         if crf:
@@ -111,6 +113,17 @@ class BiLSTMTagger(UsesBackend):
     def __setstate__(self, state):
         super().__setstate__(state)
         self._gradient = self._kernels.empty(self.parameters.size, self.parameters.dtype)
+
+    @property
+    def precision(self) -> Precision:
+        """What products are computed in, see `LSTM`; it may be set at any time."""
+        return self.lstm.precision
+
+    @precision.setter
+    def precision(self, value: Precision) -> None:
+        self.lstm.precision = self.linear.precision = value
+        if self.characters is not None:
+            self.characters.lstm.precision = value
 
     def _mask(self, packed: PackedBatch, width: int, p: float) -> np.ndarray | None:
         """The factors of each sequence's rows, [B, width], on the host, or None."""

@@ -21,15 +21,16 @@ class CharacterBiLSTM(UsesBackend):
     seeds : (int, int)
         Seeds of the embedding and of the BiLSTM.
     options
-        ``dtype`` and ``backend``, as for layers.
+        ``dtype``, ``precision`` and ``backend``, as for layers.
     """
 
-    def __init__(self, characters: int, dim: int, hidden: int, *, seeds, dtype, backend):
+    def __init__(self, characters: int, dim: int, hidden: int, *, seeds, dtype, precision, backend):
         self._kernels = get_backend(backend)
         self.embedding = Embedding(characters, dim, dtype=dtype, backend=backend, seed=seeds[0])
         self.lstm = LSTM(
-            dim, hidden, bidirectional=True, seed=seeds[1], dtype=dtype, backend=backend
-        )
+            dim, hidden, bidirectional=True, seed=seeds[1], dtype=dtype, precision=precision,
+            backend=backend,
+        )  # fmt: skip
 
     def forward(self, spelling: Spelling, *, training: bool = False):
         """``(y [N, 2 hidden], tape)`` for the N tokens."""

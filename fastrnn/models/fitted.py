@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
+from fastrnn import checks
 from fastrnn.checkpoint import load_arrays, load_json, save_arrays, save_json
 from fastrnn.data.batches import CASES, Batch, Lexicon, Tokens, by_length, make_batch
 from fastrnn.data.tags import TagCodes, check_scheme, may_follow, write_tags
 from fastrnn.data.text import Vocabulary
 from fastrnn.data.vectors import WordVectors
-from fastrnn.kernels.backend import get_backend
+from fastrnn.kernels.backend import PRECISIONS, get_backend
 from fastrnn.trainer import take_weights
-from fastrnn.types import BackendName
+from fastrnn.types import BackendName, Precision
 
 from .bilstm import BiLSTMTagger
 from .sizes import check_sizes, sizes_of_stack, width
@@ -61,7 +62,8 @@ class FittedTagger:
             characters=len(self._symbols), char_dim=p["char_dim"],
             char_hidden=p["char_hidden"] or 1, hidden_size=p["hidden_size"],
             num_layers=p["num_layers"], dropout=p["dropout"], input_dropout=p["input_dropout"],
-            crf=p["crf"], allowed=allowed, dtype=p["dtype"], backend=backend, seed=p["seed"],
+            crf=p["crf"], allowed=allowed, dtype=p["dtype"], seed=p["seed"],
+            precision=p.get("precision", "float32"), backend=backend,
         )  # fmt: skip
 
     def __getstate__(self):
@@ -129,7 +131,9 @@ class FittedTagger:
         save_arrays(folder / "weights.safetensors", weights)
 
     @classmethod
-    def load(cls, folder: Path, load_vectors, backend: BackendName) -> "FittedTagger":
+    def load(
+        cls, folder: Path, load_vectors, precision: Precision | None, backend: BackendName
+    ) -> "FittedTagger":
         """Load the tagger of a folder; ``load_vectors(params)`` must return its word vectors.
 
         Raises
@@ -140,6 +144,9 @@ class FittedTagger:
         get_backend(backend)
         path = folder / "config.json"
         config = read_config(path)
+        if precision is not None:
+            checks.choice("precision", precision, PRECISIONS[backend])
+            config["params"]["precision"] = precision
         known = config["vectors"]
         params = dict(config["params"])
         beside = folder / config.get("vectors_path", "")

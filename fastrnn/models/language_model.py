@@ -14,7 +14,7 @@ from fastrnn.layers import LSTM, Embedding, Linear
 from fastrnn.layers.dropout import new_key
 from fastrnn.losses import cross_entropy
 from fastrnn.packed import PackedBatch
-from fastrnn.types import BackendName, DType
+from fastrnn.types import BackendName, DType, Precision
 from fastrnn.types import Path as FilePath
 
 from .sizes import check_sizes, sizes_of_stack, width
@@ -40,6 +40,8 @@ class LanguageModel(UsesBackend):
     dropout : float, default 0.0
         Dropout between LSTM layers and before the linear layer, in training.
     dtype : {"float32", "float64"}
+    precision : {"float32", "bf16", "int8"}, default "float32"
+        What products are computed in, see `LSTM`; int8 is for inference.
     backend : {"cpu", "cuda", "reference"}
     seed : int, optional
         Seed of the initial weights and dropout.
@@ -59,6 +61,7 @@ class LanguageModel(UsesBackend):
         num_layers: int = 1,
         dropout: float = 0.0,
         dtype: DType = "float32",
+        precision: Precision = "float32",
         backend: BackendName = "cpu",
         seed: int | None = None,
     ):
@@ -71,6 +74,7 @@ class LanguageModel(UsesBackend):
         size, num_layers = len(vocabulary), checks.integer("num_layers", num_layers)
         seeds = [int(s) for s in self.rng.integers(2**31, size=3)]
         options: dict[str, Any] = {"dtype": dtype, "backend": backend}
+        products = options | {"precision": precision}
         self._kernels = get_backend(backend)
         self.embedding = None
         if embedding_dim:
@@ -81,9 +85,9 @@ class LanguageModel(UsesBackend):
             num_layers,
             dropout=dropout if num_layers > 1 else 0.0,
             seed=seeds[1],
-            **options,
+            **products,
         )
-        self.linear = Linear(hidden_size, size, seed=seeds[2], **options)
+        self.linear = Linear(hidden_size, size, seed=seeds[2], **products)
         self.lstm.rng = self.rng  # one generator, so that only one state must be saved
         if not embedding_dim:
             w = self.lstm.parameters["weight_ih_l0"]
@@ -102,6 +106,15 @@ class LanguageModel(UsesBackend):
         super().__setstate__(state)
         self._gradient = self._kernels.empty(self.parameters.size, self.parameters.dtype)
         self.carry(state["_state"])
+
+    @property
+    def precision(self) -> Precision:
+        """What products are computed in, see `LSTM`; it may be set at any time."""
+        return self.lstm.precision
+
+    @precision.setter
+    def precision(self, value: Precision) -> None:
+        self.lstm.precision = self.linear.precision = value
 
     def _input(self, ids: np.ndarray) -> np.ndarray:
         if self.embedding is not None:
@@ -244,6 +257,7 @@ class LanguageModel(UsesBackend):
             "num_layers": self.lstm.num_layers,
             "dropout": self.dropout,
             "dtype": self.parameters.dtype.name,
+            "precision": self.precision,
         }
 
     def save(self, folder: FilePath) -> None:
@@ -252,8 +266,17 @@ class LanguageModel(UsesBackend):
         save_arrays(Path(folder) / "weights.safetensors", self.parameters.state_dict())
 
     @classmethod
-    def load(cls, folder: FilePath, *, backend: BackendName = "cpu") -> "LanguageModel":
+    def load(
+        cls, folder: FilePath, *, precision: Precision | None = None, backend: BackendName = "cpu"
+    ) -> "LanguageModel":
         """Load the model from a folder written by `save` or by ``fastrnn train lm``.
+
+        Parameters
+        ----------
+        folder : path
+        precision : {"float32", "bf16", "int8"}, optional
+            Another one than the model was saved with.
+        backend : {"cpu", "cuda", "reference"}
 
         Raises
         ------
@@ -284,4 +307,6 @@ class LanguageModel(UsesBackend):
             model.parameters.load_state_dict(weights)
         except ValueError as error:
             raise ValueError(f"{path} does not fit {folder}/config.json: {error}") from error
+        if precision is not None:
+            model.precision = precision
         return model

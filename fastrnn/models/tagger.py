@@ -22,7 +22,7 @@ from fastrnn.data.vectors import WordVectors, load_vectors
 from fastrnn.metrics import EntityScores, entity_scores
 from fastrnn.optim import OPTIMIZERS
 from fastrnn.trainer import Trainer
-from fastrnn.types import BackendName, DType, Input
+from fastrnn.types import BackendName, DType, Input, Precision
 from fastrnn.types import Path as FilePath
 
 from .bilstm import BiLSTMTagger
@@ -87,6 +87,8 @@ class Tagger:
     seed, vector_seed : int, default 0
         Seed of all randomness in training; seed of the vectors of unknown words.
     dtype : {"float32", "float64"}
+    precision : {"float32", "bf16"}, default "float32"
+        What products are computed in, see `LSTM`. Inference may be in another one, see `load`.
     backend : {"cpu", "cuda", "reference"}
 
     Attributes
@@ -125,6 +127,7 @@ class Tagger:
         seed: int = 0,
         vector_seed: int = 0,
         dtype: DType = "float32",
+        precision: Precision = "float32",
         backend: BackendName = "cpu",
     ):
         self.vectors = vectors
@@ -137,7 +140,8 @@ class Tagger:
         self.scheme, self.optimizer, self.lr, self.max_norm = scheme, optimizer, lr, max_norm
         self.epochs, self.patience = epochs, patience
         self.batch_size, self.max_tokens, self.max_len = batch_size, max_tokens, max_len
-        self.seed, self.vector_seed, self.dtype, self.backend = seed, vector_seed, dtype, backend
+        self.seed, self.vector_seed = seed, vector_seed
+        self.dtype, self.precision, self.backend = dtype, precision, backend
         self._loaded: tuple[Any, Any, WordVectors] | None = None
         self._fitted: FittedTagger | None = None
 
@@ -331,7 +335,7 @@ class Tagger:
             return
         if trainer.checkpoint.exists():
             before, now = read_config(run / "config.json"), fitted.config
-            free = ("params", "epochs", "patience", "lr")  # all but the first may be changed
+            free = ("params", "epochs", "patience", "lr", "precision")  # all but the first may be changed
             others = {k for k in now if before.get(k) != now[k]}
             params = {k: v for k, v in now["params"].items() if k != "vectors"}  # moved, perhaps
             others |= {k for k, v in params.items() if before["params"].get(k) != v}
@@ -463,7 +467,12 @@ class Tagger:
 
     @classmethod
     def load(
-        cls, folder: FilePath, *, vectors: Any = None, backend: BackendName = "cpu"
+        cls,
+        folder: FilePath,
+        *,
+        vectors: Any = None,
+        precision: Precision | None = None,
+        backend: BackendName = "cpu",
     ) -> "Tagger":
         """Load the tagger from a folder written by `save` or by `fit` with ``run``.
 
@@ -472,6 +481,8 @@ class Tagger:
         folder : path
         vectors : optional
             The word vectors, if they are no longer where they were in training.
+        precision : {"float32", "bf16", "int8"}, optional
+            Another one than in training.
         backend : {"cpu", "cuda", "reference"}
 
         Raises
@@ -498,6 +509,6 @@ class Tagger:
                     "(vectors=, --vectors)"
                 ) from error
 
-        fitted = FittedTagger.load(folder, find, backend)
+        fitted = FittedTagger.load(folder, find, precision, backend)
         made[0]._fitted = fitted
         return made[0]

@@ -48,16 +48,20 @@ class Spec(NamedTuple):
     directions: int
     dropout: float
     names: tuple[str, ...]  # of the weights of a layer and direction, from `NAMES`
+    precision: str
 
     def text(self) -> str:
         """For an operator, whose arguments are tensors and plain values."""
-        return f"{self.backend} {self.cell} {self.directions} {self.dropout} {' '.join(self.names)}"
+        return " ".join(
+            (self.backend, self.cell, str(self.directions), str(self.dropout), self.precision)
+            + self.names
+        )
 
     @classmethod
     def read(cls, text: str) -> "Spec":
         """The inverse of `text`."""
-        backend, cell, directions, dropout, *names = text.split()
-        return cls(backend, cell, int(directions), float(dropout), tuple(names))
+        backend, cell, directions, dropout, precision, *names = text.split()
+        return cls(backend, cell, int(directions), float(dropout), tuple(names), precision)
 
 
 def stack_of(spec: Spec, weights: Sequence[Tensor]) -> Stack:
@@ -69,7 +73,7 @@ def stack_of(spec: Spec, weights: Sequence[Tensor]) -> Stack:
             own = weights[first + d * len(names) : first + (d + 1) * len(names)]
             arrays = [array(w, kernels) for w in own]
             parts.append(dict(zip(names, arrays, strict=True)))
-        layers.append(kernels.RecurrentWeights(CELLS[spec.cell], parts))
+        layers.append(kernels.RecurrentWeights(CELLS[spec.cell], parts, spec.precision))
     return Stack(kernels, layers, spec.directions, spec.dropout)
 
 

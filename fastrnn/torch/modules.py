@@ -23,8 +23,10 @@ _BORROWED = (
 class _Recurrent(nn.Module):
     """What the three share. It stands in for a module of PyTorch's, whose methods it borrows.
 
+    Under autocast to bfloat16 on the CPU, products are in that precision, and results in float32.
+
     What the kernels do not compute (other devices than that of ``backend``, other types than
-    float32 and float64, autocast, tensor subclasses, function transforms, forward-mode gradients,
+    float32 and float64, other kinds of autocast, tensor subclasses, function transforms, forward-mode gradients,
     empty batches, wrong arguments) is passed to PyTorch's own implementation, which computes or
     refuses it. Gradients of gradients and batched ones (``is_grads_batched``) are refused.
     """
@@ -93,7 +95,10 @@ class _Recurrent(nn.Module):
 
     def forward(self, input, hx=None):
         """See ``torch.nn.LSTM``, ``GRU`` and ``RNN``."""
-        if not self._takes(input, hx):
+        precision = self._precision()
+        if precision == "bf16":
+            input, hx = _widened(input), _widened(hx)
+        if precision is None or not self._takes(input, hx):
             return _theirs(self, input, hx)
         is_packed = isinstance(input, PackedSequence)
         x, sizes, order, inverse = cast(Any, input if is_packed else (input, None, None, None))
@@ -132,11 +137,7 @@ class _Recurrent(nn.Module):
         x = input.data if is_packed else input
         if not self._is_plain(x) or x.dim() not in ((2,) if is_packed else (2, 3)):
             return False
-        if (
-            x.shape[-1] != self.input_size
-            or not x.numel()
-            or torch.is_autocast_enabled(self.backend)
-        ):
+        if x.shape[-1] != self.input_size or not x.numel():
             return False
         if not all(
             self._is_plain(w) and w.dtype == x.dtype and tuple(w.shape) == shape
@@ -174,13 +175,22 @@ class _Recurrent(nn.Module):
             and x.dtype in (torch.float32, torch.float64)
         )
 
+    def _precision(self) -> str | None:
+        """What products are computed in under the current autocast; None: by PyTorch."""
+        if not torch.is_autocast_enabled(self.backend):
+            return "float32"
+        is_bf16 = torch.get_autocast_dtype(self.backend) == torch.bfloat16
+        is_single = self._flat_weights[0].dtype == torch.float32
+        return "bf16" if self.backend == "cpu" and is_bf16 and is_single else None
+
     def _spec(self) -> Spec:
         names = NAMES[:4] if self.bias else NAMES[:2]
         cell = "lstm_projected" if self.proj_size else self.mode.lower()
         directions = 2 if self.bidirectional else 1
         return Spec(
-            self.backend, cell, directions, self.dropout, names + NAMES[4:] * bool(self.proj_size)
-        )
+            self.backend, cell, directions, self.dropout,
+            names + NAMES[4:] * bool(self.proj_size), self._precision() or "float32",
+        )  # fmt: skip
 
     def _eager(self, x: Tensor, sizes: Tensor | None, states: list[Tensor]):
         weights = self._flat_weights
@@ -223,12 +233,27 @@ class _Recurrent(nn.Module):
         """
         if not keep:
             return stack_of(spec, weights)
-        key = [(w.data_ptr(), 0 if w.is_inference() else w._version, _sample(w)) for w in weights]
+        versions = [0 if w.is_inference() else w._version for w in weights]
+        key = [
+            spec.precision,
+            *((w.data_ptr(), v, _sample(w)) for w, v in zip(weights, versions, strict=True)),
+        ]
         known, stack = self._packed
         if stack is None or known != key:
             stack = stack_of(spec, weights)
             self._packed = key, stack
         return stack
+
+
+def _widened(value):
+    """Tensors in bfloat16 as float32."""
+    if isinstance(value, PackedSequence):
+        return value._replace(data=_widened(value.data))
+    if isinstance(value, tuple | list):
+        return type(value)(map(_widened, value))
+    if isinstance(value, Tensor) and value.dtype == torch.bfloat16:
+        return value.float()
+    return value
 
 
 def _ordered(state: Tensor, order: Tensor | None) -> Tensor:

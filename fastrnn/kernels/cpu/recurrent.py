@@ -9,6 +9,7 @@ import numpy as np
 from fastrnn._native import Plan
 from fastrnn.cells import Cell
 from fastrnn.kernels import unfused
+from fastrnn.kernels.native.formats import Format
 from fastrnn.kernels.native.isa import CAN_YIELD, ISA, PANEL
 from fastrnn.kernels.native.library import find
 from fastrnn.kernels.native.records import (
@@ -22,7 +23,9 @@ from fastrnn.kernels.native.records import (
     Masks,
     Output,
     Panels,
+    Products,
     Projection,
+    Recurrence,
     RecurrentPanels,
     Runs,
     UnitGradient,
@@ -57,19 +60,23 @@ MOST_PLANNED_VALUES = 1 << 16  # of the input or output that a plan keeps
 class Tape:
     """What `recurrent_backward` needs of `recurrent_forward`; it is used up there."""
 
-    x: np.ndarray
+    form: Format
+    x: np.ndarray  # as it was multiplied
     packed: PackedBatch
     states: list[tuple[np.ndarray, ...]]  # of each direction
+    hs: list[np.ndarray]  # of each direction: h as it was multiplied
     gates: np.ndarray | None
     masks: list[Masks]  # of each direction
     regularised: bool
 
 
-def RecurrentWeights(cell: Cell, parameters) -> FusedWeights | unfused.UnfusedWeights:
+def RecurrentWeights(
+    cell: Cell, parameters, precision: str = "float32"
+) -> FusedWeights | unfused.UnfusedWeights:
     """The parameters of one layer, see kernels/backend.py."""
     if cell.program:
-        return unfused.UnfusedWeights(cell, parameters, Ops)
-    return FusedWeights(cell, parameters)
+        return unfused.UnfusedWeights(cell, parameters, lambda *of: Ops(*of, precision))
+    return FusedWeights(cell, parameters, precision)
 
 
 def _slices(packed: PackedBatch, cost: float, directions: int, panels: int):
@@ -133,11 +140,14 @@ class _Pass(NamedTuple):
     phases: list
     threads: int
     together: bool
+    form: Format
+    x: np.ndarray  # as it is multiplied
     y: np.ndarray
     states: list  # of each direction
+    hs: list
     gates: np.ndarray
     masks: list[Masks]
-    packed: dict[str, np.ndarray]  # weights, packed when it has run
+    packed: dict[tuple[str, str], np.ndarray]  # weights, packed when it has run
 
 
 def _barrier(w: FusedWeights) -> tuple[np.ndarray, Task]:
@@ -164,7 +174,10 @@ def recurrent_forward(
     p = _forward(weights, x, packed, state_0, state_n, training, masks)
     run(p.phases, p.threads, together=p.together)
     weights.keep(p.packed)
-    tape = Tape(x, packed, p.states, p.gates, p.masks, masks is not None) if training else None
+    if not training:
+        return p.y, state_n, None
+    regularised = masks is not None
+    tape = Tape(p.form, p.x, packed, p.states, p.hs, p.gates, p.masks, regularised)
     return p.y, state_n, tape
 
 
@@ -202,14 +215,15 @@ def _forward(
     w: FusedWeights, x, packed: PackedBatch, state_0, state_n, training: bool, masks
 ) -> _Pass:
     """The program of a forward pass, which writes the final states to ``state_n``."""
-    cell = w.cell
+    cell, form = w.cell, w.gradients if training else w.inference
     units, batch, dtype = w.units, packed.batch, w.dtype
     is_index = x.ndim == 1
     table = w.table.reshape(-1) if is_index else None
     names = ["x", "h"]
     if training:
         names += ["back_h"] if is_index else ["back_h", "back_x"]
-    panels, pack_jobs = w.packed(names)
+    panels, pack_jobs = w.packed(names, form)
+    panels_x, panels_h = (panels[which, form.name] for which in ("x", "h"))
     depth = units if is_index else units + w.inputs
     cost = packed.size * w.directions * len(cell.gates) * units * depth
     slices, parties = _slices(packed, cost, w.directions, w.panels)
@@ -220,15 +234,20 @@ def _forward(
     save = training or hoist
     y = buffers.empty((packed.size, w.directions * units), dtype)
     gates = buffers.empty((packed.size if save else 0, w.directions * w.gates_size), dtype)
-    time_loop = w.loop("forward", masks is not None)
+    time_loop = w.loop("forward", form, masks is not None)
+    a, convert = (x, list[Job]()) if is_index else linear.activations(form, x)
+    # The h that a step multiplies, where that is not the first state itself.
+    h_dtype = np.dtype(form.activations)
+    h_size = linear.row_size(units, h_dtype)
     begin = find("rows.begin_state", dtype)
     state_offsets = _state_offsets(packed, training)
     final = packed.size if training else 2 * batch  # row of the final states
     lengths = Lengths(packed.lengths, packed.offsets)
     barrier, no_round = _barrier(w)
     none, no_ids = np.empty((0, 0), dtype), np.empty(0, np.int64)
-    before, projections, loops, after = list[Task](), list[Job](), list[Task](), list[Task]()
-    states, all_masks = [], []
+    none_a = np.empty((0, 0), h_dtype)
+    before, projections, loops, after = list[Task](), list[Any](), list[Task](), list[Task]()
+    states, hs, all_masks = [], [], []
     for d in range(w.directions):
         mask = _masks(w, masks, d)
         all_masks.append(mask)
@@ -241,34 +260,42 @@ def _forward(
             args = (state, initial[d], lengths, training, d == 1, factors)
             before.append(Task(begin, args, 0, batch))
             after.append(_copy(state, final, state_n[i][d]))
-        projection = Projection(none, panels["x"][d, :, :0])
+        h = own_states[0]
+        if form.rounds:
+            h = buffers.empty((len(h), h_size), h_dtype)
+            args = (own_states[0], h, batch, lengths, training, d == 1)
+            projections.append(Task(find("rows.begin_h", form), args, 0, batch))
+        hs.append(h)
+        recurrence = Recurrence(h, panels_h[d])
+        projection = Projection(none_a, 0, panels_x[d, :, :0])
         offset = d * w.panels * w.panel
         if is_index:
             init = Init(TABLE, table, x, offset * w.inputs, w.panel, w.inputs * w.panel)
         elif hoist:
-            projections += _hoisted(w, x, panels["x"][d], gates, d)
+            projections += _hoisted(w, form, a, panels_x[d], gates, d)
             flat, stride = gates.reshape(-1), gates.shape[1]
             init = Init(PROJECTED, flat, no_ids, d * w.gates_size, stride, w.panel)
         else:
-            projection = Projection(x, panels["x"][d])
+            projection = Projection(a, w.inputs, panels_x[d])
             init = Init(BIAS, w.bias.reshape(-1), no_ids, offset, 0, w.panel)
         geometry = Geometry(packed.batch_sizes, packed.offsets, state_offsets, d == 1)
-        output = Output(y, d * units, gates, d * w.gates_size, training)
-        for first, last, a, b in slices:
-            work = Work(first, last, a, b, barrier, 8 * d, parties)
+        output = Output(y, d * units, units, gates, d * w.gates_size, training)
+        for first, last, p, q in slices:
+            work = Work(first, last, p, q, barrier, 8 * d, parties)
             loops.append(Task(time_loop, (
-                geometry, projection, init, panels["h"][d], w.unit[d], own_states, mask, output,
-                work,
+                geometry, projection, init, recurrence, w.unit[d], own_states, mask, output, work,
             )))  # fmt: skip
-    phases = [[*pack_jobs, no_round, *before], projections, loops, after]
-    return _Pass(phases, _threads(cost, parties), parties > 1, y, states, gates, all_masks, panels)
+    phases = [[*pack_jobs, *convert, no_round, *before], projections, loops, after]
+    return _Pass(
+        phases, _threads(cost, parties), parties > 1, form, a, y, states, hs, gates, all_masks,
+        panels,
+    )  # fmt: skip
 
 
-def _hoisted(w: FusedWeights, x, panels, gates, d: int) -> list[Job]:
+def _hoisted(w: FusedWeights, form: Format, x, panels, gates, d: int) -> list[Job]:
     """``x @ W_ih.T + bias`` for all rows of one direction, into the gates."""
     out = Panels(gates, d * w.gates_size, w.panel, w.gates_size)
-    args = (x, Runs(1, w.inputs, 0), panels, w.bias[d], out)
-    jobs = [Job(find("gemm.product", w.dtype), args, len(x), len(x) * panels.size)]
+    jobs = [linear.product(form, x, Runs(1, w.inputs, 0), panels, w.bias[d], out)]
     width = panels.shape[2]
     if width < w.panel:  # accumulators without a product start from the bias alone
         cost = len(x) * w.panels * (w.panel - width) * MOVE_COST
@@ -285,42 +312,52 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
         raise ValueError("tape was used by an earlier backward: run forward again for a new one")
     tape.gates = None
     units, batch, dtype, is_index = w.units, packed.batch, w.dtype, tape.x.ndim == 1
-    need_dx = need_dx and not is_index
-    panels, pack_jobs = w.packed(["back_h", "back_x"] if need_dx else ["back_h"])
+    need_dx, form = need_dx and not is_index, tape.form
+    panels, pack_jobs = w.packed(["back_h", "back_x"] if need_dx else ["back_h"], form)
+    back_h = panels["back_h", form.name]
+    dz = gates
+    if form.rounds:
+        dz = buffers.empty(gates.shape, np.dtype(form.activations))
     cost = packed.size * w.directions * len(cell.gates) * units * units
-    slices, parties = _slices(packed, cost, w.directions, panels["back_h"].shape[1])
-    time_loop = w.loop("backward", tape.regularised)
+    slices, parties = _slices(packed, cost, w.directions, back_h.shape[1])
+    time_loop = w.loop("backward", form, tape.regularised)
     barrier, no_round = _barrier(w)
     unit_size = len(cell.unit_parameters) * w.hp
     dunit = buffers.empty((packed.size if unit_size else 0, w.directions * unit_size), dtype)
     unit_sums = np.empty(dunit.shape[1], dtype)
     dstate_0 = _new_states(w, w.directions, batch)
     before, loops, after = list[Task](), list[Task](), list[Task]()
-    dx, sums, grads = None, list[Job](), list[dict[str, Any]]()
+    dx, zips, sums, grads = None, list[Job](), list[Job](), list[dict[str, Any]]()
     if need_dx:
+        back_x = panels["back_x", form.name]
         dx = buffers.empty((packed.size, w.inputs), dtype)
-        runs = Runs(panels["back_x"].shape[1] // w.x_runs[0], *w.x_runs)
-        zero = np.zeros((len(panels["back_x"]), PANEL * w.lanes), dtype)
-        sums.append(linear.product(gates, runs, panels["back_x"], zero, dx, w.inputs))
+        runs = Runs(back_x.shape[1] // w.x_runs[0], *w.x_runs)
+        zero = np.zeros((len(back_x), PANEL * w.lanes), dtype)
+        to = Panels(dx, 0, PANEL * w.lanes, w.inputs)
+        sums.append(linear.product(form, dz, runs, back_x, zero, to))
+    x = tape.x
+    if not is_index:
+        x, zips = linear.zipped(form, x, w.inputs, packed.size)
     for d in range(w.directions):
         own_states = tuple([np.empty((batch, w.hp), dtype) for _ in cell.states])
         for k, state in enumerate(own_states):
             before.append(_copy(dstate_n[k][d], 0, state))
             after.append(_copy(state, 0, dstate_0[k][d]))
         geometry = Geometry(packed.batch_sizes, packed.offsets, packed.offsets, d == 1)
-        output = Output(dy, d * units, gates, d * w.gates_size, True)
-        recurrent = RecurrentPanels(panels["back_h"][d], *w.h_runs)
+        output = Output(dy, d * units, units, gates, d * w.gates_size, True)
+        recurrent = RecurrentPanels(back_h[d], *w.h_runs)
         for first, last, a, b in slices:
             work = Work(first, last, a, b, barrier, 8 * d, parties)
             loops.append(Task(time_loop, (
-                geometry, Gradient(dy, d * units, units), output, tape.states[d],
-                recurrent, w.unit[d], UnitGradient(dunit, d * unit_size), tape.masks[d],
+                geometry, Gradient(dy, d * units, units), output, dz, tape.states[d], recurrent,
+                 w.unit[d], UnitGradient(dunit, d * unit_size), tape.masks[d],
                 own_states, work,
             )))  # fmt: skip
         named = dict[str, Any]()
-        h_prev = tape.states[d][0][: packed.size]
-        for which, a in ("x", tape.x), ("h", h_prev):
-            named |= _parameter_gradients(w, which, d, a, gates, sums, after)
+        h, more = linear.zipped(form, tape.hs[d][: packed.size], units, packed.size)
+        zips += more
+        for which, a in ("x", x), ("h", h):
+            named |= _parameter_gradients(w, form, which, d, a, dz, sums, after)
         for i, name in enumerate(cell.unit_parameters):
             first = d * unit_size + i * w.hp
             named[name] = unit_sums[first : first + units]
@@ -330,7 +367,7 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
         sums.append(Job(kernel, (dunit, unit_sums), items, dunit.size * MOVE_COST))
     # All weight gradients and dx in one phase, so that every thread has a share of each.
     run(
-        [[*pack_jobs, no_round, *before], loops, sums, after],
+        [[*pack_jobs, *zips, no_round, *before], loops, sums, after],
         _threads(3 * cost, parties),
         together=parties > 1,
     )
@@ -342,10 +379,12 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
     return dx, dstate_0, grads
 
 
-def _parameter_gradients(w: FusedWeights, which: str, d: int, a, gates, jobs, after) -> dict:
+def _parameter_gradients(
+    w: FusedWeights, form: Format, which: str, d: int, a, dz, jobs, after
+) -> dict[str, Any]:
     """The gradients of a weight and its bias from those of the accumulators, by name.
 
-    ``a`` is the input of the product, [N, .] or indices [N]. What computes them is added to
+    ``a`` is the input of the product (`linear.zipped`), or indices [N]. What computes them is added to
     ``jobs`` and, to be run later, ``after``.
     """
     side, name = w.side(which)
@@ -353,13 +392,13 @@ def _parameter_gradients(w: FusedWeights, which: str, d: int, a, gates, jobs, af
     columns, panel = side.columns, len(side.columns) // w.panels
     sums = linear.new_sums(w.panels, weight.shape[1], panel, w.dtype)
     offset = d * w.gates_size + side.offset
-    b = Panels(gates, offset, w.panel, (d + 1) * w.gates_size - offset)
+    b = Products(dz, offset, w.panel, (d + 1) * w.gates_size - offset)
     if a.ndim == 2:
-        jobs.append(linear.weight_gradient(a, b, sums, columns, weight))
+        jobs.append(linear.weight_gradient(form, a, b, sums, columns, weight))
     else:
-        cost = (gates.size + weight.size) * MOVE_COST
+        cost = (dz.size + weight.size) * MOVE_COST
         args = (a, b, sums, columns, weight)
-        jobs.append(Job(find("gemm.table_gradient", w.dtype), args, w.panels, cost))
+        jobs.append(Job(find("gemm.table_gradient", form), args, w.panels, cost))
     named = {name: weight}
     bias_name = name.replace("weight", "bias")
     if bias_name in w.parameters[d]:

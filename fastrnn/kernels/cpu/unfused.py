@@ -7,6 +7,7 @@ import numpy as np
 
 from fastrnn._gather import gather_rows, scatter_add_rows
 from fastrnn.cells import Cell
+from fastrnn.kernels.native.formats import choose
 from fastrnn.kernels.native.library import find
 from fastrnn.kernels.native.records import Block
 from fastrnn.kernels.unfused import resolve
@@ -22,8 +23,8 @@ _COST = 2 * MOVE_COST  # of a number of an elementwise function, in multiply-add
 class Ops:
     """See `kernels.unfused.Ops`."""
 
-    def __init__(self, cell: Cell, parameters: Mapping[str, np.ndarray]):
-        self.cell, self.p = cell, parameters
+    def __init__(self, cell: Cell, parameters: Mapping[str, np.ndarray], precision: str):
+        self.cell, self.p, self.precision = cell, parameters, precision
         self.dtype = parameters["weight_ih"].dtype
         self._packed: dict[str, LinearWeights] = {}
 
@@ -35,7 +36,9 @@ class Ops:
 
     def _linear(self, name: str) -> LinearWeights:
         if name not in self._packed:
-            self._packed[name] = LinearWeights(resolve(self.cell, self.p, name), None)
+            self._packed[name] = LinearWeights(
+                resolve(self.cell, self.p, name), None, self.precision
+            )
         return self._packed[name]
 
     @cached_property
@@ -45,7 +48,9 @@ class Ops:
     def project(self, x, bias):
         if x.ndim == 2:
             if "project" not in self._packed:  # the bias is that of all calls
-                self._packed["project"] = LinearWeights(self.p["weight_ih"], bias)
+                self._packed["project"] = LinearWeights(
+                    self.p["weight_ih"], bias, self.precision
+                )
             return linear.linear_forward(self._packed["project"], x)
         a = gather_rows(self._table, x)
         return a if bias is None else a + bias
@@ -63,7 +68,8 @@ class Ops:
         return linear.input_gradient(self._linear(weight), dy)
 
     def weight_gradient(self, source, dy):
-        return linear.dense_weight_gradient(source, dy)
+        form = choose(self.precision, self.dtype, training=True)
+        return linear.dense_weight_gradient(form, source, dy)
 
     def elementwise(self, function: Callable, count: int, *inputs) -> list[np.ndarray]:
         whole = [x for x in inputs if not isinstance(x, tuple)]

@@ -8,6 +8,7 @@ import numpy as np
 from fastrnn._native import Kernel
 from fastrnn.cells import Cell
 from fastrnn.kernels.native import layouts
+from fastrnn.kernels.native.formats import Format, choose, plain
 from fastrnn.kernels.native.isa import PANEL, width
 from fastrnn.kernels.native.library import find
 from fastrnn.kernels.native.records import Masks
@@ -31,8 +32,12 @@ class Side:
 class Shape:
     """What the layout of a layer's parameters depends on, and the kernels of its cell."""
 
-    def __init__(self, cell: Cell, inputs: int, units: int, directions: int, dtype: np.dtype):
+    def __init__(
+        self, cell: Cell, inputs: int, units: int, directions: int, dtype: np.dtype, precision: str
+    ):
         self.cell, self.dtype = cell, dtype
+        self.inference = choose(precision, dtype, training=False)
+        self.gradients = choose(precision, dtype, training=True)
         self.inputs, self.units, self.directions = inputs, units, directions
         self.lanes = width(dtype)
         self.hp = -(-units // self.lanes) * self.lanes
@@ -48,17 +53,16 @@ class Shape:
             (self.hp, self.hp) if single else (len(gates) * self.lanes, self.panel)
             for gates in (cell.input_gates, cell.recurrent_gates)
         )
-        # A row of states is not a multiple of 1 KB: its columns would share few cache sets.
-        self.state_size = self.hp + self.lanes * (self.hp * dtype.itemsize % 1024 == 0)
+        self.state_size = linear.row_size(units, dtype)
         none = np.empty((0, 0), dtype)
         self.no_masks = Masks(none, 0, none)  # of a layer without zoneout and recurrent dropout
         self._loops: dict[tuple, Kernel] = {}
 
-    def loop(self, which: str, regularised: bool) -> Kernel:
+    def loop(self, which: str, form: Format, regularised: bool) -> Kernel:
         """The time loop "forward" or "backward"."""
-        key = which, regularised
+        key = which, form.name, regularised
         if key not in self._loops:
-            self._loops[key] = find(f"fused.{which}", self.dtype, self.cell, regularised)
+            self._loops[key] = find(f"fused.{which}", form, self.cell, regularised)
         return self._loops[key]
 
 
@@ -72,70 +76,74 @@ class FusedWeights(Shape):
     ----------
     cell : Cell
     parameters : sequence over the D directions of mappings of str to array
+    precision : str
         See `kernels.backend`.
     """
 
-    def __init__(self, cell: Cell, parameters):
+    def __init__(self, cell: Cell, parameters, precision: str):
         w_ih, w_hh = parameters[0]["weight_ih"], parameters[0]["weight_hh"]
         # All that does not depend on the parameters is made once.
-        shape = _shape(cell, w_ih.shape[1], w_hh.shape[1], len(parameters), w_ih.dtype)
+        shape = _shape(cell, w_ih.shape[1], w_hh.shape[1], len(parameters), w_ih.dtype, precision)
         vars(self).update(vars(shape))
         self.parameters = parameters
-        self._packed: dict[str, np.ndarray] = {}
+        self._packed: dict[tuple[str, str], np.ndarray] = {}
 
-    def packed(self, names: Sequence[str]) -> tuple[dict[str, np.ndarray], list[Job]]:
+    def packed(
+        self, names: Sequence[str], form: Format
+    ) -> tuple[dict[tuple[str, str], np.ndarray], list[Job]]:
         """``x [D, P, I, .]``, ``h [D, P, H, .]``, ``back_x``, ``back_h``, and the jobs that pack
-        what is not yet packed; when these have run, the arrays may be kept (`keep`)."""
+        what is not yet packed; when these have run, the arrays may be kept (`keep`). Keys are
+        the names, with that of the format."""
         arrays, jobs = {}, list[Job]()
         for name in names:
-            array = self._packed.get(name)
+            array = self._packed.get((name, form.name))
             if array is None:
                 which = name.removeprefix("back_")
                 make = self._forward if which == name else self._backward
-                array = make(which, jobs)
-            arrays[name] = array
+                array = make(which, form, jobs)
+            arrays[name, form.name] = array
         return arrays, jobs
 
-    def keep(self, arrays: dict[str, np.ndarray]) -> None:
+    def keep(self, arrays: dict[tuple[str, str], np.ndarray]) -> None:
         """Keep what is packed now; of two callers that packed the same, either is valid."""
         self._packed.update(arrays)
 
-    def now(self, *names: str) -> dict[str, np.ndarray]:
-        """The packed arrays, packed now if need be."""
-        arrays, jobs = self.packed(names)
+    def now(self, *names: str) -> None:
+        """Pack for inference what is not yet packed."""
+        arrays, jobs = self.packed(names, self.inference)
         if jobs:
             parallel_for(*jobs)
             self.keep(arrays)
-        return arrays
 
     def side(self, which: str) -> tuple[Side, str]:
         """Where the rows of "x" or "h" lie, and the name of that weight."""
         return (self.x, "weight_ih") if which == "x" else (self.h, "weight_hh")
 
-    def _forward(self, which: str, jobs: list) -> np.ndarray:
+    def _forward(self, which: str, form: Format, jobs: list) -> np.ndarray:
         side, name = self.side(which)
-        depth = self.parameters[0][name].shape[1]
+        depth = form.depth(self.parameters[0][name].shape[1])
         shape = (self.directions, self.panels, depth, len(side.columns) // self.panels)
-        out = buffers.empty(shape, self.dtype)
+        out = buffers.empty(shape, np.dtype(form.weights))
         for p, part in zip(self.parameters, out, strict=True):
-            jobs.append(linear.pack_forward(p[name], side.columns, part))
+            jobs.append(linear.pack_forward(form, p[name], side.columns, part))
         return out
 
-    def _backward(self, which: str, jobs: list) -> np.ndarray:
+    def _backward(self, which: str, form: Format, jobs: list) -> np.ndarray:
         """Of h for each direction, [D, R, ., 4W]; of x all directions in one, [R, D ., 4W]."""
         side, name = self.side(which)
         depth = self.parameters[0][name].shape[1]
         columns = side.columns[: self.hp] if self.cell.accumulators == 1 else side.columns
         panel = PANEL * self.lanes
         r, m, d = -(-depth // panel), len(columns), self.directions
+        dtype = np.dtype(form.weights)
         if which == "x":
-            out = buffers.empty((r, d * m, panel), self.dtype)
+            out = buffers.empty((r, d * m, panel), dtype)
             parts = [(out, i * m) for i in range(d)]
         else:
-            out = buffers.empty((d, r, m, panel), self.dtype)
+            out = buffers.empty((d, r, m, panel), dtype)
             parts = [(part, 0) for part in out]
         for p, (part, offset) in zip(self.parameters, parts, strict=True):
-            jobs.append(linear.pack_backward(p[name], columns, part, offset))
+            jobs.append(linear.pack_backward(form, p[name], columns, part, offset))
         return out
 
     @cached_property
@@ -164,7 +172,11 @@ class FusedWeights(Shape):
     @cached_property
     def table(self) -> np.ndarray:
         """[D, P, I, panel]: bias + W_ih x for each of the I values of a one-hot input."""
-        x = self.now("x")["x"]
+        form, columns = plain(self.dtype), self.x.columns
         out = np.repeat(self.bias[:, :, None], self.inputs, axis=2)
-        out[..., : x.shape[3]] += x
+        shape = (self.panels, self.inputs, len(columns) // self.panels)
+        for part, parameters in zip(out, self.parameters, strict=True):
+            x = np.empty(shape, self.dtype)
+            parallel_for(linear.pack_forward(form, parameters["weight_ih"], columns, x))
+            part[..., : x.shape[2]] += x
         return out

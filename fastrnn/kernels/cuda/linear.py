@@ -11,6 +11,7 @@ class LinearWeights(NamedTuple):
 
     weight: Any
     bias: Any
+    precision: str = "float32"  # products are in float32 always
 
 
 def linear_forward(weights: LinearWeights, x):

@@ -33,11 +33,16 @@ class Tape:
     masks: StepMasks | None
 
 
-def RecurrentWeights(cell: Cell, parameters) -> FusedWeights | unfused.UnfusedWeights:
-    """The parameters of one layer, see kernels/backend.py."""
+def RecurrentWeights(
+    cell: Cell, parameters, precision: str = "float32"
+) -> FusedWeights | unfused.UnfusedWeights:
+    """The parameters of one layer, see kernels/backend.py.
+
+    Only products with ``weight_hh`` of LSTMs, on GPUs with thread-block clusters, are in another
+    precision than float32."""
     if cell.program:
         return unfused.UnfusedWeights(cell, parameters, Ops)
-    return FusedWeights(cell, parameters)
+    return FusedWeights(cell, parameters, precision)
 
 
 def _over_grid(make: Callable[..., Loop], w: FusedWeights, batch: int, masks, *args) -> None:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastrnn.cells import Cell
-from fastrnn.kernels.precision import get_cuda_precision
 
 from . import cluster, moves
 from .launch import has_clusters, most_shared
@@ -38,8 +37,8 @@ class Direction(NamedTuple):
 class FusedWeights:
     """The parameters of one layer, see kernels/backend.py."""
 
-    def __init__(self, cell: Cell, parameters):
-        self.cell, self.parameters = cell, parameters
+    def __init__(self, cell: Cell, parameters, precision: str):
+        self.cell, self.parameters, self.precision = cell, parameters, precision
         w_ih, w_hh = parameters[0]["weight_ih"], parameters[0]["weight_hh"]
         self.inputs, self.units, self.directions = w_ih.shape[1], w_hh.shape[1], len(parameters)
         self.dtype = w_ih.dtype
@@ -72,7 +71,7 @@ class FusedWeights:
             return None
         if loop is None and not has_clusters():
             return None
-        return cluster.plan(self.units, get_cuda_precision(), most_shared())
+        return cluster.plan(self.units, self.precision, most_shared())
 
     def packed(self, layout: cluster.Plan, d: int, *, backward: bool):
         """W_hh of one direction as a cluster reads it."""

@@ -5,8 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from .formats import BF16, Format
 from .isa import Isa
 
 _ROOT = Path(__file__).parents[2]
@@ -14,10 +13,15 @@ _ROOT = Path(__file__).parents[2]
 _SOURCES = ("cells/*.py", "kernels/*.py", "kernels/native/**/*.py")
 
 
-def full_name(name: str, dtype, *of: Any) -> str:
+def full_name(name: str, form: Format, *of: Any) -> str:
     """The name of a kernel in the extension and in the cache, see `library.find`."""
     words = [str(getattr(o, "key", getattr(o, "__name__", o))) for o in of]
-    return f"{name}({','.join(words)}) {np.dtype(dtype).name}"
+    return f"{name}({','.join(words)}) {form.name}"
+
+
+def path_of(form: Format, isa: Isa) -> str:
+    """The instruction-set path that a format's machine code is built for."""
+    return isa.name if form == BF16 else isa.base or isa.name
 
 
 def fingerprint(isa: Isa) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from fastrnn._native import Kernel
 from fastrnn.extras import needs
 
+from .formats import Format
 from .identity import fingerprint
 from .isa import ISA
 
@@ -66,7 +67,7 @@ def _folder() -> Path:
     return cache_dir() / fingerprint(ISA)
 
 
-def load(name: str, dtype, make: Callable, *, keep: bool = True) -> Kernel:
+def load(name: str, form: Format, make: Callable, *, keep: bool = True) -> Kernel:
     """The kernel that ``make`` returns (see `source.compiler.kernel`), compiled now unless a file
     has its machine code; ``keep``: read and write such files.
 
@@ -86,7 +87,7 @@ def load(name: str, dtype, make: Callable, *, keep: bool = True) -> Kernel:
         kept = _read(path) if keep else None
         if kept is None:
             _say_once("compiling kernels that are not precompiled; this takes a few seconds")
-            kept = _compile(dtype, make)
+            kept = _compile(form, make)
             if keep:
                 _write(path, *kept)
         signature, code = kept
@@ -94,11 +95,11 @@ def load(name: str, dtype, make: Callable, *, keep: bool = True) -> Kernel:
     return Kernel(name, signature, engine.get_function_address(_SYMBOL), engine)
 
 
-def _compile(dtype, make: Callable) -> tuple[str, bytes]:
+def _compile(form: Format, make: Callable) -> tuple[str, bytes]:
     from .source import compiler
 
-    kernel = make()
-    return compiler.signature(kernel, dtype), compiler.machine_code(kernel, _SYMBOL, dtype)
+    kernel, types = make(), form.types()
+    return compiler.signature(kernel, types), compiler.machine_code(kernel, _SYMBOL, types)
 
 
 def _engine(code: bytes):

@@ -7,6 +7,11 @@ columns ``4 W q`` to ``4 W (q + 1)``. Whatever is beyond the last unit or column
 
     forward  [Q, K, v W] ``out[q, k, l] = w[columns[q v W + l], k]``   for x @ w.T
     backward [R, M, 4 W] ``out[r, m, l] = w[columns[m], r 4 W + l]``   for dz @ w
+             In the format bf16 the rows 2 k and 2 k + 1 are one after the other number by number,
+             as the instruction takes them, and K is rounded up to an even number; in int8 the first
+             four rows are the scales of the columns, in float32.
+    zipped   [S K, 2 L] for the gradient of a weight in bf16: rows p and p + 1 of x [N, K] number by
+             number, those of S blocks of 2 L rows one block after the other, ``out[s K + k, p]``.
     gates    [N, D, Q, v W] what the forward pass saves for each accumulator (activated gates),
              then the gradients of the accumulators; [N, D, Hp] for a cell with one
 """

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from fastrnn.kernels.signature import D1, D2, D3, F1, F2, F3, I1, B, F, I
+from fastrnn.kernels.signature import A2, D1, D2, D3, F1, F2, F3, I1, P3, B, F, I
 
 # Time loops
 
@@ -23,8 +23,16 @@ class Geometry(NamedTuple):
 class Projection(NamedTuple):
     """The product with W_ih that is added in the loop."""
 
-    x: F2  # [N, I], or I = 0
-    panels: F3  # [P, I, .], layouts.py's forward layout
+    x: A2  # [N, >= I]
+    depth: I  # I, or 0
+    panels: P3  # [P, I, .], layouts.py's forward layout
+
+
+class Recurrence(NamedTuple):
+    """The product with W_hh."""
+
+    h: A2  # [S + B, >= H], rows as in the states: what is multiplied
+    panels: P3  # [P, H, .], layouts.py's forward layout
 
 
 class Init(NamedTuple):
@@ -53,8 +61,9 @@ class Masks(NamedTuple):
 class Output(NamedTuple):
     """Where a direction's results go."""
 
-    y: F2  # [N, >= y_offset + H]
+    y: F2  # [N, >= y_offset + units]
     y_offset: I
+    units: I  # H
     gates: F2  # [N, >= gates_offset + the direction's gates]
     gates_offset: I
     save: B  # write the gates
@@ -71,7 +80,7 @@ class Gradient(NamedTuple):
 class RecurrentPanels(NamedTuple):
     """W_hh packed for dz @ W_hh, and which of the gates' columns it multiplies."""
 
-    panels: F3  # [Q, K, 4 W], layouts.py's backward layout
+    panels: P3  # [Q, K, 4 W], layouts.py's backward layout
     block: I  # length of a run of columns
     block_stride: I  # from run to run
 
@@ -143,6 +152,15 @@ class Panels(NamedTuple):
     offset: I
     stride: I
     columns: I  # how many are read or written in all
+
+
+class Products(NamedTuple):
+    """The same for numbers that are multiplied."""
+
+    values: A2  # [N, .]
+    offset: I
+    stride: I
+    columns: I
 
 
 class Sums(NamedTuple):

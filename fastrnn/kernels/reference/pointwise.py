@@ -4,21 +4,25 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .rounding import operand, weight
+
 
 class LinearWeights(NamedTuple):
     """``weight [O, I]`` and ``bias [O]`` or None."""
 
     weight: np.ndarray
     bias: np.ndarray | None
+    precision: str = "float32"
 
 
 def linear_forward(weights, x):
-    y = x @ weights.weight.T
+    y = x @ weight(weights.weight, weights.precision).T
     return y if weights.bias is None else y + weights.bias
 
 
 def linear_backward(weights, x, dy, *, need_dx=True):
-    return (dy @ weights.weight if need_dx else None), dy.T @ x, dy.sum(axis=0)
+    w, x = (operand(a, weights.precision) for a in (weights.weight, x))
+    return (dy @ w if need_dx else None), dy.T @ x, dy.sum(axis=0)
 
 
 def dropout(x, p, key):

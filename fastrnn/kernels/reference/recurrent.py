@@ -15,6 +15,8 @@ from fastrnn.kernels import host
 from fastrnn.kernels.options import StepMasks
 from fastrnn.packed import PackedBatch
 
+from .rounding import Rounded, operand, weight
+
 
 class Masks(NamedTuple):
     """Zoneout (Krueger et al. 2016) and recurrent dropout (Gal & Ghahramani 2016).
@@ -34,12 +36,14 @@ class Masks(NamedTuple):
 def forward(cell: Cell, x, lengths, w, state, *, reverse=False, masks: Masks | None = None):
     """``(y [T, B, H], state, cache)`` of one direction of one layer."""
     oracle = cell.oracle()
-    y, cache = np.zeros((*x.shape[:2], state[0].shape[1]), x.dtype), []
+    y, cache = np.zeros((*x.shape[:2], state[0].shape[1]), x.dtype), list[Any]()
     steps = range(len(x))
     for t in reversed(steps) if reverse else steps:
         active, previous = (t < lengths)[:, None], state
         if masks:
             previous = (state[0] * masks.recurrent, *state[1:])
+        if isinstance(x, Rounded):
+            previous = (previous[0].view(Rounded), *previous[1:])
         new, kept = oracle.forward(x[t], previous, w)
         if masks:
             pairs = enumerate(zip(previous, new, strict=True))
@@ -53,7 +57,7 @@ def forward(cell: Cell, x, lengths, w, state, *, reverse=False, masks: Masks | N
 def backward(cell: Cell, x, w, cache, dy, dstate, *, masks: Masks | None = None):
     """``(dx, dstate of the start, dw by name)``."""
     oracle = cell.oracle()
-    dx, dw = np.zeros_like(x), {name: np.zeros_like(v) for name, v in w.items()}
+    dx, dw = np.zeros(x.shape, x.dtype), {n: np.zeros(v.shape, x.dtype) for n, v in w.items()}
     for t, active, previous, kept in reversed(cache):
         dh, *others = dstate
         d = tuple(np.where(active, v, 0) for v in (dh + dy[t], *others))
@@ -76,10 +80,11 @@ class RecurrentWeights(NamedTuple):
 
     cell: Cell
     parameters: Sequence[Mapping[str, np.ndarray]]
+    precision: str = "float32"
 
     def of_direction(self, d: int, dtype) -> dict[str, np.ndarray]:
         """The parameters of a direction by name, with biases of 0 where there are none."""
-        w = dict(self.parameters[d])
+        w = {name: weight(value, self.precision) for name, value in self.parameters[d].items()}
         for name, like in (("bias_ih", "weight_ih"), ("bias_hh", "weight_hh")):
             w.setdefault(name, np.zeros(len(w[like]), dtype))
         return w
@@ -129,7 +134,7 @@ def recurrent_forward(
     is_index = x.ndim == 1
     if is_index:
         x = np.eye(weights.parameters[0]["weight_ih"].shape[1], dtype=state_0[0].dtype)[x]
-    padded = host.unpack(x, packed)
+    padded = operand(host.unpack(x, packed), weights.precision)
     ys, states, caches, all_masks = [], [], [], []
     for d in range(len(weights.parameters)):
         w = weights.of_direction(d, x.dtype)

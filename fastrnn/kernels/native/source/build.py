@@ -1,4 +1,4 @@
-"""Compile all kernels for one instruction-set path and type ahead of time, as setup.py does.
+"""Compile the kernels of one format for one instruction-set path ahead of time, as setup.py does.
 
     FASTRNN_COMPILE_FOR=avx2 python -m fastrnn.kernels.native.source.build float32 FOLDER
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from fastrnn.cells import CELLS, Cell
 from fastrnn.kernels import unfused
+from fastrnn.kernels.native.formats import FORMATS, Format, plain
 from fastrnn.kernels.native.identity import full_name
 from fastrnn.kernels.native.isa import ISA
 from fastrnn.kernels.options import StepMasks
@@ -26,23 +27,42 @@ from . import compiler
 MODULES = ("crf", "gemm", "optim", "panels", "peak", "pointwise", "rows", "unfused")
 
 
-def kernels() -> Iterator[tuple[str, tuple, Any]]:
+# Kernels that are made for a format, and whether it takes gradients to need them.
+PRODUCTS = {
+    "gemm.product": False, "gemm.weight_gradient": True, "gemm.table_gradient": True,
+    "panels.pack_forward": False, "panels.pack_backward": True, "rows.to_activations": False,
+    "rows.begin_h": False, "rows.zipped": True, "fused.forward": False, "fused.backward": True,
+}  # fmt: skip
+
+
+def kernels(form: Format) -> Iterator[tuple[str, tuple, Any]]:
     """``(name, of, kernel)`` of each, see `library.find`."""
+    for path, is_gradient in PRODUCTS.items():
+        if is_gradient and not form.trains or path.startswith("rows") and not form.rounds:
+            continue
+        module, name = path.split(".")
+        make = getattr(import_module(f".{module}", __package__), name)
+        if module != "fused":
+            yield path, (), make(form)
+            continue
+        for cell in CELLS.values():
+            for of in ((cell, False), (cell, True)) if not cell.program else ():
+                yield path, of, make(form, *of)
+    if form == plain(np.dtype(form.numbers)):
+        yield from _others(form)
+
+
+def _others(form: Format) -> Iterator[tuple[str, tuple, Any]]:
+    """Those without products."""
     for module in MODULES:
         source = import_module(f".{module}", __package__)
         for name, value in vars(source).items():
             if compiler.is_kernel(value) and not name.startswith("_"):
                 yield f"{module}.{name}", (), value
-    fused, elementwise = (import_module(f".{m}", __package__) for m in ("fused", "unfused"))
+    elementwise = import_module(".unfused", __package__).elementwise
     for cell in CELLS.values():
-        if cell.program:
-            for of in _elementwise(cell):
-                yield "unfused.elementwise", of, elementwise.elementwise(*of)
-            continue
-        for regularised in (False, True):
-            for name in ("forward", "backward"):
-                of = cell, regularised
-                yield f"fused.{name}", of, getattr(fused, name)(*of)
+        for of in _elementwise(cell) if cell.program else ():
+            yield "unfused.elementwise", of, elementwise(form, *of)
 
 
 class _Recorder:
@@ -119,19 +139,20 @@ def _elementwise(cell: Cell) -> list[tuple]:
     return list(seen)
 
 
-def main(dtype: str, folder: Path) -> None:
-    """Compile them."""
+def main(name: str, folder: Path) -> None:
+    """Compile those of a format."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem, lines, names = f"{ISA.name}_{dtype}", list[str](), set[str]()
-    for name, of, kernel in kernels():
-        full = full_name(name, dtype, *of)
+    form = FORMATS[name]
+    stem, lines, names = f"{ISA.name}_{name}", list[str](), set[str]()
+    for path, of, kernel in kernels(form):
+        full = full_name(path, form, *of)
         if full in names:  # functions that all unfused cells share
             continue
         names.add(full)
         symbol = f"{stem}_{len(lines)}"
-        code = compiler.machine_code(kernel, f"fastrnn_{symbol}", dtype)
+        code = compiler.machine_code(kernel, f"fastrnn_{symbol}", form.types())
         (folder / f"{symbol}.o").write_bytes(code)
-        signature = compiler.signature(kernel, dtype)
+        signature = compiler.signature(kernel, form.types())
         lines.append(f'K({ISA.name}, {symbol}, "{full}", "{signature}")\n')
     (folder / f"{stem}.h").write_text("".join(lines))
 

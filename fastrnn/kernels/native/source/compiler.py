@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 import llvmlite.binding as llvm
 import numba
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.compiler_lock import global_compiler_lock
@@ -23,9 +22,9 @@ from numba.core.registry import cpu_target
 from numba.np.arrayobj import populate_array
 
 from fastrnn.kernels.native.isa import ISA
-from fastrnn.kernels.signature import Of, TupleOf, arguments, text
+from fastrnn.kernels.signature import Of, TupleOf, Types, arguments, text
 
-numba.config.CPU_NAME, numba.config.CPU_FEATURES = ISA.level, ""
+numba.config.CPU_NAME, numba.config.CPU_FEATURES = ISA.level, ISA.features
 
 _FROM_CALL = ("first", "last", "scratch")
 _I64 = ir.IntType(64)
@@ -52,35 +51,35 @@ def is_kernel(value) -> bool:
     return isinstance(value, Dispatcher)
 
 
-def signature(kernel, dtype) -> str:
+def signature(kernel, types: Types) -> str:
     """What its slots hold, see `kernels.signature.text`."""
-    return text(kernel.py_func, dtype, without=_FROM_CALL)
+    return text(kernel.py_func, types, without=_FROM_CALL)
 
 
 @global_compiler_lock
-def machine_code(kernel, symbol: str, dtype) -> bytes:
-    """The object file of a kernel for F = ``dtype``, whose entry is called ``symbol``."""
+def machine_code(kernel, symbol: str, types: Types) -> bytes:
+    """The object file of a kernel, whose entry is called ``symbol``."""
     target = _target()
-    return target.emit_object(_module(kernel, symbol, dtype, target))
+    return target.emit_object(_module(kernel, symbol, types, target))
 
 
 @global_compiler_lock
-def assembly(kernel, dtype) -> str:
+def assembly(kernel, types: Types) -> str:
     """The same as text."""
     target = _target()
-    return target.emit_assembly(_module(kernel, "kernel", dtype, target))
+    return target.emit_assembly(_module(kernel, "kernel", types, target))
 
 
 def _target():
     return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
-        cpu=ISA.level, opt=3, reloc="pic", codemodel="small"
+        cpu=ISA.level, features=ISA.features, opt=3, reloc="pic", codemodel="small"
     )
 
 
-def _module(kernel, symbol: str, dtype, target):
+def _module(kernel, symbol: str, types: Types, target):
     """Everything that the kernel needs, with one visible function."""
     declared = arguments(kernel.py_func)
-    wanted = tuple(_numba_type(argument, np.dtype(dtype)) for argument in declared.values())
+    wanted = tuple(_numba_type(argument, types) for argument in declared.values())
     kernel.compile(wanted)
     compiled = kernel.overloads[wanted]
     library = cpu_target.target_context.codegen().create_library(symbol)
@@ -103,15 +102,15 @@ def _module(kernel, symbol: str, dtype, target):
     return whole
 
 
-def _numba_type(argument, dtype: np.dtype):
+def _numba_type(argument, letters: Types):
     if isinstance(argument, Of):
-        name = dtype.name if argument.dtype == "F" else argument.dtype
+        name = argument.name(letters)
         number = types.boolean if name == "bool" else getattr(types, name)
         return types.Array(number, argument.ndim, "C") if argument.ndim else number
     if isinstance(argument, TupleOf):
-        return types.UniTuple(_numba_type(argument.item, dtype), argument.size)
+        return types.UniTuple(_numba_type(argument.item, letters), argument.size)
     record, fields = argument
-    return types.BaseTuple.from_types([_numba_type(f, dtype) for f in fields.values()], record)
+    return types.BaseTuple.from_types([_numba_type(f, letters) for f in fields.values()], record)
 
 
 def _emit_entry(module, symbol: str, compiled, names: tuple[str, ...]) -> None:

@@ -5,7 +5,9 @@ fastrnn/packed.py), so the active rows of a slice [first, last) are always its f
 are those of layouts.py; Hp is H rounded up to whole vectors.
 
 States are [S + B, >= Hp] each. Row r of step t starts from row ``state_offsets[t] + r``; the state
-that a sequence ends with goes to row ``S + r``, where S is the last of the state offsets.
+that a sequence ends with goes to row ``S + r``, where S is the last of the state offsets. The h that
+is multiplied lies in the same rows of an array of its own, which is the first state itself in
+formats that round nothing.
 
 A cell with several accumulators has a panel per vector of units, one vector per accumulator; a cell
 with one has a panel per four vectors of units.
@@ -18,6 +20,7 @@ from numba.extending import register_jitable
 
 from fastrnn.cells import Cell
 from fastrnn.cells.activations import BOUNDED, fma
+from fastrnn.kernels.native.formats import Format
 from fastrnn.kernels.native.isa import PANEL
 from fastrnn.kernels.native.records import (
     PROJECTED,
@@ -28,17 +31,19 @@ from fastrnn.kernels.native.records import (
     Masks,
     Output,
     Projection,
+    Recurrence,
     RecurrentPanels,
     UnitGradient,
     Work,
 )
-from fastrnn.kernels.signature import F2, F3, Of, TupleOf
+from fastrnn.kernels.signature import A2, F2, Of, TupleOf
 from fastrnn.kernels.unrolled import statements, tuple_function, with_first
 
 from .barrier import barrier_wait
 from .compiler import kernel
 from .equations import compiled
 from .simd import (
+    first_lanes,
     lane_count,
     line,
     load,
@@ -83,6 +88,8 @@ class _States(NamedTuple):
     following: Any  # what its next step starts from
     final: Any  # what its sequence ends with
     lasting: Any  # how many of the tile's rows have a next step
+    h: Any  # what the next step multiplies, if not the first state itself
+    h_stride: Any
 
 
 class _Results(NamedTuple):
@@ -151,8 +158,9 @@ def _sum(count: int):
     return tuple_function("a, b", "a[{k}] + b[{k}]", count)
 
 
-def _epilogue(cell: Cell, regularised: bool):
+def _epilogue(form: Format, cell: Cell, regularised: bool):
     """The equations of a row of a tile, from its accumulators to its states and output."""
+    rounds, bounded = form.rounds, _is_bounded(cell)
     states = len(cell.states)
     step, load_units = compiled(cell).forward, rows_loader(len(cell.unit_inputs))
     load_keep, blend = rows_loader(states), register_jitable(_blend(states))
@@ -171,10 +179,14 @@ def _epilogue(cell: Cell, regularised: bool):
             new = blend(new, previous, keep)
         at = (to + i) * s.stride + unit
         store_each(s.each, at, new)
+        h = new[0]
         if regularised and i < s.lasting:
             m = args[4]
-            mask = load(m.recurrent, m.recurrent_offset + i * u.stride + unit)
-            store(s.each[0], at, new[0] * mask)
+            h = h * load(m.recurrent, m.recurrent_offset + i * u.stride + unit)
+            store(s.each[0], at, h)
+        if rounds:
+            valid = h if bounded else first_lanes(h, out.remaining - j * n)
+            store(s.h, (to + i) * s.h_stride + unit, valid)
         y_at = out.y_offset + i * out.y_stride + j * n
         store_first(out.y, y_at, new[0], out.remaining - j * n)
         if out.save:
@@ -190,68 +202,52 @@ def _epilogue(cell: Cell, regularised: bool):
     return several_vectors if cell.accumulators == 1 else one_vector
 
 
-_dh_tile = tile(init_row, finish_row)
+def _is_bounded(cell: Cell) -> bool:
+    """Beyond the last unit the equations run on zeros. Functions without bounds may let that grow
+    to infinity, and infinity times a weight of 0 is not 0."""
+    return all(name.partition("(")[0] in BOUNDED for name in cell.activations)
 
 
-def forward(cell: Cell, regularised: bool):
-    """The time loop of a cell, with zoneout and recurrent dropout if ``regularised``."""
-    return _loops(cell, regularised)[0]
-
-
-def backward(cell: Cell, regularised: bool):
-    """The loop of its gradient."""
-    return _loops(cell, regularised)[1]
+def _name(kind: str, form: Format, cell: Cell, regularised: bool) -> str:
+    return f"{kind}({form.name},{cell.key},{regularised})"
 
 
 @cache
-def _loops(cell: Cell, regularised: bool):
-    name = f"{cell.key}_regularised" if regularised else cell.key
+def forward(form: Format, cell: Cell, regularised: bool):
+    """The time loop of a cell, with zoneout and recurrent dropout if ``regularised``."""
     count, accumulators, single = len(cell.states), cell.accumulators, cell.accumulators == 1
-    first_recurrent, unit_parameters = cell.first_recurrent, len(cell.unit_parameters)
+    name = _name("forward", form, cell, regularised)
     parts = None
     if not single:
-        parts = (range(len(cell.input_gates)), range(first_recurrent, accumulators))
+        parts = (range(len(cell.input_gates)), range(cell.first_recurrent, accumulators))
     tile_args = register_jitable(_with_masks if regularised else _without_masks)
-    step_tile = tile(_init, _epilogue(cell, regularised), parts, name=name)
-    step_back, load_units = compiled(cell).backward, rows_loader(len(cell.unit_inputs))
-    load_keep, load_saved = rows_loader(count), _saved_loader(accumulators)
-    kept, past, add_each, replace_first = (
-        register_jitable(make(count)) for make in (_kept, _past, _sum, with_first)
-    )
-    # Beyond the last unit the equations run on zeros. Functions without bounds may let that grow to
-    # infinity, and infinity times a weight of 0 is not 0.
-    bounded = all(name.partition("(")[0] in BOUNDED for name in cell.activations)
-    store_valid = register_jitable(
-        statements(
-            "p, at, v, n",
-            "store_first(p, at + {k} * lane_count(p), v[{k}], n)",
-            accumulators,
-            store_first=store_first,
-            lane_count=lane_count,
-        )
-    )
+    step_tile = tile(form, _init, _epilogue(form, cell, regularised), parts, name=name)
     panel_units = PANEL if single else 1  # vectors of units in a panel
     panel_vectors = PANEL if single else accumulators
 
-    def forward(
-        geometry: Geometry, projection: Projection, init: Init, w_h: F3, unit: F2,
+    def run(
+        geometry: Geometry, projection: Projection, init: Init, recurrence: Recurrence, unit: F2,
         states: Annotated[Any, TupleOf(Of("F", 2), count)],
         masks: Masks, output: Output, work: Work,
     ):  # fmt: skip
         """One direction of one layer.
 
-        w_h [P, H, .] in the forward layout; unit [P, Hp], per-unit parameters; states a tuple of
-        arrays, which come in with the initial states in place and leave with all others.
+        unit [P, Hp], per-unit parameters; states a tuple of arrays, which come in with the initial
+        states in place and leave with all others.
         """
         x_p, wx_p, start_p = pointer(projection.x), pointer(projection.panels), pointer(init.values)
-        ids_p, wh_p, states_p = pointer(init.ids), pointer(w_h), pointers(states)
+        ids_p, states_p = pointer(init.ids), pointers(states)
+        h_p, wh_p = pointer(recurrence.h), pointer(recurrence.panels)
         y_p, g_p, unit_p = pointer(output.y), pointer(output.gates), pointer(unit)
         keep_p, recurrent_p = pointer(masks.keep), pointer(masks.recurrent)
         batch_sizes, offsets, state_offsets, reverse = geometry
-        n = lane_count(wh_p)
-        steps, x_stride, hp = batch_sizes.shape[0], projection.panels.shape[1], unit.shape[1]
+        n, units, depth = lane_count(y_p), output.units, projection.depth
+        steps, x_stride, hp = batch_sizes.shape[0], projection.x.shape[1], unit.shape[1]
         y_stride, g_stride, s_stride = output.y.shape[1], output.gates.shape[1], states[0].shape[1]
-        units, x_panel, h_panel = w_h.shape[1], projection.panels.shape[2], w_h.shape[2]
+        h_stride = recurrence.h.shape[1]
+        x_panel, h_panel = projection.panels.shape[2], recurrence.panels.shape[2]
+        x_size = projection.panels.shape[1] * x_panel
+        h_size = recurrence.panels.shape[1] * h_panel
         final = state_offsets[steps]
         for step in range(steps):
             t = steps - 1 - step if reverse else step
@@ -269,21 +265,20 @@ def _loops(cell: Cell, regularised: bool):
                     rows = tile_rows(active - r)
                     p, here = offsets[t] + r, state_offsets[t] + r
                     of_x = Segment(
-                        x_p, p * x_stride, x_stride, 1, x_stride, 1, 0,
-                        wx_p, q * x_stride * x_panel, x_panel,
-                    )  # fmt: skip
+                        x_p, p * x_stride, x_stride, 1, depth, 1, 0, wx_p, q * x_size, x_panel
+                    )
                     of_h = Segment(
-                        states_p[0], here * s_stride, s_stride, 1, units, 1, 0,
-                        wh_p, q * units * h_panel, h_panel,
-                    )  # fmt: skip
+                        h_p, here * h_stride, h_stride, 1, units, 1, 0, wh_p, q * h_size, h_panel
+                    )
                     gates_at = p * g_stride + output.gates_offset + q * panel_vectors * n
                     start_at = init.offset + q * init.panel_stride
                     if init.kind == PROJECTED:
                         start_at += p * init.stride
                     start = _Start(start_p, start_at, init.stride, init.kind == TABLE, ids_p, p)
                     state = _States(
-                        states_p, u, s_stride, here, following + r, final + r, lasting - r
-                    )
+                        states_p, u, s_stride, here, following + r, final + r, lasting - r,
+                        h_p, h_stride,
+                    )  # fmt: skip
                     y_at = p * y_stride + output.y_offset + u
                     results = _Results(
                         y_p, y_at, y_stride, units - u, g_p, gates_at, g_stride, output.save
@@ -296,28 +291,56 @@ def _loops(cell: Cell, regularised: bool):
                     r += rows
             barrier_wait(work.barrier, work.barrier_slot, work.parties, step + 1)
 
-    def backward(
-        geometry: Geometry, gradient: Gradient, gates: Output,
+    return kernel(run, name)
+
+
+@cache
+def backward(form: Format, cell: Cell, regularised: bool):
+    """The loop of its gradient."""
+    count, accumulators, single = len(cell.states), cell.accumulators, cell.accumulators == 1
+    first_recurrent, unit_parameters = cell.first_recurrent, len(cell.unit_parameters)
+    dh_tile = tile(form, init_row, finish_row)
+    step_back, load_units = compiled(cell).backward, rows_loader(len(cell.unit_inputs))
+    load_keep, load_saved = rows_loader(count), _saved_loader(accumulators)
+    kept, past, add_each, replace_first = (
+        register_jitable(make(count)) for make in (_kept, _past, _sum, with_first)
+    )
+    bounded = _is_bounded(cell)
+    store_valid = register_jitable(
+        statements(
+            "p, at, v, n",
+            "store(p, at + {k} * lane_count(p), first_lanes(v[{k}], n))",
+            accumulators,
+            store=store,
+            lane_count=lane_count,
+            first_lanes=first_lanes,
+        )
+    )
+
+    def run(
+        geometry: Geometry, gradient: Gradient, gates: Output, dz: A2,
         states: Annotated[Any, TupleOf(Of("F", 2), count)],
         w: RecurrentPanels, unit: F2, dunit: UnitGradient, masks: Masks,
         dstates: Annotated[Any, TupleOf(Of("F", 2), count)],
         work: Work,
     ):  # fmt: skip
-        """The gradient through time of ``forward``, one direction of one layer.
+        """The gradient through time of `forward`, one direction of one layer.
 
-        gates is an `Output` (y is not used): they come in as saved and leave as the gradients of
-        the accumulators. states are those that each row started from. dstates [B, Hp] each come in
+        gates is an `Output` (y is not used); the gradients of the accumulators go to the same
+        columns of dz, which is the array of the gates itself in formats that round nothing. states
+        are those that each row started from. dstates [B, Hp] each come in
         as the gradients of the final states and leave as those of the states that the first steps
         started from. ``reverse`` is the direction of the forward pass. Panels of ``work`` are those
         of w, 4 W units each.
         """
         dy_p, g_p, w_p = pointer(gradient.dy), pointer(gates.gates), pointer(w.panels)
+        dz_p = pointer(dz)
         states_p, d_p, unit_p = pointers(states), pointers(dstates), pointer(unit)
         dunit_p, keep_p, recurrent_p = (
             pointer(dunit.values), pointer(masks.keep), pointer(masks.recurrent)
         )  # fmt: skip
         batch_sizes, offsets, _, reverse = geometry
-        n = lane_count(w_p)
+        n = lane_count(g_p)
         panel = PANEL * n
         steps, dy_stride, g_stride = (
             batch_sizes.shape[0],
@@ -348,17 +371,17 @@ def _loops(cell: Cell, regularised: bool):
                     saved = load_saved(g_p, g_at)
                     if regularised:
                         keep = load_keep(keep_p, p * masks.keep_stride + u, hp)
-                        dz, dprevious, dparameters = step_back(
+                        of_row, dprevious, dparameters = step_back(
                             saved, previous, parameters, kept(d, keep)
                         )
                         store_each(d_p, r * hp + u, add_each(past(d, keep), dprevious))
                     else:
-                        dz, dprevious, dparameters = step_back(saved, previous, parameters, d)
+                        of_row, dprevious, dparameters = step_back(saved, previous, parameters, d)
                         store_each(d_p, r * hp + u, dprevious)
                     if bounded:
-                        store_panel(g_p, g_at, dz)
+                        store_panel(dz_p, g_at, of_row)
                     else:
-                        store_valid(g_p, g_at, dz, gradient.units - u)
+                        store_valid(dz_p, g_at, of_row, gradient.units - u)
                     if unit_parameters > 0:
                         at = p * dunit.values.shape[1] + dunit.offset + u
                         for k in range(unit_parameters):
@@ -370,15 +393,15 @@ def _loops(cell: Cell, regularised: bool):
                 while r < active:
                     rows = tile_rows(active - r)
                     p = offsets[t] + r
-                    dz = Segment(
-                        g_p, p * g_stride + gates.gates_offset + first_recurrent * n, g_stride, 1,
+                    of_dz = Segment(
+                        dz_p, p * g_stride + gates.gates_offset + first_recurrent * n, g_stride, 1,
                         w.block, depth // w.block, w.block_stride, w_p, q * depth * panel, panel,
                     )  # fmt: skip
                     to = Row(d_p[0], r * hp + q * panel, hp, remaining)
-                    _dh_tile(rows, remaining // n, (dz,), (to, to))
+                    dh_tile(rows, remaining // n, (of_dz,), (to, to))
                     r += rows
 
-    return kernel(forward, f"{name}_forward"), kernel(backward, f"{name}_backward")
+    return kernel(run, _name("backward", form, cell, regularised))
 
 
 def _saved_loader(count: int):

@@ -3,47 +3,54 @@
 Serial kernels over a range of rows or of tiles, on the layouts of layouts.py.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 from numba.extending import register_jitable
 
-from fastrnn.kernels.native.records import BLOCK, Panels, Runs, Sums
-from fastrnn.kernels.signature import F1, F2, F3, I1, I
+from fastrnn.kernels.native.formats import Format
+from fastrnn.kernels.native.records import BLOCK, Panels, Products, Runs, Sums
+from fastrnn.kernels.signature import A2, F1, F2, I1, P3, I
 
+from .bfloat16 import zip_vectors
 from .compiler import kernel
 from .panels import unpack_gradient
 from .simd import at_address, lane_count, load, load_first, pointer, store, zeros_like
 from .tile import Row, Segment, finish_row, init_panel, init_zero, tile, tile_rows
 
-_product_tile = tile(init_panel, finish_row)
+@cache
+def product(form: Format):
+    """A kernel that multiplies rows by panels."""
+    product_tile = tile(form, init_panel, finish_row)
 
+    def run(a: A2, runs: Runs, panels: P3, bias: F2, out: Panels, first: I, last: I):
+        """``out[p] = bias + a[p, runs] @ panels`` for the rows p in [first, last).
 
-@kernel
-def product(a: F2, runs: Runs, panels: F3, bias: F2, out: Panels, first: I, last: I):
-    """``out[p] = bias + a[p, runs] @ panels`` for the rows p in [first, last).
+        a [N, .]; panels [Q, blocks * length, v W]; bias [Q, >= v W].
+        """
+        a_p, b_p, bias_p, out_p = pointer(a), pointer(panels), pointer(bias), pointer(out.values)
+        n, depth, panel = lane_count(out_p), panels.shape[1], panels.shape[2]
+        a_stride, out_stride, bias_stride = a.shape[1], out.values.shape[1], bias.shape[1]
+        p0 = first
+        while p0 < last:  # these rows stay in cache while the panels pass by
+            p1 = min(p0 + BLOCK // 2, last)
+            for q in range(panels.shape[0]):
+                remaining = min(panel, out.columns - q * out.stride)
+                p = p0
+                while p < p1:
+                    rows = tile_rows(p1 - p)
+                    x = Segment(
+                        a_p, p * a_stride, a_stride, 1, runs.length, runs.blocks, runs.stride,
+                        b_p, q * depth * panel, panel,
+                    )  # fmt: skip
+                    start = Row(bias_p, q * bias_stride, 0, panel)
+                    at = p * out_stride + out.offset + q * out.stride
+                    to = Row(out_p, at, out_stride, remaining)
+                    product_tile(rows, (remaining + n - 1) // n, (x,), (start, to))
+                    p += rows
+            p0 = p1
 
-    a [N, .]; panels [Q, blocks * length, v W]; bias [Q, >= v W].
-    """
-    a_p, b_p, bias_p, out_p = pointer(a), pointer(panels), pointer(bias), pointer(out.values)
-    n, depth, panel = lane_count(b_p), panels.shape[1], panels.shape[2]
-    a_stride, out_stride, bias_stride = a.shape[1], out.values.shape[1], bias.shape[1]
-    p0 = first
-    while p0 < last:  # these rows stay in cache while the panels pass by
-        p1 = min(p0 + BLOCK // 2, last)
-        for q in range(panels.shape[0]):
-            remaining = min(panel, out.columns - q * out.stride)
-            p = p0
-            while p < p1:
-                rows = tile_rows(p1 - p)
-                x = Segment(
-                    a_p, p * a_stride, a_stride, 1, runs.length, runs.blocks, runs.stride,
-                    b_p, q * depth * panel, panel,
-                )  # fmt: skip
-                start = Row(bias_p, q * bias_stride, 0, panel)
-                to = Row(out_p, p * out_stride + out.offset + q * out.stride, out_stride, remaining)
-                _product_tile(rows, (remaining + n - 1) // n, (x,), (start, to))
-                p += rows
-        p0 = p1
+    return kernel(run, f"product({form.name})")
 
 
 class _Sum(NamedTuple):
@@ -65,55 +72,90 @@ def _add_sums(i, z, args):
     _add_row(to.p, to.offset + i * to.stride, z, to.is_first)
 
 
-_sum_tile = tile(init_zero, _add_sums)
+# A block of the rows of b for `_accumulate`, in the scratch of a thread, and their sum.
 
 
 @register_jitable
-def accumulate(
-    a: F2, depth: I, b: Panels, out: F3, sums: F2, first: I, last: I, scratch: I
-):  # fmt: skip
-    """``out[q, k] = sum over rows p of a[p, k] * b[p, panel q]``, and ``sums[q]`` of b alone.
-
-    a [N, >= depth]; out [Q, depth, v W], sums [Q, v W]; scratch: the thread's own. Work is
-    the list of all (q, k), of which [first, last) is done here; ``sums[q]`` goes with (q, 0). Rows
-    are added in order, in blocks, so the result does not depend on how the list is divided.
-    """
-    a_p, b_p, out_p, sums_p = pointer(a), pointer(b.values), pointer(out), pointer(sums)
-    block_p = at_address(scratch, b_p)
-    n, panel = lane_count(b_p), out.shape[2]
-    zero = zeros_like(b_p)
-    n_rows, a_stride, b_stride = a.shape[0], a.shape[1], b.values.shape[1]
-    p0 = 0
-    while p0 < n_rows:
-        p1 = min(p0 + BLOCK, n_rows)
-        work = first
-        while work < last:
-            q = work // depth
-            k0, k1 = work - q * depth, min(depth, last - q * depth)
-            remaining = min(panel, b.columns - q * b.stride)
-            vectors = (remaining + n - 1) // n
-            for j in range(vectors):
-                total = zero
-                for p in range(p0, p1):
-                    at = p * b_stride + b.offset + q * b.stride + j * n
-                    row = load_first(b_p, at, remaining - j * n)
-                    store(block_p, (p - p0) * panel + j * n, row)
-                    total = total + row
-                if k0 == 0:
-                    _add_row(sums_p, q * panel + j * n, (total,), p0 == 0)
-            k = k0
-            while k < k1:
-                a_t = Segment(a_p, p0 * a_stride + k, 1, a_stride, p1 - p0, 1, 0, block_p, 0, panel)
-                rows = tile_rows(k1 - k)
-                to = _Sum(out_p, (q * depth + k) * panel, panel, p0 == 0)
-                _sum_tile(rows, vectors, (a_t,), (Row(b_p, 0, 0, 0), to))
-                k += rows
-            work += k1 - k0
-        p0 = p1
+def _copy_block(b_p, at, stride, rows, block_p, to, panel, remaining):
+    total = zeros_like(b_p)
+    for p in range(rows):
+        row = load_first(b_p, at + p * stride, remaining)
+        store(block_p, to + p * panel, row)
+        total = total + row
+    return total
 
 
 @register_jitable
-def segment_sum(ids: I1, b: Panels, out: F3, first: I, last: I):
+def _zip_block(b_p, at, stride, rows, block_p, to, panel, remaining):
+    total = zeros_like(b_p)
+    for p in range(0, rows - 1, 2):
+        low, high = load(b_p, at + p * stride), load(b_p, at + (p + 1) * stride)
+        zip_vectors(block_p, to + p * panel, low, high)
+        total = (total + low) + high
+    if rows % 2 == 1:
+        low = load(b_p, at + (rows - 1) * stride)
+        zip_vectors(block_p, to + (rows - 1) * panel, low, zeros_like(b_p))
+        total = total + low
+    return total
+
+
+@cache
+def _accumulate(form: Format):
+    """A function for kernels: sums over rows of products of their numbers."""
+    sum_tile = tile(form, init_zero, _add_sums)
+    zipped, step = form.step > 1, form.step
+    block_of = _zip_block if zipped else _copy_block
+    block = BLOCK * step
+
+    @register_jitable
+    def accumulate(a, depth, b, out, sums, first, last, scratch):
+        """``out[q, k] = sum over rows p of a[p, k] * b[p, panel q]``, and ``sums[q]`` of b alone.
+
+        a [N, >= depth], or zipped (layouts.py), where rows of b are whole vectors; out
+        [Q, depth, v W], sums [Q, v W]; scratch: the thread's own. Work is the list of all (q, k),
+        of which [first, last) is done here; ``sums[q]`` goes with (q, 0). Rows are added in order,
+        in blocks, so the result does not depend on how the list is divided.
+        """
+        a_p, b_p, out_p, sums_p = pointer(a), pointer(b.values), pointer(out), pointer(sums)
+        block_p = at_address(scratch, b_p)
+        n, panel = lane_count(out_p), out.shape[2]
+        n_rows, a_stride, b_stride = b.values.shape[0], a.shape[1], b.values.shape[1]
+        p0 = 0
+        while p0 < n_rows:
+            p1 = min(p0 + block, n_rows)
+            work = first
+            while work < last:
+                q = work // depth
+                k0, k1 = work - q * depth, min(depth, last - q * depth)
+                remaining = min(panel, b.columns - q * b.stride)
+                vectors = (remaining + n - 1) // n
+                for j in range(vectors):
+                    at = p0 * b_stride + b.offset + q * b.stride + j * n
+                    total = block_of(
+                        b_p, at, b_stride, p1 - p0, block_p, step * j * n, panel, remaining - j * n
+                    )
+                    if k0 == 0:
+                        _add_row(sums_p, q * panel + j * n, (total,), p0 == 0)
+                k = k0
+                while k < k1:
+                    a_at, row_stride, k_stride = p0 * a_stride + k, 1, a_stride
+                    if zipped:
+                        a_at, row_stride, k_stride = (p0 // block * depth + k) * block, block, 1
+                    a_t = Segment(
+                        a_p, a_at, row_stride, k_stride, p1 - p0, 1, 0, block_p, 0, panel
+                    )
+                    rows = tile_rows(k1 - k)
+                    to = _Sum(out_p, (q * depth + k) * panel, panel, p0 == 0)
+                    sum_tile(rows, vectors, (a_t,), (Row(out_p, 0, 0, 0), to))
+                    k += rows
+                work += k1 - k0
+            p0 = p1
+
+    return accumulate
+
+
+@register_jitable
+def _segment_sum(ids, b, out, first, last):
     """``out[q, v] += b[p, panel q]`` for the rows p with ``ids[p] == v``, q in [first, last).
 
     ids [N]; out [Q, V, v W]. Rows are added in order.
@@ -143,39 +185,52 @@ def sum_columns(a: F2, out: F1, first: I, last: I):
         store(out_p, j, total)
 
 
-@kernel
-def weight_gradient(
-    a: F2, depth: I, b: Panels, sums: Sums, columns: I1, out: F2, first: I, last: I, scratch: I
-):  # fmt: skip
-    """`accumulate`, and from there to ``out`` as `panels.unpack_gradient` does with ``columns``."""
-    packed, totals = sums
-    if a.shape[0] == 0:
-        packed_p, totals_p, panel = pointer(packed), pointer(totals), packed.shape[2]
-        for k in range(first * panel, last * panel):
+@cache
+def weight_gradient(form: Format):
+    """A kernel for the gradient of a weight."""
+    accumulate = _accumulate(form)
+
+    def run(
+        a: A2, depth: I, b: Products, sums: Sums, columns: I1, out: F2,
+        first: I, last: I, scratch: I
+    ):  # fmt: skip
+        """`_accumulate`, and from there to ``out`` as `panels.unpack_gradient` does with
+        ``columns``."""
+        packed, totals = sums
+        if b.values.shape[0] == 0:
+            packed_p, totals_p, panel = pointer(packed), pointer(totals), packed.shape[2]
+            for k in range(first * panel, last * panel):
+                packed_p[k] = 0
+            for q in range(first // depth, (last + depth - 1) // depth):
+                for k in range(panel):
+                    totals_p[q * panel + k] = 0
+        accumulate(a, depth, b, packed, totals, first, last, scratch)
+        unpack_gradient(packed, columns, out, first, last)
+
+    return kernel(run, f"weight_gradient({form.name})")
+
+
+@cache
+def table_gradient(form: Format):
+    """The same for a one-hot input."""
+
+    def run(ids: I1, b: Products, sums: Sums, columns: I1, out: F2, first: I, last: I):
+        """The input is given by its index; the panels [first, last)."""
+        packed, totals = sums
+        packed_p, totals_p = pointer(packed), pointer(totals)
+        depth, panel, n = packed.shape[1], packed.shape[2], lane_count(packed_p)
+        for k in range(first * depth * panel, last * depth * panel):
             packed_p[k] = 0
-        for q in range(first // depth, (last + depth - 1) // depth):
-            for k in range(panel):
-                totals_p[q * panel + k] = 0
-    accumulate(a, depth, b, packed, totals, first, last, scratch)
-    unpack_gradient(packed, columns, out, first, last)
+        _segment_sum(ids, b, packed, first, last)
+        unpack_gradient(packed, columns, out, first * depth, last * depth)
+        for q in range(first, last):  # one of the values is on, so the bias has the sum over them
+            for j in range(0, panel, n):
+                total = zeros_like(packed_p)
+                for v in range(depth):
+                    total = total + load(packed_p, (q * depth + v) * panel + j)
+                store(totals_p, q * panel + j, total)
 
-
-@kernel
-def table_gradient(ids: I1, b: Panels, sums: Sums, columns: I1, out: F2, first: I, last: I):
-    """The same for a one-hot input given by its index, the panels [first, last)."""
-    packed, totals = sums
-    packed_p, totals_p = pointer(packed), pointer(totals)
-    depth, panel, n = packed.shape[1], packed.shape[2], lane_count(pointer(packed))
-    for k in range(first * depth * panel, last * depth * panel):
-        packed_p[k] = 0
-    segment_sum(ids, b, packed, first, last)
-    unpack_gradient(packed, columns, out, first * depth, last * depth)
-    for q in range(first, last):  # one of the values is on, so the bias has the sum over them
-        for j in range(0, panel, n):
-            total = zeros_like(packed_p)
-            for v in range(depth):
-                total = total + load(packed_p, (q * depth + v) * panel + j)
-            store(totals_p, q * panel + j, total)
+    return kernel(run, f"table_gradient({form.name})")
 
 
 @kernel

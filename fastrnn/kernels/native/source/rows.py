@@ -1,10 +1,30 @@
 """Moves of rows: initial and final states, padded arrays and packed rows."""
 
-from fastrnn.kernels.native.records import Lengths, Padded
-from fastrnn.kernels.signature import F1, F2, I1, B, I
+from functools import cache
 
+from numba.extending import register_jitable
+
+from fastrnn.kernels.native.formats import Format
+from fastrnn.kernels.native.records import Lengths, Padded
+from fastrnn.kernels.signature import A2, F1, F2, I1, B, I
+
+from .bfloat16 import as_floats, zip_vectors
 from .compiler import kernel
-from .simd import pointer
+from .simd import at_address, lane_count, load, load_first, pointer, store, transpose, zeros_like
+
+
+@register_jitable
+def _first_rows(lengths, rows, batch, save, reverse, r):
+    """The rows of the states that the first step of sequence r may start from."""
+    final = rows - batch
+    if not save:
+        return r, batch + r
+    row = r
+    if lengths.lengths[r] == 0:
+        row = final + r
+    elif reverse:
+        row = lengths.offsets[lengths.lengths[r] - 1] + r
+    return row, row
 
 
 @kernel
@@ -21,15 +41,7 @@ def begin_state(
     stride = state.shape[1]
     final = state.shape[0] - batch
     for r in range(first, last):
-        if not save:
-            a, b = r, batch + r
-        elif lengths.lengths[r] == 0:
-            a, b = final + r, final + r
-        else:
-            a = r
-            if reverse:
-                a = lengths.offsets[lengths.lengths[r] - 1] + r
-            b = a
+        a, b = _first_rows(lengths, state.shape[0], batch, save, reverse, r)
         for k in range(units):
             value = initial_p[r * units + k]
             state_p[(final + r) * stride + k] = value
@@ -43,6 +55,24 @@ def begin_state(
             state_p[b * stride + k] = 0
 
 
+@cache
+def begin_h(form: Format):
+    """A kernel for the h that a format multiplies, after `begin_state`."""
+
+    def run(state: F2, h: A2, batch: I, lengths: Lengths, save: B, reverse: B, first: I, last: I):
+        """The initial rows of ``state`` in the same rows of h, for the sequences [first, last)."""
+        state_p, h_p = pointer(state), pointer(h)
+        stride, size = state.shape[1], h.shape[1]
+        for r in range(first, last):
+            rows = _first_rows(lengths, state.shape[0], batch, save, reverse, r)
+            for k in range(0, size, lane_count(state_p)):
+                v = load_first(state_p, rows[0] * stride + k, stride - k)
+                store(h_p, rows[0] * size + k, v)
+                store(h_p, rows[1] * size + k, v)
+
+    return kernel(run, f"begin_h({form.name})")
+
+
 @kernel
 def copy(a: F2, offset: I, out: F2, first: I, last: I):
     """``out[r] = a[offset + r]``, cut or filled with zeros to the columns of ``out``."""
@@ -54,6 +84,60 @@ def copy(a: F2, offset: I, out: F2, first: I, last: I):
             out_p[r * width + k] = a_p[(offset + r) * stride + k]
         for k in range(common, width):
             out_p[r * width + k] = 0
+
+
+@cache
+def to_activations(form: Format):
+    """A kernel that converts rows to the type that a format multiplies."""
+
+    def run(a: F2, offset: I, out: A2, first: I, last: I):
+        """``out[offset + r] = a[r]``, filled with zeros to the columns of ``out``: whole
+        vectors."""
+        a_p, out_p = pointer(a), pointer(out)
+        width, stride = out.shape[1], a.shape[1]
+        for r in range(first, last):
+            for k in range(0, width, lane_count(a_p)):
+                v = load_first(a_p, r * stride + k, max(stride - k, 0))
+                store(out_p, (offset + r) * width + k, v)
+
+    return kernel(run, f"to_activations({form.name})")
+
+
+@cache
+def zipped(form: Format):
+    """A kernel that lays rows out for the gradient of a weight, see layouts.py."""
+
+    def run(a: A2, depth: I, rows: I, out: A2, first: I, last: I, scratch: I):
+        """The numbers of rows 2 p and 2 p + 1 side by side: out [S depth, 2 L] for the columns
+        [first, last) out of the list of all (s, column), a vector of them each."""
+        a_p, out_p = pointer(a), as_floats(pointer(out))
+        stride, block = a.shape[1], out.shape[1]
+        pairs_p = at_address(scratch, pointer(a))
+        block_p = as_floats(pairs_p)
+        n = lane_count(block_p)
+        vectors = (depth + n - 1) // n
+        for work in range(first, last):
+            s = work // vectors
+            k = (work - s * vectors) * n
+            count = min(block, rows - s * block)
+            for p in range(0, count, 2 * n):
+                for i in range(n):
+                    row = p + 2 * i
+                    low, high = zeros_like(a_p), zeros_like(a_p)
+                    if row < count:
+                        low = load(a_p, (s * block + row) * stride + k)
+                    if row + 1 < count:
+                        high = load(a_p, (s * block + row + 1) * stride + k)
+                    zip_vectors(pairs_p, 2 * i * n, low, high)
+                to = ((s * depth + k) * block + p) // 2
+                if k + n <= depth:
+                    transpose(block_p, 0, n, out_p, to, block // 2)
+                else:
+                    for j in range(depth - k):
+                        for i in range(n):
+                            out_p[to + j * (block // 2) + i] = block_p[i * n + j]
+
+    return kernel(run, f"zipped({form.name})")
 
 
 @kernel

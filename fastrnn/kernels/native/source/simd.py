@@ -19,6 +19,8 @@ from numba.extending import (
 from fastrnn.cells import activations
 from fastrnn.kernels.native.isa import ISA
 
+from .bfloat16 import rounded, widened
+
 
 class Lanes(types.Type):
     """One machine vector of ``dtype`` (float32 or float64)."""
@@ -208,7 +210,25 @@ for _function in (
     register_jitable(_function)
 
 
-# Memory. Kernels see their arrays as bare pointers: nothing to count references of.
+# Memory. Kernels see their arrays as bare pointers: nothing to count references of. What is at a
+# pointer to uint16 is in bfloat16: it is widened when it is loaded and rounded when it is stored.
+
+
+def _lanes_at(p) -> Lanes:
+    """What the vectors at a pointer are in a register."""
+    return Lanes(types.float32 if p.dtype == types.uint16 else p.dtype)
+
+
+def _load(builder, ty, p_type, p):
+    return widened(builder, p, ty.count) if p_type.dtype == types.uint16 else ty.load(builder, p)
+
+
+def _store(builder, ty, v, p_type, p):
+    if p_type.dtype == types.uint16:
+        v = rounded(builder, v)
+        builder.store(v, builder.bitcast(p, v.type.as_pointer()), align=2)
+    else:
+        ty.store(builder, v, p)
 
 
 @intrinsic
@@ -234,10 +254,10 @@ def at_address(typingctx, address, like):
 @intrinsic
 def load(typingctx, p, i):
     """The vector at ``p[i]``."""
-    ty = Lanes(p.dtype)
+    ty = _lanes_at(p)
 
     def codegen(context, builder, sig, args):
-        return ty.load(builder, builder.gep(args[0], [args[1]]))
+        return _load(builder, ty, p, builder.gep(args[0], [args[1]]))
 
     return ty(p, types.int64), codegen
 
@@ -247,8 +267,7 @@ def store(typingctx, p, i, v):
     """Write the vector ``v`` at ``p[i]``."""
 
     def codegen(context, builder, sig, args):
-        v_type = sig.args[2]
-        v_type.store(builder, args[2], builder.gep(args[0], [args[1]]))
+        _store(builder, sig.args[2], args[2], p, builder.gep(args[0], [args[1]]))
         return context.get_dummy_value()
 
     return types.void(p, types.int64, v), codegen
@@ -365,6 +384,17 @@ def _first(builder, ty, n):
     return builder.icmp_signed("<", iota, builder.shuffle_vector(v, undef, zeros))
 
 
+@intrinsic
+def first_lanes(typingctx, v, n):
+    """The first ``n`` lanes of ``v``, zeros after them."""
+
+    def codegen(context, builder, sig, args):
+        zeros = ir.Constant(v.vector, [0.0] * v.count)
+        return builder.select(_first(builder, v, args[1]), args[0], zeros)
+
+    return v(v, types.int64), codegen
+
+
 def _masked(builder, ty, name, returns, operands):
     fnty = ir.FunctionType(returns, [o.type for o in operands])
     fn = cgutils.get_or_insert_function(builder.module, fnty, f"llvm.masked.{name}.{ty.tag}.p0")
@@ -458,7 +488,7 @@ def transpose(typingctx, a, a_at, a_stride, b, b_at, b_stride):
 @intrinsic
 def zeros_like(typingctx, p):
     """A vector of zeros of the type that ``p`` points to."""
-    ty = Lanes(p.dtype)
+    ty = _lanes_at(p)
 
     def codegen(context, builder, sig, args):
         return ir.Constant(ty.vector, [0.0] * ty.count)
@@ -469,7 +499,7 @@ def zeros_like(typingctx, p):
 @intrinsic
 def lane_count(typingctx, p):
     """How many numbers a vector of the type that ``p`` points to holds (a constant)."""
-    count = Lanes(p.dtype).count
+    count = _lanes_at(p).count
 
     def codegen(context, builder, sig, args):
         return ir.Constant(ir.IntType(64), count)

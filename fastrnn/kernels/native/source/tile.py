@@ -7,8 +7,8 @@ A tile computes, for ``rows`` consecutive rows i and ``vectors`` vectors j of a 
 and passes each row's vectors to ``epilogue``. The sum runs over k in order for each row on its own,
 so the bits of a row do not depend on the other rows of the tile.
 
-`tile` and `_multiply_add` run when a kernel is compiled and write LLVM instructions; the functions
-after them are part of the kernels.
+`tile` and `_multiply_add` run when a kernel is compiled and write LLVM instructions, which differ from
+format to format as products.py says; the functions after them are part of the kernels.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
+from fastrnn.kernels.native.formats import Format
 from fastrnn.kernels.native.isa import ISA, PANEL
 
 from .compiler import kernel
-from .simd import Lanes, lane_count, load, store, store_first, zeros_like
+from .products import Product, product
+from .simd import lane_count, load, store, store_first, zeros_like
 
 _I64 = ir.IntType(64)
 
@@ -37,7 +39,7 @@ class Segment(NamedTuple):
     length: Any  # k runs over ``blocks`` runs of ``length`` numbers of a row,
     blocks: Any
     block_stride: Any  # the first numbers of two runs this far apart
-    b: Any  # pointer to a packed panel: some vectors for each k
+    b: Any  # pointer to a packed panel: its head, then some vectors for each k
     b_offset: Any
     b_stride: Any  # from k to k
 
@@ -88,33 +90,52 @@ class _Loop:
         return out
 
 
-def _multiply_add(builder, lanes, rows, acc, part, segment):
+def _multiply_add(builder, product: Product, rows, acc, part, segment):
     """Emit the loops of one segment on the vectors ``part`` of each row; new accumulators."""
     a, a_at, row_stride, k_stride, length, blocks, block_stride, b, b_at, b_stride = segment
-    per_row = len(acc) // rows
+    per_row, lanes, step = len(acc) // rows, product.lanes, _int(product.step)
     a_rows = [
         builder.gep(a, [builder.add(a_at, builder.mul(_int(i), row_stride))]) for i in range(rows)
     ]
-    b = builder.gep(b, [b_at])
-    block = _Loop(builder, blocks, acc, "block")
+    head = b = builder.gep(b, [b_at])
+    start = acc
+    if product.head:
+        start = [ir.Constant(lanes.vector, [0.0] * lanes.count)] * len(acc)
+        b = builder.gep(head, [builder.mul(_int(product.head), b_stride)])
+    steps = length
+    if product.step > 1:
+        steps = builder.sdiv(builder.add(length, _int(product.step - 1)), step)
+    block = _Loop(builder, blocks, start, "block")
     a_block = builder.mul(block.n, block_stride)
     b_block = builder.mul(block.n, length)
-    inner = _Loop(builder, length, block.carried, "k")
-    b_k = builder.gep(b, [builder.mul(builder.add(b_block, inner.n), b_stride)])
+    inner = _Loop(builder, steps, block.carried, "k")
+    k = builder.mul(inner.n, step)
+    b_k = builder.gep(b, [builder.mul(builder.add(b_block, k), b_stride)])
     b_vectors = [
-        lanes.load(builder, builder.gep(b_k, [_int(j * lanes.count)])) for j in range(len(part))
+        product.weights(builder, builder.gep(b_k, [_int(j * lanes.count * product.step)]))
+        for j in range(len(part))
     ]
-    a_k = builder.add(a_block, builder.mul(inner.n, k_stride))
+    a_k = builder.add(a_block, builder.mul(k, k_stride))
     new = list(inner.carried)
     for i in range(rows):
-        scalar = lanes.splat(builder, builder.load(builder.gep(a_rows[i], [a_k])))
+        x = product.activation(builder, builder.gep(a_rows[i], [a_k]))
         for vector, j in zip(b_vectors, part, strict=True):
             at = i * per_row + j
-            new[at] = lanes.call(builder, "fmuladd", scalar, vector, new[at])
-    return block.close(inner.close(new))
+            new[at] = product.dot(builder, x, vector, new[at])
+    out = block.close(inner.close(new))
+    if product.head:
+        scales = builder.bitcast(head, lanes.element.as_pointer())
+        for number, j in enumerate(part):
+            scale = lanes.load(builder, builder.gep(scales, [_int(number * lanes.count)]))
+            for at in range(j, len(acc), per_row):
+                out[at] = lanes.call(builder, "fmuladd", out[at], scale, acc[at])
+        untouched = set(range(per_row)) - set(part)
+        for at in (i * per_row + j for i in range(rows) for j in untouched):
+            out[at] = acc[at]
+    return out
 
 
-def tile(init: Callable, epilogue: Callable, parts=None, name: str = ""):
+def tile(form: Format, init: Callable, epilogue: Callable, parts=None, name: str = ""):
     """A compiled ``run(rows, vectors, segments, args)``, ``rows`` from 1 to the path's maximum.
 
     ``init(i, count, args) -> 4 vectors``, of which ``count`` are used, and
@@ -124,9 +145,10 @@ def tile(init: Callable, epilogue: Callable, parts=None, name: str = ""):
     that are made of closures.
     """
     counts = range(1, PANEL + 1) if parts is None else (max(part.stop for part in parts),)
+    multiplication = product(form)
 
     def emit(context, builder, sig, rows, vectors, segments, args):
-        lanes = Lanes(sig.args[2][0][0].dtype)
+        lanes = multiplication.lanes
         four, some = types.UniTuple(lanes, PANEL), types.UniTuple(lanes, vectors)
         extra = sig.args[3]
         acc = []
@@ -141,7 +163,7 @@ def tile(init: Callable, epilogue: Callable, parts=None, name: str = ""):
         for number, segment in enumerate(segments):
             part = range(vectors) if parts is None else parts[number]
             fields = cgutils.unpack_tuple(builder, segment, len(Segment._fields))
-            acc = _multiply_add(builder, lanes, rows, acc, part, fields)
+            acc = _multiply_add(builder, multiplication, rows, acc, part, fields)
         for i in range(rows):
             z = context.make_tuple(builder, some, acc[i * vectors : (i + 1) * vectors])
             context.compile_internal(
@@ -172,7 +194,7 @@ def tile(init: Callable, epilogue: Callable, parts=None, name: str = ""):
         switch(rows, vectors, segments, args)
 
     # Each needs a name of its own, see `compiler.kernel`.
-    run.__qualname__ = f"tile({name},{init.__name__},{epilogue.__name__},{parts})"
+    run.__qualname__ = f"tile({form.name},{name},{init.__name__},{epilogue.__name__},{parts})"
     return kernel(run)
 
 

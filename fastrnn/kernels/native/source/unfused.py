@@ -8,6 +8,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from fastrnn.cells import Cell
+from fastrnn.kernels.native.formats import Format
 from fastrnn.kernels.native.records import Block
 from fastrnn.kernels.signature import F2, I, Of, TupleOf
 from fastrnn.kernels.unfused import EPS
@@ -19,7 +20,7 @@ from .simd import lane_count, load_first, pointer, pointers, store_first
 
 
 @cache
-def elementwise(cell: Cell, function: FunctionType, inputs: int, outputs: int):
+def elementwise(form: Format, cell: Cell, function: FunctionType, inputs: int, outputs: int):
     """A kernel that applies a function of the cell's program to the numbers of each unit."""
     name = f"{cell.key}.{function.__name__}"
     register(function, name)
@@ -51,7 +52,7 @@ def elementwise(cell: Cell, function: FunctionType, inputs: int, outputs: int):
                 v = function(*load(x_p, x, r, u, width - u))
                 store(y_p, r * width + u, v, width - u)
 
-    return kernel(run, f"elementwise({name},{inputs})")
+    return kernel(run, f"elementwise({form.name},{name},{inputs})")
 
 
 @kernel

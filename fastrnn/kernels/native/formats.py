@@ -1,0 +1,101 @@
+"""Formats: the types that products are computed with, beside the types of everything else.
+
+A product multiplies *activations* (x, h or the gradients of the accumulators) by *weights* in packed
+panels (layouts.py) and adds up numbers of the type F. A kernel that multiplies is made for a format;
+its source is the same for all of them, with the letters F, A and P (kernels/signature.py) for the
+types, and source/products.py has what is different: how a panel is loaded, multiplied and scaled.
+
+    float32, float64   all of one type
+    bf16               activations and weights in bfloat16, two numbers of k in one instruction
+    bf16_weights       weights in bfloat16, widened when they are loaded
+    int8               weights in int8 with a scale for each column
+
+All but the first two are for float32 sums. Arrays of bfloat16 are uint16 to NumPy.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from .isa import ISA, Isa
+
+PRECISIONS = ("float32", "bf16", "int8")
+
+
+class Format(NamedTuple):
+    """The types of a product, and how its panels lie."""
+
+    name: str
+    numbers: str  # F: sums, states, biases, gradients
+    activations: str  # A
+    weights: str  # P
+    step: int = 1  # numbers of k that one instruction takes: they lie side by side
+    head: int = 0  # rows of a panel before the weights: its scales
+    trains: bool = True  # has kernels for gradients
+
+    @property
+    def rounds(self) -> bool:
+        """Whether activations are kept in another type than everything else."""
+        return self.activations != self.numbers
+
+    def types(self) -> dict[str, np.dtype]:
+        """By the letters of signatures."""
+        letters = {"F": self.numbers, "A": self.activations, "P": self.weights}
+        return {letter: np.dtype(name) for letter, name in letters.items()}
+
+    def depth(self, k: int) -> int:
+        """Rows of a panel for k rows of weights."""
+        return self.head + -(-k // self.step) * self.step
+
+
+BF16 = Format("bf16", "float32", "uint16", "uint16", step=2)
+FORMATS = {
+    f.name: f
+    for f in (
+        Format("float32", "float32", "float32", "float32"),
+        Format("float64", "float64", "float64", "float64"),
+        BF16,
+        Format("bf16_emulated", "float32", "uint16", "uint16", step=2),  # for tests
+        Format("bf16_weights", "float32", "float32", "uint16", trains=False),
+        # Four bytes of a column are its scale in float32.
+        Format("int8", "float32", "float32", "int8", head=4, trains=False),
+    )
+}
+
+
+@cache
+def plain(dtype) -> Format:
+    """All of one type.
+
+    Raises
+    ------
+    TypeError
+        ``dtype`` is not in the machine's byte order.
+    """
+    if not dtype.isnative:
+        raise TypeError(f"arrays must be in the machine's byte order, got {dtype.str}")
+    return FORMATS[dtype.name]
+
+
+@cache
+def choose(precision: str, dtype: np.dtype, training: bool) -> Format:
+    """What this CPU computes a precision with.
+
+    Where it has no instruction for bfloat16, training is in float32, which is faster there than
+    anything else.
+    """
+    if precision == "float32":
+        return plain(dtype)
+    if precision == "int8":
+        return FORMATS["int8"]
+    if ISA.multiplies_bf16:
+        return BF16
+    return FORMATS["float32" if training else "bf16_weights"]
+
+
+def precompiled_formats(isa: Isa) -> list[str]:
+    """Those that a build for a path contains."""
+    if isa.base:  # all others are in the base
+        return [BF16.name]
+    return ["float32", "float64", "bf16_weights", "int8"]
