@@ -19,7 +19,7 @@ import numpy as np
 
 import fastrnn
 from fastrnn.bench.cases import DENSE
-from fastrnn.kernels.cuda import memory, recurrent
+from fastrnn.kernels.cuda import memory, weights
 from fastrnn.layers import GRU, LSTM, RNN
 
 CELLS = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
@@ -62,8 +62,8 @@ def check() -> list[dict]:
             x, dy = _arrays(ours, steps, batch)
             wanted = _everything(oracle, x, dy, lengths)
             for loop, precision in ways:
-                recurrent.loop = loop
-                fastrnn.set_cuda_precision(precision)
+                weights.loop = loop
+                ours.precision = precision
                 got = _everything(ours, x, dy, lengths)
                 each = [
                     np.abs(got[k] - v).max() / max(1, np.abs(v).max()) for k, v in wanted.items()
@@ -76,7 +76,7 @@ def check() -> list[dict]:
                     "ragged": ragged, "error": float(worst), "ok": bool(worst < GRADES[precision]),
                 })  # fmt: skip
                 print(rows[-1], flush=True)
-    recurrent.loop = None
+    weights.loop = None
     return rows
 
 
@@ -99,8 +99,7 @@ class Clock:
 def _ours(cell, shape, precision) -> dict:
     """Inference and training of one layer on device arrays."""
     steps, batch, inputs, units = shape
-    fastrnn.set_cuda_precision(precision)
-    layer = cell(inputs, units, backend="cuda", seed=0)
+    layer = cell(inputs, units, precision=precision, backend="cuda", seed=0)
     x, dy = map(memory.to_device, _arrays(layer, steps, batch))
 
     def train():
@@ -159,7 +158,6 @@ def timings(rounds: int) -> list[dict]:
                     times: dict[str, list[float]] = {side: [] for side in sides}
                     for turn in range(rounds + 3):
                         for side, functions in sides.items():
-                            fastrnn.set_cuda_precision(precision)
                             seconds = clock.time(functions[kind])
                             if turn >= 3:  # the turns before compile and warm up
                                 times[side].append(seconds)

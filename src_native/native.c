@@ -6,6 +6,11 @@
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #define PY_ARRAY_UNIQUE_SYMBOL fastrnn_ARRAY_API
 #include <numpy/arrayobject.h>
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #include "arena.h"
 #include "team.h"
 
@@ -267,6 +272,19 @@ static PyObject *names(PyObject *module, PyObject *isa) {
     return out;
 }
 
+/* Whether the CPU has the tile instructions for bfloat16, and Linux lets this process use them: it
+   must be asked, once and before their first use. */
+static int may_use_amx(void) {
+#if defined(__x86_64__) && defined(__linux__)
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+    if (!(d >> 22 & 1) || !(d >> 24 & 1)) return 0; /* AMX-BF16 and AMX-TILE */
+    return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+#else
+    return 0;
+#endif
+}
+
 /* supports(isa): whether this CPU can run it. */
 static PyObject *supports(PyObject *module, PyObject *isa) {
     int yes = !PyUnicode_CompareWithASCIIString(isa, "generic");
@@ -279,8 +297,9 @@ static PyObject *supports(PyObject *module, PyObject *isa) {
                  __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                  __builtin_cpu_supports("avx512cd");
     if (!PyUnicode_CompareWithASCIIString(isa, "avx512")) yes = avx512;
-    if (!PyUnicode_CompareWithASCIIString(isa, "avx512_bf16"))
-        yes = avx512 && __builtin_cpu_supports("avx512bf16");
+    int bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    if (!PyUnicode_CompareWithASCIIString(isa, "avx512_bf16")) yes = bf16;
+    if (!PyUnicode_CompareWithASCIIString(isa, "amx")) yes = bf16 && may_use_amx();
 #endif
     return PyBool_FromLong(yes);
 }

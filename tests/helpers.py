@@ -61,6 +61,16 @@ def check_gradient(function, inputs, gradients, *, seed=0, eps=1e-6, tolerance=1
         assert abs(numeric - exact) <= tolerance * scale, (number, numeric, exact)
 
 
+def python(code, folder, **environment) -> str:
+    """What a program prints, in a process of its own; the cache of kernels is the folder."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder,
+        env=os.environ | {"FASTRNN_CACHE_DIR": str(folder), **environment},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def fastrnn(*arguments, code=0, **more):
     """What the command line prints, in a process of its own; what it complains of if it fails."""
     done = subprocess.run(

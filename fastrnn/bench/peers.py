@@ -6,6 +6,7 @@ input [T, B, I], and returns ``{name: function}``; forward results are checked a
 
 import importlib.util
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,13 +47,13 @@ def forward(layer, x) -> dict:
 
 def training(layer, x, dy) -> dict:
     """Forward and backward, with the gradient of the input."""
-    found = _torch_training(layer, x, dy)
+    found = torch_training(layer, x, dy)
     return found | _jax_training(layer, x, dy) if _all_cpus() else found
 
 
 def steps(layer, x) -> dict:
     """One step of x per call, with the state passed from call to call."""
-    return _torch_steps(layer, x) | _onnx_steps(layer, x)
+    return _torch_steps(layer, x) | onnx_steps(layer, x)
 
 
 def _torch(layer, x) -> dict:
@@ -70,7 +71,12 @@ def _torch(layer, x) -> dict:
     return {"torch": run}
 
 
-def _torch_training(layer, x, dy) -> dict:
+def _same(value):
+    return value
+
+
+def torch_training(layer, x, dy, *, wrap: Callable = _same) -> dict:
+    """As `training`; ``wrap`` is what the forward pass runs in, as a function of a function."""
     twin = torch_twin(layer)
     if twin is None:
         return {}
@@ -78,15 +84,18 @@ def _torch_training(layer, x, dy) -> dict:
 
     x_t, dy_t = torch.from_numpy(x).requires_grad_(), torch.from_numpy(dy)
 
+    call = wrap(lambda: twin(x_t)[0])
+    dy_t = dy_t.to(call().dtype)
+
     def run():
         x_t.grad = None
         twin.zero_grad(set_to_none=True)
-        twin(x_t)[0].backward(dy_t)
+        call().backward(dy_t)
 
     return {"torch": run}
 
 
-def torch_ragged(layer, x, lengths, dy) -> dict:
+def torch_ragged(layer, x, lengths, dy, *, wrap: Callable = _same) -> dict:
     """Training on a ragged batch, padded (the padding is computed too) and packed."""
     twin = torch_twin(layer)
     if twin is None:
@@ -97,18 +106,22 @@ def torch_ragged(layer, x, lengths, dy) -> dict:
     x_t, dy_t = torch.from_numpy(x).requires_grad_(), torch.from_numpy(dy)
     lengths_t = torch.from_numpy(lengths)
 
-    def padded():
-        x_t.grad = None
-        twin.zero_grad(set_to_none=True)
-        twin(x_t)[0].backward(dy_t)
-
-    def packed():
-        x_t.grad = None
-        twin.zero_grad(set_to_none=True)
+    def of_packed():
         rows = pack_padded_sequence(x_t, lengths_t, enforce_sorted=False)
-        pad_packed_sequence(twin(rows)[0])[0].backward(dy_t)
+        return pad_packed_sequence(twin(rows)[0])[0]
 
-    return {"torch, padded": padded, "torch, packed": packed}
+    def trained(forward):
+        forward = wrap(forward)
+
+        def run():
+            x_t.grad = None
+            twin.zero_grad(set_to_none=True)
+            y = forward()
+            y.backward(dy_t.to(y.dtype))
+
+        return run
+
+    return {"torch, padded": trained(lambda: twin(x_t)[0]), "torch, packed": trained(of_packed)}
 
 
 def _torch_steps(layer, x) -> dict:
@@ -140,8 +153,8 @@ def _torch_steps(layer, x) -> dict:
     return {"torch": whole, f"torch {name}": cells}
 
 
-def _session(layer, steps, batch):
-    """An ONNX model of the layer in onnxruntime; None where it is not installed."""
+def _session(layer, steps, batch, change: Callable = _same):
+    """An ONNX model of the layer, changed, in onnxruntime; None where it is not installed."""
     if not has("onnx", "onnxruntime"):
         return None
     import onnxruntime
@@ -180,7 +193,7 @@ def _session(layer, steps, batch):
     chosen = onnxruntime.SessionOptions()
     chosen.intra_op_num_threads, chosen.log_severity_level = get_num_threads(), 3
     return onnxruntime.InferenceSession(
-        model.SerializeToString(), chosen, providers=["CPUExecutionProvider"]
+        change(model).SerializeToString(), chosen, providers=["CPUExecutionProvider"]
     )
 
 
@@ -197,8 +210,9 @@ def _onnx(layer, x) -> dict:
     return {"onnxruntime": lambda: session.run(["y"], feed)[0][:, 0]}
 
 
-def _onnx_steps(layer, x) -> dict:
-    session = _session(layer, 1, x.shape[1])
+def onnx_steps(layer, x, *, change: Callable = _same) -> dict:
+    """As `steps`; ``change`` is applied to the model."""
+    session = _session(layer, 1, x.shape[1], change)
     if session is None:
         return {}
     zero = _zeros(layer, x.shape[1])

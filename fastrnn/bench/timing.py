@@ -27,6 +27,7 @@ class Case:
     items: float = 0.0  # characters, rows or sentences per call
     calls: int = 1  # repetitions per call, for work that takes microseconds
     threads: int | None = None  # if not the current setting
+    speed: float = 1.0  # multiply-adds per instruction, relative to float32
 
 
 def _timed(function) -> float:
@@ -84,7 +85,7 @@ class Turns:
         facts = {
             "threads": get_num_threads(),
             "calls": case.calls,
-            "peak_flops": peak * get_num_threads() / self.threads,
+            "peak_flops": peak * case.speed * get_num_threads() / self.threads,
             "flops": case.flops,
             "moved": case.moved,
             "items": case.items,

@@ -28,7 +28,7 @@ State = tuple[Array, ...]  # each state of the cell [D, B, H], sequences in the 
 
 
 BACKENDS = ("cpu", "cuda", "reference")
-# What the products of a backend's layers may be computed in; "float32" stands for the layer's dtype.
+# What products of a backend's layers may be computed in; "float32" stands for the layer's dtype.
 _HOST = ("float32", "bf16", "int8")
 PRECISIONS = {"cpu": _HOST, "cuda": ("float32", "tf32", "bf16"), "reference": _HOST}
 ONLY_INFERENCE = ("int8",)
@@ -136,9 +136,7 @@ class Backend(Protocol):
 
     # The linear layer
 
-    def LinearWeights(
-        self, weight: Array, bias: Array | None, precision: str = "float32"
-    ) -> Any:
+    def LinearWeights(self, weight: Array, bias: Array | None, precision: str = "float32") -> Any:
         """``weight [O, I]`` and ``bias [O]``, as the kernels want them."""
 
     def linear_forward(self, weights: Any, x: Array) -> Array:

@@ -53,9 +53,7 @@ class Linear(PackedLayer):
 
     def _pack(self):
         by_name = self._kernels.parameters_on(self.parameters)
-        return self._kernels.LinearWeights(
-            by_name["weight"], by_name.get("bias"), self.precision
-        )
+        return self._kernels.LinearWeights(by_name["weight"], by_name.get("bias"), self.precision)
 
     # Rows in, rows out: for models. Arrays lie where the backend computes; nothing is checked.
 

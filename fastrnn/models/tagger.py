@@ -335,7 +335,8 @@ class Tagger:
             return
         if trainer.checkpoint.exists():
             before, now = read_config(run / "config.json"), fitted.config
-            free = ("params", "epochs", "patience", "lr", "precision")  # all but the first may be changed
+            # All but the first may be changed.
+            free = ("params", "epochs", "patience", "lr", "precision")
             others = {k for k in now if before.get(k) != now[k]}
             params = {k: v for k, v in now["params"].items() if k != "vectors"}  # moved, perhaps
             others |= {k for k, v in params.items() if before["params"].get(k) != v}

@@ -26,9 +26,10 @@ class _Recurrent(nn.Module):
     Under autocast to bfloat16 on the CPU, products are in that precision, and results in float32.
 
     What the kernels do not compute (other devices than that of ``backend``, other types than
-    float32 and float64, other kinds of autocast, tensor subclasses, function transforms, forward-mode gradients,
-    empty batches, wrong arguments) is passed to PyTorch's own implementation, which computes or
-    refuses it. Gradients of gradients and batched ones (``is_grads_batched``) are refused.
+    float32 and float64, other kinds of autocast, tensor subclasses, function transforms,
+    forward-mode gradients, empty batches, wrong arguments) is passed to PyTorch's own
+    implementation, which computes or refuses it. Gradients of gradients and batched ones
+    (``is_grads_batched``) are refused.
     """
 
     _like: type[nn.RNNBase]

@@ -10,6 +10,7 @@ from cell_cases import CASES
 from fastrnn.cells.activations import ACTIVATIONS, activation, parse
 from fastrnn.cells.oracle import function
 from fastrnn.kernels.native import jit, library
+from fastrnn.kernels.native.formats import plain
 from fastrnn.kernels.native.source import equations, simd
 from fastrnn.kernels.native.source.compiler import kernel
 from fastrnn.kernels.signature import F1
@@ -40,7 +41,7 @@ def test_activations_as_vectors(spec, dtype):
     x = X.astype(dtype)
     y, slope = np.zeros((2, len(x)), dtype)
     made_kernel = kernel(both, f"test_{spec}")
-    jit.load(spec, x.dtype, lambda: made_kernel, keep=False)(x, y, slope)
+    jit.load(spec, plain(x.dtype), lambda: made_kernel, keep=False)(x, y, slope)
     forward, backward = function(parse(spec))
     wide = x.astype(np.float64)
     wanted = forward(wide)
@@ -86,9 +87,11 @@ def test_refused_activations():
         RNN(2, 3, activations=("elu(1, 2)",))
 
 
-def test_unbounded_activations_beyond_the_last_unit(rng):
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_unbounded_activations_beyond_the_last_unit(rng, precision):
     """5 units in a vector of more: what grows in the others must not reach them."""
-    layer = LSTM(4, 5, activations=("affine(1,1.5)", "sigmoid", "tanh"), seed=0)
+    activations = ("affine(1,1.5)", "sigmoid", "tanh")
+    layer = LSTM(4, 5, activations=activations, precision=precision, seed=0)
     values = {k: v * 0 for k, v in layer.state_dict().items()}
     values["bias_ih_l0"][5:10] = -1  # real units forget
     layer.load_state_dict(values)

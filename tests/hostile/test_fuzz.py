@@ -112,14 +112,6 @@ def trainer(**arguments):
         fastrnn.Trainer(**given | arguments).train(**times or {"steps": 2})
 
 
-def set_precision(name):
-    before = fastrnn.get_cuda_precision()
-    try:
-        fastrnn.set_cuda_precision(name)
-    finally:
-        fastrnn.set_cuda_precision(before)
-
-
 FOLDER = Path(tempfile.mkdtemp())
 atexit.register(shutil.rmtree, FOLDER)
 CONLL = FOLDER / "a.tsv"
@@ -134,7 +126,8 @@ TARGETS = {
     "LSTM": Target(fastrnn.LSTM, dict(
         input_size=5, hidden_size=4, num_layers=1, variant=None, proj_size=0, bias=True,
         batch_first=False, dropout=0.0, bidirectional=False, activations=None, zoneout=0.0,
-        recurrent_dropout=0.0, constants=None, dtype="float32", backend="cpu", seed=0)),
+        recurrent_dropout=0.0, constants=None, dtype="float32", precision="bf16", backend="cpu",
+        seed=0)),
     "GRU": Target(fastrnn.GRU, dict(input_size=5, hidden_size=4, num_layers=2, dropout=0.5)),
     "RNN": Target(fastrnn.RNN, dict(input_size=5, hidden_size=4, nonlinearity="tanh")),
     "LSTM call": Target(LSTM, dict(x=X, state=STATE, lengths=[1, 2, 3]), FITTING),
@@ -144,7 +137,8 @@ TARGETS = {
     "LSTM step": Target(LSTM.step, dict(x_t=X[0], state=STATE), STATE_NAMES),
     "GRU call": Target(GRU, dict(x=X, state=None, lengths=[1, 2, 3, 0]), FITTING),
     "Linear": Target(fastrnn.Linear, dict(in_features=5, out_features=2, bias=True,
-                                          dtype="float64", backend="reference", seed=1)),
+                                          dtype="float32", precision="int8", backend="reference",
+                                          seed=1)),
     "Linear call": Target(LINEAR, dict(x=X)),
     "Linear backward": Target(LINEAR.backward, dict(tape=X, dy=np.ones((4, 3, 2), "f")),
                               {"tape": ("dy",)}),
@@ -223,9 +217,7 @@ TARGETS = {
             "evaluate": ("len",), "report": ("len", "int"), "metric": ("metric",)}),
     "Trainer train": Target(trainer, dict(steps=2), {"steps": ("epochs",)}),
     "Trainer parts": Target(trainer, dict(model=Line(), optimizer=fastrnn.SGD(0.1), data=Ones())),
-    "set_cuda_precision": Target(set_precision, dict(name="float32"), {"name": ("precision",)}),
     "get_num_threads": Target(fastrnn.get_num_threads, {}),
-    "get_cuda_precision": Target(fastrnn.get_cuda_precision, {}),
     "read_sentences": Target(lambda **a: list(read_sentences(**a)), dict(path=CONLL, scheme="IOB2",
         token_column=0, tag_column=-1), {
             "path": ("no such file",), "token_column": ("column", "columns"),

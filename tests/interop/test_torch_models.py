@@ -172,8 +172,36 @@ def test_compiled_calls_that_go_to_pytorch():
     module = ours.LSTM(5, 16)
     compiled = torch.compile(lambda x: module(x), backend="aot_eager")
     assert compiled(torch.zeros(3, 0, 5))[0].shape == (3, 0, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        assert compiled(torch.zeros(3, 2, 5))[0].dtype == torch.float16
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_autocast(rng, kind):
+    """Closer to float32 than PyTorch's own, in value and gradients; packed and compiled too."""
+    theirs = getattr(torch.nn, kind)(24, 40, 2, bidirectional=True)
+    mine = getattr(ours, kind).of(theirs)
+    x = torch.from_numpy(rng.standard_normal((9, 5, 24), np.float32)).requires_grad_()
+    dy = torch.from_numpy(rng.standard_normal((9, 5, 80), np.float32))
+
+    def results(module, cast):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            y = module(x)[0]
+        return [y.float(), *torch.autograd.grad(y, [x, *theirs.parameters()], dy.to(y.dtype))]
+
+    exact, got, other = results(theirs, False), results(mine, True), results(theirs, True)
+    for right, a, b in zip(exact, got, other, strict=True):
+        error, theirs_error = ((v - right).norm() / right.norm() for v in (a, b))
+        assert 1e-5 < error < max(1.5 * theirs_error, 4e-3)
+    assert not torch.equal(got[0], results(mine, False)[0])
+    compiled = torch.compile(lambda x: mine(x)[0], backend="aot_eager")
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x.bfloat16(), [9, 9, 4, 4, 1])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert compiled(torch.zeros(3, 2, 5))[0].dtype == torch.bfloat16
+        y = mine(x)[0]
+        assert y.dtype == torch.float32 and torch.equal(y, got[0])
+        assert torch.equal(compiled(x), y)
+        rows = torch.nn.utils.rnn.pad_packed_sequence(mine(packed)[0])[0]
+    assert torch.equal(rows[:, :2, :40], y[:, :2, :40])
 
 
 def test_operator():

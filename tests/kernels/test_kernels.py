@@ -11,9 +11,10 @@ from fastrnn.kernels import host
 from fastrnn.kernels.backend import get_backend
 from fastrnn.kernels.cpu import linear, pointwise
 from fastrnn.kernels.native import jit
+from fastrnn.kernels.native.formats import plain
 from fastrnn.kernels.native.layouts import plain_columns
 from fastrnn.kernels.native.library import find
-from fastrnn.kernels.native.records import BLOCK, CHUNK, Panels, Runs, Sums
+from fastrnn.kernels.native.records import BLOCK, CHUNK, Panels, Products, Runs, Sums
 from fastrnn.kernels.native.source import simd
 from fastrnn.kernels.native.source.compiler import kernel
 from fastrnn.kernels.signature import F1
@@ -31,7 +32,7 @@ def _activate(x: F1, tanh: F1, sigmoid: F1):
 
 
 def _activate_now(x, tanh, sigmoid):
-    jit.load("activate", x.dtype, lambda: _activate, keep=False)(x, tanh, sigmoid)
+    jit.load("activate", plain(x.dtype), lambda: _activate, keep=False)(x, tanh, sigmoid)
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 3e-7), ("float64", 4e-16)])
@@ -186,7 +187,7 @@ def test_kernels_write_only_what_is_theirs(rng, inputs, outputs, dtype):
     for part in (a, z), (0, total):
         sums = Sums(np.full((q, depth, panel), 9, dtype), np.full((q, panel), 9, dtype))
         out = np.full((q * panel, depth), 9, dtype)
-        args = (x.astype(dtype), depth, Panels(b, 0, panel, q * panel), sums, columns, out)
+        args = (x.astype(dtype), depth, Products(b, 0, panel, q * panel), sums, columns, out)
         gradient(*args, *part)
         results.append((sums.packed.reshape(total, panel), out))
     (got, got_out), (wanted, wanted_out) = results

@@ -33,18 +33,24 @@ def activations(form: Format, a: np.ndarray) -> tuple[np.ndarray, list[Job]]:
     """Rows in the type that a format multiplies, and the job that converts them, if any."""
     if not form.rounds:
         return a, []
-    dtype = np.dtype(form.activations)
-    out = buffers.empty((len(a), row_size(a.shape[1], dtype)), dtype)
+    out = empty_activations(form, len(a), a.shape[1])
     return out, [Job(find("rows.to_activations", form), (a, 0, out), len(a), a.size * MOVE_COST)]
 
 
+def empty_activations(form: Format, rows: int, columns: int) -> np.ndarray:
+    """Uninitialised rows of the type that a format multiplies."""
+    dtype = np.dtype(form.activations)
+    return buffers.empty((rows + form.spare_rows, row_size(columns, dtype)), dtype)[:rows]
+
+
 def zipped(form: Format, a: np.ndarray, depth: int, rows: int) -> tuple[np.ndarray, list[Job]]:
-    """The first ``depth`` columns of ``a`` as `weight_gradient` takes them, and what to run before."""
+    """The first ``depth`` columns as `weight_gradient` takes them, and what to run before."""
     if form.step == 1:
         return a, []
     block = BLOCK * form.step
     blocks = -(-rows // block)
-    out = buffers.empty((blocks * depth, block), a.dtype)
+    count = blocks * depth
+    out = buffers.empty((count + form.spare_rows, block), a.dtype)[:count]
     items = blocks * -(-depth // width(np.float32))
     kernel = find("rows.zipped", form)
     return out, [Job(kernel, (a, depth, rows, out), items, rows * depth * _PACK_COST)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,7 +76,7 @@ def RecurrentWeights(
 ) -> FusedWeights | unfused.UnfusedWeights:
     """The parameters of one layer, see kernels/backend.py."""
     if cell.program:
-        return unfused.UnfusedWeights(cell, parameters, lambda *of: Ops(*of, precision))
+        return unfused.UnfusedWeights(cell, parameters, partial(Ops, precision=precision))
     return FusedWeights(cell, parameters, precision)
 
 
@@ -237,15 +238,13 @@ def _forward(
     time_loop = w.loop("forward", form, masks is not None)
     a, convert = (x, list[Job]()) if is_index else linear.activations(form, x)
     # The h that a step multiplies, where that is not the first state itself.
-    h_dtype = np.dtype(form.activations)
-    h_size = linear.row_size(units, h_dtype)
     begin = find("rows.begin_state", dtype)
     state_offsets = _state_offsets(packed, training)
     final = packed.size if training else 2 * batch  # row of the final states
     lengths = Lengths(packed.lengths, packed.offsets)
     barrier, no_round = _barrier(w)
     none, no_ids = np.empty((0, 0), dtype), np.empty(0, np.int64)
-    none_a = np.empty((0, 0), h_dtype)
+    none_a = np.empty((0, 0), np.dtype(form.activations))
     before, projections, loops, after = list[Task](), list[Any](), list[Task](), list[Task]()
     states, hs, all_masks = [], [], []
     for d in range(w.directions):
@@ -262,9 +261,9 @@ def _forward(
             after.append(_copy(state, final, state_n[i][d]))
         h = own_states[0]
         if form.rounds:
-            h = buffers.empty((len(h), h_size), h_dtype)
-            args = (own_states[0], h, batch, lengths, training, d == 1)
-            projections.append(Task(find("rows.begin_h", form), args, 0, batch))
+            h = linear.empty_activations(form, len(h), units)
+            of_h = (own_states[0], h, batch, lengths, training, d == 1)
+            projections.append(Task(find("rows.begin_h", form), of_h, 0, batch))
         hs.append(h)
         recurrence = Recurrence(h, panels_h[d])
         projection = Projection(none_a, 0, panels_x[d, :, :0])
@@ -317,7 +316,7 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
     back_h = panels["back_h", form.name]
     dz = gates
     if form.rounds:
-        dz = buffers.empty(gates.shape, np.dtype(form.activations))
+        dz = linear.empty_activations(form, *gates.shape)
     cost = packed.size * w.directions * len(cell.gates) * units * units
     slices, parties = _slices(packed, cost, w.directions, back_h.shape[1])
     time_loop = w.loop("backward", form, tape.regularised)
@@ -349,9 +348,8 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
         for first, last, a, b in slices:
             work = Work(first, last, a, b, barrier, 8 * d, parties)
             loops.append(Task(time_loop, (
-                geometry, Gradient(dy, d * units, units), output, dz, tape.states[d], recurrent,
-                 w.unit[d], UnitGradient(dunit, d * unit_size), tape.masks[d],
-                own_states, work,
+                geometry, Gradient(dy, d * units, units, dz), output, tape.states[d], recurrent,
+                w.unit[d], UnitGradient(dunit, d * unit_size), tape.masks[d], own_states, work,
             )))  # fmt: skip
         named = dict[str, Any]()
         h, more = linear.zipped(form, tape.hs[d][: packed.size], units, packed.size)
@@ -384,8 +382,8 @@ def _parameter_gradients(
 ) -> dict[str, Any]:
     """The gradients of a weight and its bias from those of the accumulators, by name.
 
-    ``a`` is the input of the product (`linear.zipped`), or indices [N]. What computes them is added to
-    ``jobs`` and, to be run later, ``after``.
+    ``a`` is the input of the product (`linear.zipped`), or indices [N]. What computes them is added
+    to ``jobs`` and, to be run later, ``after``.
     """
     side, name = w.side(which)
     weight = buffers.empty(w.parameters[d][name].shape, w.dtype)

@@ -48,9 +48,7 @@ class Ops:
     def project(self, x, bias):
         if x.ndim == 2:
             if "project" not in self._packed:  # the bias is that of all calls
-                self._packed["project"] = LinearWeights(
-                    self.p["weight_ih"], bias, self.precision
-                )
+                self._packed["project"] = LinearWeights(self.p["weight_ih"], bias, self.precision)
             return linear.linear_forward(self._packed["project"], x)
         a = gather_rows(self._table, x)
         return a if bias is None else a + bias

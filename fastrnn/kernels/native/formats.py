@@ -1,12 +1,14 @@
 """Formats: the types that products are computed with, beside the types of everything else.
 
-A product multiplies *activations* (x, h or the gradients of the accumulators) by *weights* in packed
-panels (layouts.py) and adds up numbers of the type F. A kernel that multiplies is made for a format;
-its source is the same for all of them, with the letters F, A and P (kernels/signature.py) for the
-types, and source/products.py has what is different: how a panel is loaded, multiplied and scaled.
+A product multiplies *activations* (x, h or the gradients of the accumulators) by *weights* in
+packed panels (layouts.py) and adds up numbers of the type F. A kernel that multiplies is made for a
+format; its source is the same for all of them, with the letters F, A and P (kernels/signature.py)
+for the types, and source/products.py has what is different: how a panel is loaded, multiplied and
+scaled.
 
     float32, float64   all of one type
     bf16               activations and weights in bfloat16, two numbers of k in one instruction
+    bf16_tiles         the same by the tile instructions of AMX
     bf16_weights       weights in bfloat16, widened when they are loaded
     int8               weights in int8 with a scale for each column
 
@@ -30,7 +32,8 @@ class Format(NamedTuple):
     numbers: str  # F: sums, states, biases, gradients
     activations: str  # A
     weights: str  # P
-    step: int = 1  # numbers of k that one instruction takes: they lie side by side
+    step: int = 1  # numbers of k that lie side by side in a panel
+    unit: int = 1  # k is rounded up to a multiple of this
     head: int = 0  # rows of a panel before the weights: its scales
     trains: bool = True  # has kernels for gradients
 
@@ -46,17 +49,30 @@ class Format(NamedTuple):
 
     def depth(self, k: int) -> int:
         """Rows of a panel for k rows of weights."""
-        return self.head + -(-k // self.step) * self.step
+        return self.head + -(-k // self.unit) * self.unit
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether it multiplies whole tiles, of rows that may follow the last one too."""
+        return self.unit > self.step
+
+    @property
+    def spare_rows(self) -> int:
+        """How many rows of memory must follow the activations."""
+        return 15 if self.is_tiled else 0
 
 
-BF16 = Format("bf16", "float32", "uint16", "uint16", step=2)
+_HALVES = ("float32", "uint16", "uint16")
 FORMATS = {
     f.name: f
     for f in (
         Format("float32", "float32", "float32", "float32"),
         Format("float64", "float64", "float64", "float64"),
-        BF16,
-        Format("bf16_emulated", "float32", "uint16", "uint16", step=2),  # for tests
+        Format("bf16", *_HALVES, step=2, unit=2),
+        Format("bf16_tiles", *_HALVES, step=2, unit=16),
+        # The same bits by instructions that all CPUs of the path have, for tests.
+        Format("bf16_emulated", *_HALVES, step=2, unit=2),
+        Format("bf16_tiles_emulated", *_HALVES, step=2, unit=16),
         Format("bf16_weights", "float32", "float32", "uint16", trains=False),
         # Four bytes of a column are its scale in float32.
         Format("int8", "float32", "float32", "int8", head=4, trains=False),
@@ -89,13 +105,11 @@ def choose(precision: str, dtype: np.dtype, training: bool) -> Format:
         return plain(dtype)
     if precision == "int8":
         return FORMATS["int8"]
-    if ISA.multiplies_bf16:
-        return BF16
-    return FORMATS["float32" if training else "bf16_weights"]
+    return FORMATS[ISA.bf16 or ("float32" if training else "bf16_weights")]
 
 
 def precompiled_formats(isa: Isa) -> list[str]:
     """Those that a build for a path contains."""
-    if isa.base:  # all others are in the base
-        return [BF16.name]
+    if isa.bf16:  # all others are in the base
+        return [isa.bf16]
     return ["float32", "float64", "bf16_weights", "int8"]

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .formats import BF16, Format
+from .formats import Format
 from .isa import Isa
 
 _ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ def full_name(name: str, form: Format, *of: Any) -> str:
 
 def path_of(form: Format, isa: Isa) -> str:
     """The instruction-set path that a format's machine code is built for."""
-    return isa.name if form == BF16 else isa.base or isa.name
+    return isa.name if form.name == isa.bf16 else isa.base or isa.name
 
 
 def fingerprint(isa: Isa) -> str:

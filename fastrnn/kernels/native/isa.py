@@ -1,7 +1,7 @@
 """The instruction-set path: how wide vectors are, and the CPUs that the machine code is for.
 
-The path (``avx512_bf16``, ``avx512``, ``avx2``, ``generic``) is chosen once per process: the best
-that this CPU can run, or the one named by the environment variable ``FASTRNN_ISA``.
+The path (``amx``, ``avx512_bf16``, ``avx512``, ``avx2``, ``generic``) is chosen once per process:
+the best that this CPU can run, or the one named by the environment variable ``FASTRNN_ISA``.
 """
 
 import os
@@ -24,10 +24,7 @@ class Isa(NamedTuple):
     features: str = ""  # that they need beyond it, as LLVM names them
     base: str = ""  # the path that has the machine code of all other kernels
 
-    @property
-    def multiplies_bf16(self) -> bool:
-        """Whether there is an instruction for products of bfloat16."""
-        return "avx512bf16" in self.features
+    bf16: str = ""  # the format of its instructions for products of bfloat16
 
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -36,7 +33,10 @@ CAN_YIELD = os.name == "posix"
 ISAS = {"generic": Isa("generic", 16, 3, "x86-64-v2" if X86 else "generic")}
 if X86:
     ISAS |= {
-        "avx512_bf16": Isa("avx512_bf16", 64, 6, "x86-64-v4", "+avx512bf16", "avx512"),
+        "amx": Isa(
+            "amx", 64, 6, "x86-64-v4", "+avx512bf16,+amx-tile,+amx-bf16", "avx512", "bf16_tiles"
+        ),
+        "avx512_bf16": Isa("avx512_bf16", 64, 6, "x86-64-v4", "+avx512bf16", "avx512", "bf16"),
         "avx512": Isa("avx512", 64, 6, "x86-64-v4"),
         "avx2": Isa("avx2", 32, 3, "x86-64-v3"),
     }
@@ -46,7 +46,7 @@ def usable() -> list[str]:
     """The paths that this CPU can run, the best first."""
     from fastrnn._native import supports  # not yet there while the package is built
 
-    names = ("avx512_bf16", "avx512", "avx2", "generic")
+    names = ("amx", "avx512_bf16", "avx512", "avx2", "generic")
     return [name for name in names if supports(name)]
 
 

@@ -98,8 +98,8 @@ def load(name: str, form: Format, make: Callable, *, keep: bool = True) -> Kerne
 def _compile(form: Format, make: Callable) -> tuple[str, bytes]:
     from .source import compiler
 
-    kernel, types = make(), form.types()
-    return compiler.signature(kernel, types), compiler.machine_code(kernel, _SYMBOL, types)
+    kernel = make()
+    return compiler.signature(kernel, form), compiler.machine_code(kernel, _SYMBOL, form)
 
 
 def _engine(code: bytes):

@@ -70,11 +70,12 @@ class Output(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """The gradient of the output of a direction."""
+    """The gradients of the output of a direction and of its accumulators."""
 
     dy: F2  # [N, >= offset + units]
     offset: I
     units: I  # H
+    dz: A2  # as the gates, and their array itself in formats that round nothing
 
 
 class RecurrentPanels(NamedTuple):

@@ -14,10 +14,9 @@ import fastrnn
 from cell_cases import CASES
 from fastrnn.cells import CELLS as RECORDS
 from fastrnn.data.text import UNKNOWN, Chunk, TextStream, Vocabulary
-from fastrnn.kernels.backend import get_backend
+from fastrnn.kernels.backend import PRECISIONS, get_backend
 from fastrnn.kernels.cuda import cluster, fused, gemm, memory, simulated, weights
 from fastrnn.kernels.device import is_on_device
-from fastrnn.kernels.precision import PRECISIONS
 from fastrnn.models import LanguageModel, Tagger
 from fastrnn.packed import PackedBatch
 from fastrnn.parameters import Parameters
@@ -162,7 +161,7 @@ def test_product(rng, sizes, turned, add):
 # Clusters and tensor cores
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS["cuda"])
 @pytest.mark.parametrize(
     ("steps", "sizes", "lengths"),
     [
@@ -174,12 +173,12 @@ def test_product(rng, sizes, turned, add):
 )
 def test_clusters(rng, monkeypatch, precision, steps, sizes, lengths):
     monkeypatch.setattr(weights, "loop", "cluster")
-    monkeypatch.setattr("fastrnn.kernels.precision._name", precision)
     # Small blocks, so that there are several: 33 units take three, the last nearly empty.
     monkeypatch.setattr(
         cluster, "plan", lambda units, name, _: cluster.Plan(name, -(-units // 16), 16)
     )
     ours, oracle = twins("lstm", *sizes, bidirectional=precision == "bf16")
+    ours.precision = precision
     x, state, dy, dstate = draw(rng, ours, steps, len(lengths))
     got = everything(ours, x, state, lengths, dy, dstate)
     for name, wanted in everything(oracle, x, state, lengths, dy, dstate).items():
@@ -196,9 +195,11 @@ def test_plans():
     assert cluster.plan(1, "float32", room).units == 16
     assert cluster.plan(513, "bf16", room) is None and cluster.plan(320, "float32", room) is None
     assert cluster.plan(256, "float32", 99 << 10) is None
-    assert set(cluster.PRECISIONS) == set(PRECISIONS)
-    with pytest.raises(ValueError, match="name must be one of float32, tf32, bf16; got 'fp16'"):
-        fastrnn.set_cuda_precision("fp16")
+    assert set(cluster.PRECISIONS) == set(PRECISIONS["cuda"])
+    with pytest.raises(
+        ValueError, match="precision must be one of float32, tf32, bf16; got 'int8'"
+    ):
+        fastrnn.LSTM(2, 3, precision="int8", backend="cuda")
 
 
 # Other layers: on the GPU whatever comes in, and results where the input was

@@ -1,7 +1,7 @@
 """Numbers in bfloat16 and int8: storage types, which are float32 in a register.
 
-A bfloat16 is the upper half of a float32. Rounding is to the nearest, ties to even; numbers too small
-to be normal become 0. Two that a product takes at once lie side by side, the first one lower.
+A bfloat16 is the upper half of a float32. Rounding is to the nearest, ties to even; numbers too
+small to be normal become 0. Two that a product takes at once lie side by side, the first one lower.
 """
 
 from llvmlite import ir
@@ -68,9 +68,8 @@ def from_int8(builder, p, count: int):
     return builder.sitofp(v, ir.VectorType(ir.FloatType(), count))
 
 
-def halves(builder, v):
-    """The second and the first number of each pair as vectors of float32."""
-    bits = _bits(builder, v)
+def halves(builder, bits):
+    """The second and the first number of each pair (an int32) as vectors of float32."""
     high = builder.and_(bits, each(_HIGH, bits.type.count))
     low = builder.shl(bits, each(16, bits.type.count))
     return _floats(builder, high), _floats(builder, low)
@@ -79,7 +78,7 @@ def halves(builder, v):
 def rounded(builder, v):
     """A vector of float32 in bfloat16, as int16."""
     count = v.type.count
-    if ISA.multiplies_bf16:
+    if ISA.bf16:
         v = call(builder, f"x86.avx512bf16.cvtneps2bf16.{32 * count}", bfloats(count), v)
         return builder.bitcast(v, ir.VectorType(_I16, count))
     bits = _bits(builder, v)

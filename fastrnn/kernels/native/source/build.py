@@ -38,7 +38,7 @@ PRODUCTS = {
 def kernels(form: Format) -> Iterator[tuple[str, tuple, Any]]:
     """``(name, of, kernel)`` of each, see `library.find`."""
     for path, is_gradient in PRODUCTS.items():
-        if is_gradient and not form.trains or path.startswith("rows") and not form.rounds:
+        if (is_gradient and not form.trains) or (path.startswith("rows") and not form.rounds):
             continue
         module, name = path.split(".")
         make = getattr(import_module(f".{module}", __package__), name)
@@ -150,9 +150,9 @@ def main(name: str, folder: Path) -> None:
             continue
         names.add(full)
         symbol = f"{stem}_{len(lines)}"
-        code = compiler.machine_code(kernel, f"fastrnn_{symbol}", form.types())
+        code = compiler.machine_code(kernel, f"fastrnn_{symbol}", form)
         (folder / f"{symbol}.o").write_bytes(code)
-        signature = compiler.signature(kernel, form.types())
+        signature = compiler.signature(kernel, form)
         lines.append(f'K({ISA.name}, {symbol}, "{full}", "{signature}")\n')
     (folder / f"{stem}.h").write_text("".join(lines))
 

@@ -21,8 +21,11 @@ from numba.core.dispatcher import Dispatcher
 from numba.core.registry import cpu_target
 from numba.np.arrayobj import populate_array
 
+from fastrnn.kernels.native.formats import Format
 from fastrnn.kernels.native.isa import ISA
 from fastrnn.kernels.signature import Of, TupleOf, Types, arguments, text
+
+from . import amx
 
 numba.config.CPU_NAME, numba.config.CPU_FEATURES = ISA.level, ISA.features
 
@@ -51,23 +54,23 @@ def is_kernel(value) -> bool:
     return isinstance(value, Dispatcher)
 
 
-def signature(kernel, types: Types) -> str:
+def signature(kernel, form: Format) -> str:
     """What its slots hold, see `kernels.signature.text`."""
-    return text(kernel.py_func, types, without=_FROM_CALL)
+    return text(kernel.py_func, form.types(), without=_FROM_CALL)
 
 
 @global_compiler_lock
-def machine_code(kernel, symbol: str, types: Types) -> bytes:
+def machine_code(kernel, symbol: str, form: Format) -> bytes:
     """The object file of a kernel, whose entry is called ``symbol``."""
     target = _target()
-    return target.emit_object(_module(kernel, symbol, types, target))
+    return target.emit_object(_module(kernel, symbol, form, target))
 
 
 @global_compiler_lock
-def assembly(kernel, types: Types) -> str:
+def assembly(kernel, form: Format) -> str:
     """The same as text."""
     target = _target()
-    return target.emit_assembly(_module(kernel, "kernel", types, target))
+    return target.emit_assembly(_module(kernel, "kernel", form, target))
 
 
 def _target():
@@ -76,15 +79,15 @@ def _target():
     )
 
 
-def _module(kernel, symbol: str, types: Types, target):
+def _module(kernel, symbol: str, form: Format, target):
     """Everything that the kernel needs, with one visible function."""
     declared = arguments(kernel.py_func)
-    wanted = tuple(_numba_type(argument, types) for argument in declared.values())
+    wanted = tuple(_numba_type(argument, form.types()) for argument in declared.values())
     kernel.compile(wanted)
     compiled = kernel.overloads[wanted]
     library = cpu_target.target_context.codegen().create_library(symbol)
     module = library.create_ir_module(symbol)
-    _emit_entry(module, symbol, compiled, tuple(declared))
+    _emit_entry(module, symbol, compiled, tuple(declared), form.name == "bf16_tiles")
     library.add_linking_library(compiled.library)
     library.add_ir_module(module)
     whole = library._final_module
@@ -113,8 +116,9 @@ def _numba_type(argument, letters: Types):
     return types.BaseTuple.from_types([_numba_type(f, letters) for f in fields.values()], record)
 
 
-def _emit_entry(module, symbol: str, compiled, names: tuple[str, ...]) -> None:
-    """The entry: read the slots, call the kernel in Numba's own calling convention."""
+def _emit_entry(module, symbol: str, compiled, names: tuple[str, ...], tiles: bool) -> None:
+    """The entry: read the slots, call the kernel in Numba's own calling convention; ``tiles``: it
+    needs the registers of amx.py."""
     context, signature = cpu_target.target_context, compiled.signature
     function = ir.Function(module, _ENTRY, symbol)
     builder = ir.IRBuilder(function.append_basic_block())
@@ -139,7 +143,11 @@ def _emit_entry(module, symbol: str, compiled, names: tuple[str, ...]) -> None:
         for name, ty in zip(names, signature.args, strict=True)
     ]
     native = context.declare_function(module, compiled.fndesc)
+    if tiles:
+        amx.configure(builder)
     context.call_conv.call_function(builder, native, signature.return_type, signature.args, args)
+    if tiles:
+        amx.release(builder)
     builder.ret_void()
 
 

@@ -5,8 +5,8 @@ fastrnn/packed.py), so the active rows of a slice [first, last) are always its f
 are those of layouts.py; Hp is H rounded up to whole vectors.
 
 States are [S + B, >= Hp] each. Row r of step t starts from row ``state_offsets[t] + r``; the state
-that a sequence ends with goes to row ``S + r``, where S is the last of the state offsets. The h that
-is multiplied lies in the same rows of an array of its own, which is the first state itself in
+that a sequence ends with goes to row ``S + r``, where S is the last of the state offsets. The h
+that is multiplied lies in the same rows of an array of its own, which is the first state itself in
 formats that round nothing.
 
 A cell with several accumulators has a panel per vector of units, one vector per accumulator; a cell
@@ -63,6 +63,7 @@ from .tile import (
     finish_row,
     init_row,
     load_panel,
+    most_rows,
     store_panel,
     tile,
     tile_rows,
@@ -222,6 +223,7 @@ def forward(form: Format, cell: Cell, regularised: bool):
         parts = (range(len(cell.input_gates)), range(cell.first_recurrent, accumulators))
     tile_args = register_jitable(_with_masks if regularised else _without_masks)
     step_tile = tile(form, _init, _epilogue(form, cell, regularised), parts, name=name)
+    most = most_rows(form)
     panel_units = PANEL if single else 1  # vectors of units in a panel
     panel_vectors = PANEL if single else accumulators
 
@@ -262,7 +264,7 @@ def forward(form: Format, cell: Cell, regularised: bool):
                     vectors = min(PANEL, (units - u + n - 1) // n)
                 r = work.first
                 while r < active:
-                    rows = tile_rows(active - r)
+                    rows = tile_rows(active - r, most)
                     p, here = offsets[t] + r, state_offsets[t] + r
                     of_x = Segment(
                         x_p, p * x_stride, x_stride, 1, depth, 1, 0, wx_p, q * x_size, x_panel
@@ -297,9 +299,9 @@ def forward(form: Format, cell: Cell, regularised: bool):
 @cache
 def backward(form: Format, cell: Cell, regularised: bool):
     """The loop of its gradient."""
-    count, accumulators, single = len(cell.states), cell.accumulators, cell.accumulators == 1
+    count, accumulators = len(cell.states), cell.accumulators
     first_recurrent, unit_parameters = cell.first_recurrent, len(cell.unit_parameters)
-    dh_tile = tile(form, init_row, finish_row)
+    dh_tile, most = tile(form, init_row, finish_row), most_rows(form)
     step_back, load_units = compiled(cell).backward, rows_loader(len(cell.unit_inputs))
     load_keep, load_saved = rows_loader(count), _saved_loader(accumulators)
     kept, past, add_each, replace_first = (
@@ -318,7 +320,7 @@ def backward(form: Format, cell: Cell, regularised: bool):
     )
 
     def run(
-        geometry: Geometry, gradient: Gradient, gates: Output, dz: A2,
+        geometry: Geometry, gradient: Gradient, gates: Output,
         states: Annotated[Any, TupleOf(Of("F", 2), count)],
         w: RecurrentPanels, unit: F2, dunit: UnitGradient, masks: Masks,
         dstates: Annotated[Any, TupleOf(Of("F", 2), count)],
@@ -326,15 +328,14 @@ def backward(form: Format, cell: Cell, regularised: bool):
     ):  # fmt: skip
         """The gradient through time of `forward`, one direction of one layer.
 
-        gates is an `Output` (y is not used); the gradients of the accumulators go to the same
-        columns of dz, which is the array of the gates itself in formats that round nothing. states
-        are those that each row started from. dstates [B, Hp] each come in
-        as the gradients of the final states and leave as those of the states that the first steps
-        started from. ``reverse`` is the direction of the forward pass. Panels of ``work`` are those
-        of w, 4 W units each.
+        gates is an `Output` (y is not used): they come in as saved, and the gradients of the
+        accumulators go to the same columns of dz. states are those that each row started from.
+        dstates [B, Hp] each come in as the gradients of the final states and leave as those of the
+        states that the first steps started from. ``reverse`` is the direction of the forward pass.
+        Panels of ``work`` are those of w, 4 W units each.
         """
         dy_p, g_p, w_p = pointer(gradient.dy), pointer(gates.gates), pointer(w.panels)
-        dz_p = pointer(dz)
+        dz_p, dz_stride = pointer(gradient.dz), gradient.dz.shape[1]
         states_p, d_p, unit_p = pointers(states), pointers(dstates), pointer(unit)
         dunit_p, keep_p, recurrent_p = (
             pointer(dunit.values), pointer(masks.keep), pointer(masks.recurrent)
@@ -357,6 +358,7 @@ def backward(form: Format, cell: Cell, regularised: bool):
             for r in range(work.first, active):
                 p = offsets[t] + r
                 dy_r, g_r = p * dy_stride + gradient.offset, p * g_stride + gates.gates_offset
+                dz_r = p * dz_stride + gates.gates_offset
                 for u in range(first_unit, last_unit, n):
                     d = load_each(d_p, r * hp + u)
                     dh = d[0]
@@ -379,9 +381,9 @@ def backward(form: Format, cell: Cell, regularised: bool):
                         of_row, dprevious, dparameters = step_back(saved, previous, parameters, d)
                         store_each(d_p, r * hp + u, dprevious)
                     if bounded:
-                        store_panel(dz_p, g_at, of_row)
+                        store_panel(dz_p, dz_r + u * accumulators, of_row)
                     else:
-                        store_valid(dz_p, g_at, of_row, gradient.units - u)
+                        store_valid(dz_p, dz_r + u * accumulators, of_row, gradient.units - u)
                     if unit_parameters > 0:
                         at = p * dunit.values.shape[1] + dunit.offset + u
                         for k in range(unit_parameters):
@@ -391,10 +393,11 @@ def backward(form: Format, cell: Cell, regularised: bool):
                 remaining = min(panel, hp - q * panel)
                 r = work.first
                 while r < active:
-                    rows = tile_rows(active - r)
+                    rows = tile_rows(active - r, most)
                     p = offsets[t] + r
+                    at = p * dz_stride + gates.gates_offset + first_recurrent * n
                     of_dz = Segment(
-                        dz_p, p * g_stride + gates.gates_offset + first_recurrent * n, g_stride, 1,
+                        dz_p, at, dz_stride, 1,
                         w.block, depth // w.block, w.block_stride, w_p, q * depth * panel, panel,
                     )  # fmt: skip
                     to = Row(d_p[0], r * hp + q * panel, hp, remaining)

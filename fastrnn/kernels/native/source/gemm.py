@@ -16,12 +16,22 @@ from .bfloat16 import zip_vectors
 from .compiler import kernel
 from .panels import unpack_gradient
 from .simd import at_address, lane_count, load, load_first, pointer, store, zeros_like
-from .tile import Row, Segment, finish_row, init_panel, init_zero, tile, tile_rows
+from .tile import (
+    Row,
+    Segment,
+    finish_row,
+    init_panel,
+    init_zero,
+    most_rows,
+    tile,
+    tile_rows,
+)
+
 
 @cache
 def product(form: Format):
     """A kernel that multiplies rows by panels."""
-    product_tile = tile(form, init_panel, finish_row)
+    product_tile, most = tile(form, init_panel, finish_row), most_rows(form)
 
     def run(a: A2, runs: Runs, panels: P3, bias: F2, out: Panels, first: I, last: I):
         """``out[p] = bias + a[p, runs] @ panels`` for the rows p in [first, last).
@@ -38,7 +48,7 @@ def product(form: Format):
                 remaining = min(panel, out.columns - q * out.stride)
                 p = p0
                 while p < p1:
-                    rows = tile_rows(p1 - p)
+                    rows = tile_rows(p1 - p, most)
                     x = Segment(
                         a_p, p * a_stride, a_stride, 1, runs.length, runs.blocks, runs.stride,
                         b_p, q * depth * panel, panel,
@@ -76,7 +86,7 @@ def _add_sums(i, z, args):
 
 
 @register_jitable
-def _copy_block(b_p, at, stride, rows, block_p, to, panel, remaining):
+def _copy_block(b_p, at, stride, rows, unit, block_p, to, panel, remaining):
     total = zeros_like(b_p)
     for p in range(rows):
         row = load_first(b_p, at + p * stride, remaining)
@@ -86,7 +96,7 @@ def _copy_block(b_p, at, stride, rows, block_p, to, panel, remaining):
 
 
 @register_jitable
-def _zip_block(b_p, at, stride, rows, block_p, to, panel, remaining):
+def _zip_block(b_p, at, stride, rows, unit, block_p, to, panel, remaining):
     total = zeros_like(b_p)
     for p in range(0, rows - 1, 2):
         low, high = load(b_p, at + p * stride), load(b_p, at + (p + 1) * stride)
@@ -96,14 +106,16 @@ def _zip_block(b_p, at, stride, rows, block_p, to, panel, remaining):
         low = load(b_p, at + (rows - 1) * stride)
         zip_vectors(block_p, to + (rows - 1) * panel, low, zeros_like(b_p))
         total = total + low
+    for p in range((rows + 1) // 2 * 2, (rows + unit - 1) // unit * unit, 2):
+        zip_vectors(block_p, to + p * panel, zeros_like(b_p), zeros_like(b_p))
     return total
 
 
 @cache
 def _accumulate(form: Format):
     """A function for kernels: sums over rows of products of their numbers."""
-    sum_tile = tile(form, init_zero, _add_sums)
-    zipped, step = form.step > 1, form.step
+    sum_tile, most = tile(form, init_zero, _add_sums), most_rows(form)
+    zipped, step, unit = form.step > 1, form.step, form.unit
     block_of = _zip_block if zipped else _copy_block
     block = BLOCK * step
 
@@ -132,8 +144,9 @@ def _accumulate(form: Format):
                 for j in range(vectors):
                     at = p0 * b_stride + b.offset + q * b.stride + j * n
                     total = block_of(
-                        b_p, at, b_stride, p1 - p0, block_p, step * j * n, panel, remaining - j * n
-                    )
+                        b_p, at, b_stride, p1 - p0, unit, block_p, step * j * n, panel,
+                        remaining - j * n,
+                    )  # fmt: skip
                     if k0 == 0:
                         _add_row(sums_p, q * panel + j * n, (total,), p0 == 0)
                 k = k0
@@ -141,10 +154,8 @@ def _accumulate(form: Format):
                     a_at, row_stride, k_stride = p0 * a_stride + k, 1, a_stride
                     if zipped:
                         a_at, row_stride, k_stride = (p0 // block * depth + k) * block, block, 1
-                    a_t = Segment(
-                        a_p, a_at, row_stride, k_stride, p1 - p0, 1, 0, block_p, 0, panel
-                    )
-                    rows = tile_rows(k1 - k)
+                    a_t = Segment(a_p, a_at, row_stride, k_stride, p1 - p0, 1, 0, block_p, 0, panel)
+                    rows = tile_rows(k1 - k, most)
                     to = _Sum(out_p, (q * depth + k) * panel, panel, p0 == 0)
                     sum_tile(rows, vectors, (a_t,), (Row(out_p, 0, 0, 0), to))
                     k += rows

@@ -89,7 +89,7 @@ def _pack_converted(form: Format):
     def run(w: F2, columns: I1, out: P3, first: I, last: I, scratch: I):
         w_p, out_p = pointer(w), pointer(out)
         block_p, depth, panel = at_address(scratch, w_p), w.shape[1], out.shape[2]
-        n = lane_count(w_p)
+        n, padded = lane_count(w_p), out.shape[1] - head
         for q in range(first, last):
             start = q * out.shape[1] * panel
             for j in range(0, panel, n):
@@ -103,9 +103,9 @@ def _pack_converted(form: Format):
                             largest = maximum(largest, load(block_p, row * n))
                     store(as_floats(out_p), start // 4 + j, largest * _OF_LARGEST)
                     inverse = inverse_or_zero(largest * _OF_LARGEST)
-                for k in range(0, depth, n):
+                for k in range(0, padded, n):
                     _square(w_p, columns, at, k, depth, block_p)
-                    rows = min(n, depth - k)
+                    rows = min(n, padded - k)
                     put(out_p, start + (head + k) * panel, panel, j, block_p, rows, inverse)
 
     return kernel(run, f"pack_forward({form.name})")
@@ -141,7 +141,7 @@ def unpack_gradient(packed: F3, columns: I1, out: F2, first: I, last: I):
 @cache
 def pack_backward(form: Format):
     """A kernel that packs the backward layout."""
-    pairs = form.step > 1
+    pairs, unit = form.step > 1, form.unit
 
     def run(w: F2, columns: I1, out: P3, offset: I, first: I, last: I):
         """Panels [first, last), from row ``offset`` on; out [R, M, 4W]."""
@@ -150,11 +150,12 @@ def pack_backward(form: Format):
         vector = lane_count(w_p)
         for r in range(first, last):
             if pairs:
-                for i in range(0, count, 2):
+                for i in range(0, (count + unit - 1) // unit * unit, 2):
                     to = (r * out.shape[1] + offset + i) * n
                     for j in range(0, n, vector):
-                        low = _part(w_p, columns[i], depth, r * n + j)
-                        high = zeros_like(w_p)
+                        low, high = zeros_like(w_p), zeros_like(w_p)
+                        if i < count:
+                            low = _part(w_p, columns[i], depth, r * n + j)
                         if i + 1 < count:
                             high = _part(w_p, columns[i + 1], depth, r * n + j)
                         store_pairs(out_p, to + 2 * j, low, high)

@@ -1,4 +1,4 @@
-"""How a tile multiplies in each format (kernels/native/formats.py): what tile.py emits for one k."""
+"""How a tile multiplies in each format (kernels/native/formats.py): what tile.py emits for a k."""
 
 from llvmlite import ir
 from numba import types
@@ -69,7 +69,9 @@ class EmulatedPairs(Pairs):
     """The same bits by other instructions, for tests: the second product is added first."""
 
     def dot(self, builder, a, b, total):
-        for x, y in zip(halves(builder, a), halves(builder, b), strict=True):
+        ints = each(0, self.lanes.count).type
+        a, b = (halves(builder, builder.bitcast(v, ints)) for v in (a, b))
+        for x, y in zip(a, b, strict=True):
             total = self.lanes.call(builder, "fma", x, y, total)
         return total
 
@@ -77,6 +79,8 @@ class EmulatedPairs(Pairs):
 _KINDS = {
     "bf16": Pairs,
     "bf16_emulated": EmulatedPairs,
+    "bf16_tiles": Product,  # see amx.py
+    "bf16_tiles_emulated": Product,
     "bf16_weights": WidenedWeights,
     "int8": ScaledWeights,
 }

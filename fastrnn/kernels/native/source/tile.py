@@ -7,8 +7,8 @@ A tile computes, for ``rows`` consecutive rows i and ``vectors`` vectors j of a 
 and passes each row's vectors to ``epilogue``. The sum runs over k in order for each row on its own,
 so the bits of a row do not depend on the other rows of the tile.
 
-`tile` and `_multiply_add` run when a kernel is compiled and write LLVM instructions, which differ from
-format to format as products.py says; the functions after them are part of the kernels.
+`tile` and `_multiply_add` run when a kernel is compiled and write LLVM instructions, which differ
+from format to format as products.py says; the functions after them are part of the kernels.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,11 @@ from numba.extending import intrinsic, register_jitable
 from fastrnn.kernels.native.formats import Format
 from fastrnn.kernels.native.isa import ISA, PANEL
 
+from . import amx
 from .compiler import kernel
+from .loops import Loop, number
 from .products import Product, product
 from .simd import lane_count, load, store, store_first, zeros_like
-
-_I64 = ir.IntType(64)
 
 
 class Segment(NamedTuple):
@@ -53,66 +53,29 @@ class Row(NamedTuple):
     columns: Any  # how many may be written
 
 
-def _int(value):
-    return ir.Constant(_I64, value)
-
-
-class _Loop:
-    """``for n in range(count)`` around what is emitted in between, carrying ``values``."""
-
-    def __init__(self, builder, count, values, name):
-        self.builder, self.count = builder, count
-        self.before, self.values = builder.block, values
-        self.body = builder.append_basic_block(name)
-        self.after = builder.append_basic_block(name + ".end")
-        builder.cbranch(builder.icmp_signed(">", count, _int(0)), self.body, self.after)
-        builder.position_at_end(self.body)
-        self.n = builder.phi(_I64)
-        self.carried = [builder.phi(v.type) for v in values]
-
-    def close(self, new):
-        """End the body; what the values are after the loop."""
-        builder, last = self.builder, self.builder.block
-        following = builder.add(self.n, _int(1))
-        self.n.add_incoming(_int(0), self.before)
-        self.n.add_incoming(following, last)
-        for phi, old, value in zip(self.carried, self.values, new, strict=True):
-            phi.add_incoming(old, self.before)
-            phi.add_incoming(value, last)
-        builder.cbranch(builder.icmp_signed("<", following, self.count), self.body, self.after)
-        builder.position_at_end(self.after)
-        out = []
-        for old, value in zip(self.values, new, strict=True):
-            phi = builder.phi(value.type)
-            phi.add_incoming(old, self.before)
-            phi.add_incoming(value, last)
-            out.append(phi)
-        return out
-
-
 def _multiply_add(builder, product: Product, rows, acc, part, segment):
     """Emit the loops of one segment on the vectors ``part`` of each row; new accumulators."""
     a, a_at, row_stride, k_stride, length, blocks, block_stride, b, b_at, b_stride = segment
-    per_row, lanes, step = len(acc) // rows, product.lanes, _int(product.step)
+    per_row, lanes, step = len(acc) // rows, product.lanes, number(product.step)
     a_rows = [
-        builder.gep(a, [builder.add(a_at, builder.mul(_int(i), row_stride))]) for i in range(rows)
+        builder.gep(a, [builder.add(a_at, builder.mul(number(i), row_stride))]) for i in range(rows)
     ]
     head = b = builder.gep(b, [b_at])
     start = acc
     if product.head:
         start = [ir.Constant(lanes.vector, [0.0] * lanes.count)] * len(acc)
-        b = builder.gep(head, [builder.mul(_int(product.head), b_stride)])
+        b = builder.gep(head, [builder.mul(number(product.head), b_stride)])
     steps = length
     if product.step > 1:
-        steps = builder.sdiv(builder.add(length, _int(product.step - 1)), step)
-    block = _Loop(builder, blocks, start, "block")
+        steps = builder.sdiv(builder.add(length, number(product.step - 1)), step)
+    block = Loop(builder, blocks, start, "block")
     a_block = builder.mul(block.n, block_stride)
     b_block = builder.mul(block.n, length)
-    inner = _Loop(builder, steps, block.carried, "k")
+    inner = Loop(builder, steps, block.carried, "k")
     k = builder.mul(inner.n, step)
     b_k = builder.gep(b, [builder.mul(builder.add(b_block, k), b_stride)])
     b_vectors = [
-        product.weights(builder, builder.gep(b_k, [_int(j * lanes.count * product.step)]))
+        product.weights(builder, builder.gep(b_k, [number(j * lanes.count * product.step)]))
         for j in range(len(part))
     ]
     a_k = builder.add(a_block, builder.mul(k, k_stride))
@@ -125,8 +88,8 @@ def _multiply_add(builder, product: Product, rows, acc, part, segment):
     out = block.close(inner.close(new))
     if product.head:
         scales = builder.bitcast(head, lanes.element.as_pointer())
-        for number, j in enumerate(part):
-            scale = lanes.load(builder, builder.gep(scales, [_int(number * lanes.count)]))
+        for place, j in enumerate(part):
+            scale = lanes.load(builder, builder.gep(scales, [number(place * lanes.count)]))
             for at in range(j, len(acc), per_row):
                 out[at] = lanes.call(builder, "fmuladd", out[at], scale, acc[at])
         untouched = set(range(per_row)) - set(part)
@@ -148,42 +111,51 @@ def tile(form: Format, init: Callable, epilogue: Callable, parts=None, name: str
     multiplication = product(form)
 
     def emit(context, builder, sig, rows, vectors, segments, args):
-        lanes = multiplication.lanes
+        lanes, extra = multiplication.lanes, sig.args[3]
         four, some = types.UniTuple(lanes, PANEL), types.UniTuple(lanes, vectors)
-        extra = sig.args[3]
-        acc = []
+
+        def start(i):
+            of = four(types.int64, types.int64, extra)
+            z = context.compile_internal(builder, init, of, [i, number(vectors), args])
+            return cgutils.unpack_tuple(builder, z, PANEL)[:vectors]
+
+        def end(i, z):
+            of = types.void(types.int64, some, extra)
+            z = context.make_tuple(builder, some, z)
+            context.compile_internal(builder, epilogue, of, [i, z, args])
+
+        own = [range(vectors)] * len(segments) if parts is None else parts
+        fields = [cgutils.unpack_tuple(builder, s, len(Segment._fields)) for s in segments]
+        if form.is_tiled:
+            add_products = amx.products(builder, form, fields, own)
+            row = Loop(builder, rows, [], "row")
+            end(row.n, add_products(row.n, start(row.n)))
+            row.close([])
+            return
+        acc = [z for i in range(rows) for z in start(number(i))]
+        for segment, part in zip(fields, own, strict=True):
+            acc = _multiply_add(builder, multiplication, rows, acc, part, segment)
         for i in range(rows):
-            start = context.compile_internal(
-                builder,
-                init,
-                four(types.int64, types.int64, extra),
-                [_int(i), _int(vectors), args],
-            )
-            acc += cgutils.unpack_tuple(builder, start, PANEL)[:vectors]
-        for number, segment in enumerate(segments):
-            part = range(vectors) if parts is None else parts[number]
-            fields = cgutils.unpack_tuple(builder, segment, len(Segment._fields))
-            acc = _multiply_add(builder, multiplication, rows, acc, part, fields)
-        for i in range(rows):
-            z = context.make_tuple(builder, some, acc[i * vectors : (i + 1) * vectors])
-            context.compile_internal(
-                builder, epilogue, types.void(types.int64, some, extra), [_int(i), z, args]
-            )
+            end(number(i), acc[i * vectors : (i + 1) * vectors])
 
     @intrinsic(prefer_literal=False)
     def switch(typingctx, rows, vectors, segments, args):
         def codegen(context, builder, sig, values):
             rows, vectors, segs, extra = values
             segments = cgutils.unpack_tuple(builder, segs, len(sig.args[2]))
-            key = builder.add(builder.mul(rows, _int(8)), vectors)
+            # The rows are unrolled, unless they are those of one instruction.
+            heights = {0: rows} if form.is_tiled else {r: r for r in range(1, ISA.tile_rows + 1)}
+            key = vectors
+            if not form.is_tiled:
+                key = builder.add(builder.mul(rows, number(8)), vectors)
             done = builder.append_basic_block("tile.end")
             choice = builder.switch(key, done)
-            for r in range(1, ISA.tile_rows + 1):
+            for r, height in heights.items():
                 for v in counts:
                     block = builder.append_basic_block(f"tile.{r}x{v}")
-                    choice.add_case(_int(8 * r + v), block)
+                    choice.add_case(number(8 * r + v), block)
                     builder.position_at_end(block)
-                    emit(context, builder, sig, r, v, segments, extra)
+                    emit(context, builder, sig, height, v, segments, extra)
                     builder.branch(done)
             builder.position_at_end(done)
             return context.get_dummy_value()
@@ -199,10 +171,15 @@ def tile(form: Format, init: Callable, epilogue: Callable, parts=None, name: str
 
 
 @register_jitable
-def tile_rows(left):
+def tile_rows(left, most):
     """Rows of the next tile when ``left`` remain: as even a split as the registers allow."""
-    tiles = (left + ISA.tile_rows - 1) // ISA.tile_rows
+    tiles = (left + most - 1) // most
     return (left + tiles - 1) // tiles
+
+
+def most_rows(form: Format) -> int:
+    """Rows of the tiles of a format at most."""
+    return amx.ROWS if form.is_tiled else ISA.tile_rows
 
 
 # What tiles start from and end with, and how a row's four vectors are loaded and stored.

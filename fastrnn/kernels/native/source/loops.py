@@ -1,0 +1,43 @@
+"""Loops of LLVM instructions, for what is emitted rather than compiled from Python."""
+
+from llvmlite import ir
+
+_I64 = ir.IntType(64)
+
+
+def number(value: int):
+    """A constant."""
+    return ir.Constant(_I64, value)
+
+
+class Loop:
+    """``for n in range(count)`` around what is emitted in between, carrying ``values``."""
+
+    def __init__(self, builder, count, values, name):
+        self.builder, self.count = builder, count
+        self.before, self.values = builder.block, values
+        self.body = builder.append_basic_block(name)
+        self.after = builder.append_basic_block(name + ".end")
+        builder.cbranch(builder.icmp_signed(">", count, number(0)), self.body, self.after)
+        builder.position_at_end(self.body)
+        self.n = builder.phi(_I64)
+        self.carried = [builder.phi(v.type) for v in values]
+
+    def close(self, new):
+        """End the body; what the values are after the loop."""
+        builder, last = self.builder, self.builder.block
+        following = builder.add(self.n, number(1))
+        self.n.add_incoming(number(0), self.before)
+        self.n.add_incoming(following, last)
+        for phi, old, value in zip(self.carried, self.values, new, strict=True):
+            phi.add_incoming(old, self.before)
+            phi.add_incoming(value, last)
+        builder.cbranch(builder.icmp_signed("<", following, self.count), self.body, self.after)
+        builder.position_at_end(self.after)
+        out = []
+        for old, value in zip(self.values, new, strict=True):
+            phi = builder.phi(value.type)
+            phi.add_incoming(old, self.before)
+            phi.add_incoming(value, last)
+            out.append(phi)
+        return out
