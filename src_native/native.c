@@ -32,7 +32,7 @@ static const struct {
 /* Kernel(name, signature, address, owner): what is at the address takes its arguments in slots.
 
    The signature, see kernels/signature.py, has a letter for each number (q int64, i int32, Q uint64, I
-   uint32, H uint16, b int8, ? bool, f float32, d float64), a letter and the number of axes for an
+   uint32, H uint16, h int16, b int8, ? bool, f float32, d float64), a letter and the number of axes for an
    array, and parentheses around what comes in a tuple. A number takes one slot; an array its address
    and its sizes. */
 typedef struct {
@@ -51,6 +51,7 @@ static int type_of(char letter) {
     case 'Q': return NPY_UINT64;
     case 'I': return NPY_UINT32;
     case 'H': return NPY_UINT16;
+    case 'h': return NPY_INT16;
     case 'b': return NPY_INT8;
     case '?': return NPY_BOOL;
     case 'f': return NPY_FLOAT32;
@@ -146,8 +147,8 @@ static int is_signature(const char *s) {
     for (const char *at = s; *at; at++) {
         if (*at == '(') depth++;
         else if (*at == ')' && --depth < 0) return 0;
-        else if (*at >= '1' && *at <= '9' && (at == s || !strchr("qiQIHb?fd", at[-1]))) return 0;
-        else if (!strchr("()123456789qiQIHb?fd", *at)) return 0;
+        else if (*at >= '1' && *at <= '9' && (at == s || !strchr("qiQIHhb?fd", at[-1]))) return 0;
+        else if (!strchr("()123456789qiQIHhb?fd", *at)) return 0;
     }
     return depth == 0;
 }
@@ -297,7 +298,8 @@ static PyObject *supports(PyObject *module, PyObject *isa) {
                  __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                  __builtin_cpu_supports("avx512cd");
     if (!PyUnicode_CompareWithASCIIString(isa, "avx512")) yes = avx512;
-    int bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    int bf16 = avx512 && __builtin_cpu_supports("avx512bf16") &&
+               __builtin_cpu_supports("avx512vnni");
     if (!PyUnicode_CompareWithASCIIString(isa, "avx512_bf16")) yes = bf16;
     if (!PyUnicode_CompareWithASCIIString(isa, "amx")) yes = bf16 && may_use_amx();
 #endif

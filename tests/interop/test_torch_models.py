@@ -172,8 +172,6 @@ def test_compiled_calls_that_go_to_pytorch():
     module = ours.LSTM(5, 16)
     compiled = torch.compile(lambda x: module(x), backend="aot_eager")
     assert compiled(torch.zeros(3, 0, 5))[0].shape == (3, 0, 16)
-    with torch.no_grad(), torch.autocast("cpu", torch.float16):
-        assert compiled(torch.zeros(3, 2, 5))[0].dtype == torch.float16
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])

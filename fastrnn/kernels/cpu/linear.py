@@ -24,14 +24,14 @@ def row_size(columns: int, dtype) -> int:
 
     A row is not a multiple of 1 KB: its columns would share few cache sets.
     """
-    n, itemsize = width(np.float32) if dtype == np.uint16 else width(dtype), dtype.itemsize
+    n, itemsize = width(np.float32) if dtype.itemsize == 2 else width(dtype), dtype.itemsize
     size = -(-columns // n) * n
     return size + n * (size * itemsize % 1024 == 0)
 
 
 def activations(form: Format, a: np.ndarray) -> tuple[np.ndarray, list[Job]]:
     """Rows in the type that a format multiplies, and the job that converts them, if any."""
-    if not form.rounds:
+    if form.activations == form.numbers:
         return a, []
     out = empty_activations(form, len(a), a.shape[1])
     return out, [Job(find("rows.to_activations", form), (a, 0, out), len(a), a.size * MOVE_COST)]
@@ -40,7 +40,9 @@ def activations(form: Format, a: np.ndarray) -> tuple[np.ndarray, list[Job]]:
 def empty_activations(form: Format, rows: int, columns: int) -> np.ndarray:
     """Uninitialised rows of the type that a format multiplies."""
     dtype = np.dtype(form.activations)
-    return buffers.empty((rows + form.spare_rows, row_size(columns, dtype)), dtype)[:rows]
+    vector = width(np.float32)
+    size = row_size(form.row_head + -(-columns // vector) * vector, dtype)
+    return buffers.empty((rows + form.spare_rows, size), dtype)[:rows]
 
 
 def zipped(form: Format, a: np.ndarray, depth: int, rows: int) -> tuple[np.ndarray, list[Job]]:

@@ -244,7 +244,8 @@ def _forward(
     lengths = Lengths(packed.lengths, packed.offsets)
     barrier, no_round = _barrier(w)
     none, no_ids = np.empty((0, 0), dtype), np.empty(0, np.int64)
-    none_a = np.empty((0, 0), np.dtype(form.activations))
+    # No rows, but memory: the scale of a row is read even if it has no numbers.
+    none_a = np.zeros(4, np.dtype(form.activations))[:0].reshape(0, 0)
     before, projections, loops, after = list[Task](), list[Any](), list[Task](), list[Task]()
     states, hs, all_masks = [], [], []
     for d in range(w.directions):
@@ -264,6 +265,8 @@ def _forward(
             h = linear.empty_activations(form, len(h), units)
             of_h = (own_states[0], h, batch, lengths, training, d == 1)
             projections.append(Task(find("rows.begin_h", form), of_h, 0, batch))
+        elif form.quantises:
+            h = linear.empty_activations(form, parties * batch, units)
         hs.append(h)
         recurrence = Recurrence(h, panels_h[d])
         projection = Projection(none_a, 0, panels_x[d, :, :0])
@@ -279,8 +282,9 @@ def _forward(
             init = Init(BIAS, w.bias.reshape(-1), no_ids, offset, 0, w.panel)
         geometry = Geometry(packed.batch_sizes, packed.offsets, state_offsets, d == 1)
         output = Output(y, d * units, units, gates, d * w.gates_size, training)
-        for first, last, p, q in slices:
-            work = Work(first, last, p, q, barrier, 8 * d, parties)
+        for party, (first, last, p, q) in enumerate(slices):
+            own = party * batch if parties > 1 else 0
+            work = Work(first, last, p, q, barrier, 8 * d, parties, own)
             loops.append(Task(time_loop, (
                 geometry, projection, init, recurrence, w.unit[d], own_states, mask, output, work,
             )))  # fmt: skip
@@ -346,7 +350,7 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
         output = Output(dy, d * units, units, gates, d * w.gates_size, True)
         recurrent = RecurrentPanels(back_h[d], *w.h_runs)
         for first, last, a, b in slices:
-            work = Work(first, last, a, b, barrier, 8 * d, parties)
+            work = Work(first, last, a, b, barrier, 8 * d, parties, 0)
             loops.append(Task(time_loop, (
                 geometry, Gradient(dy, d * units, units, dz), output, tape.states[d], recurrent,
                 w.unit[d], UnitGradient(dunit, d * unit_size), tape.masks[d], own_states, work,

@@ -10,7 +10,8 @@ scaled.
     bf16               activations and weights in bfloat16, two numbers of k in one instruction
     bf16_tiles         the same by the tile instructions of AMX
     bf16_weights       weights in bfloat16, widened when they are loaded
-    int8               weights in int8 with a scale for each column
+    int8               weights in int8 with a scale for each column, activations in int16 with a
+                       scale for each row (source/int8.py)
 
 All but the first two are for float32 sums. Arrays of bfloat16 are uint16 to NumPy.
 """
@@ -39,8 +40,18 @@ class Format(NamedTuple):
 
     @property
     def rounds(self) -> bool:
-        """Whether activations are kept in another type than everything else."""
-        return self.activations != self.numbers
+        """Whether activations are rounded where they are produced."""
+        return self.activations == "uint16"
+
+    @property
+    def quantises(self) -> bool:
+        """Whether rows of activations become integers when the whole row is there."""
+        return self.activations == "int16"
+
+    @property
+    def row_head(self) -> int:
+        """Numbers before the activations of a row: its scale."""
+        return 2 if self.quantises else 0
 
     def types(self) -> dict[str, np.dtype]:
         """By the letters of signatures."""
@@ -75,7 +86,7 @@ FORMATS = {
         Format("bf16_tiles_emulated", *_HALVES, step=2, unit=16),
         Format("bf16_weights", "float32", "float32", "uint16", trains=False),
         # Four bytes of a column are its scale in float32.
-        Format("int8", "float32", "float32", "int8", head=4, trains=False),
+        Format("int8", "float32", "int16", "int8", step=2, unit=2, head=4, trains=False),
     )
 }
 
@@ -110,6 +121,6 @@ def choose(precision: str, dtype: np.dtype, training: bool) -> Format:
 
 def precompiled_formats(isa: Isa) -> list[str]:
     """Those that a build for a path contains."""
-    if isa.bf16:  # all others are in the base
-        return [isa.bf16]
+    if isa.base:  # all others are in the base
+        return [isa.bf16, "int8"]
     return ["float32", "float64", "bf16_weights", "int8"]

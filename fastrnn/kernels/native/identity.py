@@ -21,7 +21,7 @@ def full_name(name: str, form: Format, *of: Any) -> str:
 
 def path_of(form: Format, isa: Isa) -> str:
     """The instruction-set path that a format's machine code is built for."""
-    return isa.name if form.name == isa.bf16 else isa.base or isa.name
+    return isa.name if form.name in (isa.bf16, "int8") else isa.base or isa.name
 
 
 def fingerprint(isa: Isa) -> str:

@@ -27,6 +27,7 @@ class Isa(NamedTuple):
     bf16: str = ""  # the format of its instructions for products of bfloat16
 
 
+_BF16 = "+avx512bf16,+avx512vnni"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Threads share the units of a time loop only where one that waits can yield its core.
 CAN_YIELD = os.name == "posix"
@@ -34,9 +35,9 @@ ISAS = {"generic": Isa("generic", 16, 3, "x86-64-v2" if X86 else "generic")}
 if X86:
     ISAS |= {
         "amx": Isa(
-            "amx", 64, 6, "x86-64-v4", "+avx512bf16,+amx-tile,+amx-bf16", "avx512", "bf16_tiles"
+            "amx", 64, 6, "x86-64-v4", _BF16 + ",+amx-tile,+amx-bf16", "avx512", "bf16_tiles"
         ),
-        "avx512_bf16": Isa("avx512_bf16", 64, 6, "x86-64-v4", "+avx512bf16", "avx512", "bf16"),
+        "avx512_bf16": Isa("avx512_bf16", 64, 6, "x86-64-v4", _BF16, "avx512", "bf16"),
         "avx512": Isa("avx512", 64, 6, "x86-64-v4"),
         "avx2": Isa("avx2", 32, 3, "x86-64-v3"),
     }

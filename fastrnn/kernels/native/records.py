@@ -31,7 +31,7 @@ class Projection(NamedTuple):
 class Recurrence(NamedTuple):
     """The product with W_hh."""
 
-    h: A2  # [S + B, >= H], rows as in the states: what is multiplied
+    h: A2  # [., >= H]: what is multiplied; rows as in the states, or see `Work.own`
     panels: P3  # [P, H, .], layouts.py's forward layout
 
 
@@ -107,6 +107,7 @@ class Work(NamedTuple):
     barrier: I1  # see barrier.py
     barrier_slot: I
     parties: I
+    own: I  # in formats that quantise: from this row on, its h of the current step
 
 
 # Rows

@@ -1,4 +1,4 @@
-"""Numbers in bfloat16 and int8: storage types, which are float32 in a register.
+"""Numbers in bfloat16: a storage type, which is float32 in a register.
 
 A bfloat16 is the upper half of a float32. Rounding is to the nearest, ties to even; numbers too
 small to be normal become 0. Two that a product takes at once lie side by side, the first one lower.
@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from fastrnn.kernels.native.isa import ISA
 
-_I8, _I16, _I32 = (ir.IntType(bits) for bits in (8, 16, 32))
+_I16, _I32 = ir.IntType(16), ir.IntType(32)
 _HIGH = 0xFFFF0000
 
 
@@ -60,12 +60,6 @@ def widened(builder, p, count: int):
     """The numbers in bfloat16 at p as a vector of float32."""
     v = builder.zext(read(builder, p, _I16, count), ir.VectorType(_I32, count))
     return _floats(builder, builder.shl(v, each(16, count)))
-
-
-def from_int8(builder, p, count: int):
-    """The int8 at p as a vector of float32."""
-    v = builder.sext(read(builder, p, _I8, count), ir.VectorType(_I32, count))
-    return builder.sitofp(v, ir.VectorType(ir.FloatType(), count))
 
 
 def halves(builder, bits):
@@ -125,54 +119,3 @@ def zip_vectors(typingctx, p, i, low, high):
         return context.get_dummy_value()
 
     return types.void(p, types.int64, low, high), codegen
-
-
-@intrinsic
-def store_int8(typingctx, p, i, v):
-    """Write a vector of float32 in -127 to 127, rounded to the nearest, at ``p[i]``."""
-
-    def codegen(context, builder, sig, args):
-        count, v = sig.args[2].count, args[2]
-        whole = call(builder, f"rint.v{count}f32", v.type, v)
-        bits = builder.fptosi(whole, ir.VectorType(_I32, count))
-        narrow = builder.trunc(bits, ir.VectorType(_I8, count))
-        at = builder.bitcast(builder.gep(args[0], [args[1]]), narrow.type.as_pointer())
-        builder.store(narrow, at, align=1)
-        return context.get_dummy_value()
-
-    return types.void(p, types.int64, v), codegen
-
-
-@intrinsic
-def as_floats(typingctx, p):
-    """The memory at p, as a pointer to float32."""
-
-    def codegen(context, builder, sig, args):
-        return builder.bitcast(args[0], ir.FloatType().as_pointer())
-
-    return types.CPointer(types.float32)(p), codegen
-
-
-@intrinsic
-def maximum(typingctx, a, b):
-    """The larger one of each lane of a and of the absolute value of b."""
-
-    def codegen(context, builder, sig, args):
-        a, b = args
-        size = call(builder, f"fabs.{sig.args[1].tag}", b.type, b)
-        return builder.select(builder.fcmp_ordered("<", a, size), size, a)
-
-    return a(a, b), codegen
-
-
-@intrinsic
-def inverse_or_zero(typingctx, v):
-    """``1 / v``, or 0 where v is 0."""
-
-    def codegen(context, builder, sig, args):
-        count = v.count
-        one, zero = (ir.Constant(v.vector, [x] * count) for x in (1.0, 0.0))
-        is_zero = builder.fcmp_ordered("==", args[0], zero)
-        return builder.select(is_zero, zero, builder.fdiv(one, args[0]))
-
-    return v(v), codegen

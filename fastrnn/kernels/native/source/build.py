@@ -27,19 +27,22 @@ from . import compiler
 MODULES = ("crf", "gemm", "optim", "panels", "peak", "pointwise", "rows", "unfused")
 
 
-# Kernels that are made for a format, and whether it takes gradients to need them.
-PRODUCTS = {
-    "gemm.product": False, "gemm.weight_gradient": True, "gemm.table_gradient": True,
-    "panels.pack_forward": False, "panels.pack_backward": True, "rows.to_activations": False,
-    "rows.begin_h": False, "rows.zipped": True, "fused.forward": False, "fused.backward": True,
-}  # fmt: skip
+def products(form: Format) -> list[str]:
+    """The kernels that are made for a format."""
+    names = ["gemm.product", "panels.pack_forward", "fused.forward"]
+    if form.trains:
+        names += ["gemm.weight_gradient", "gemm.table_gradient"]
+        names += ["panels.pack_backward", "fused.backward"]
+    if form.rounds:
+        names += ["rows.begin_h", "rows.zipped"]
+    if form.rounds or form.quantises:
+        names.append("rows.to_activations")
+    return names
 
 
 def kernels(form: Format) -> Iterator[tuple[str, tuple, Any]]:
     """``(name, of, kernel)`` of each, see `library.find`."""
-    for path, is_gradient in PRODUCTS.items():
-        if (is_gradient and not form.trains) or (path.startswith("rows") and not form.rounds):
-            continue
+    for path in products(form):
         module, name = path.split(".")
         make = getattr(import_module(f".{module}", __package__), name)
         if module != "fused":

@@ -36,12 +36,13 @@ from fastrnn.kernels.native.records import (
     UnitGradient,
     Work,
 )
-from fastrnn.kernels.signature import A2, F2, Of, TupleOf
+from fastrnn.kernels.signature import F2, Of, TupleOf
 from fastrnn.kernels.unrolled import statements, tuple_function, with_first
 
 from .barrier import barrier_wait
 from .compiler import kernel
 from .equations import compiled
+from .int8 import quantise_row
 from .simd import (
     first_lanes,
     lane_count,
@@ -223,7 +224,7 @@ def forward(form: Format, cell: Cell, regularised: bool):
         parts = (range(len(cell.input_gates)), range(cell.first_recurrent, accumulators))
     tile_args = register_jitable(_with_masks if regularised else _without_masks)
     step_tile = tile(form, _init, _epilogue(form, cell, regularised), parts, name=name)
-    most = most_rows(form)
+    most, quantises = most_rows(form), form.quantises
     panel_units = PANEL if single else 1  # vectors of units in a panel
     panel_vectors = PANEL if single else accumulators
 
@@ -257,6 +258,11 @@ def forward(form: Format, cell: Cell, regularised: bool):
             active = min(work.last, batch_sizes[t])
             lasting = batch_sizes[to] if 0 <= to < steps else 0
             following = state_offsets[to] if lasting > 0 else final
+            h_first = work.own if quantises else state_offsets[t]
+            if quantises:
+                for r in range(work.first, active):
+                    at = (state_offsets[t] + r) * s_stride
+                    quantise_row(states_p[0], at, units, h_p, (h_first + r) * h_stride, h_stride)
             for q in range(work.first_panel, work.last_panel):
                 u = q * panel_units * n
                 vectors = panel_vectors
@@ -270,8 +276,9 @@ def forward(form: Format, cell: Cell, regularised: bool):
                         x_p, p * x_stride, x_stride, 1, depth, 1, 0, wx_p, q * x_size, x_panel
                     )
                     of_h = Segment(
-                        h_p, here * h_stride, h_stride, 1, units, 1, 0, wh_p, q * h_size, h_panel
-                    )
+                        h_p, (h_first + r) * h_stride, h_stride, 1, units, 1, 0,
+                        wh_p, q * h_size, h_panel,
+                    )  # fmt: skip
                     gates_at = p * g_stride + output.gates_offset + q * panel_vectors * n
                     start_at = init.offset + q * init.panel_stride
                     if init.kind == PROJECTED:

@@ -8,15 +8,26 @@ from numba.extending import register_jitable
 from fastrnn.kernels.native.formats import Format
 from fastrnn.kernels.signature import F2, F3, I1, P3, I
 
-from .bfloat16 import as_floats, inverse_or_zero, maximum, store_int8, store_pairs
+from .bfloat16 import store_pairs
 from .compiler import kernel
-from .simd import at_address, lane_count, load, load_first, pointer, store, transpose, zeros_like
+from .int8 import inverse_or_zero, largest_of, store_pairs_int8
+from .simd import (
+    as_floats,
+    at_address,
+    lane_count,
+    load,
+    load_first,
+    pointer,
+    store,
+    transpose,
+    zeros_like,
+)
 
 
 @cache
 def pack_forward(form: Format):
     """A kernel that packs the forward layout."""
-    if form.rounds or form.weights != form.numbers:
+    if form.weights != form.numbers:
         return _pack_converted(form)
 
     def run(w: F2, columns: I1, out: P3, first: I, last: I):
@@ -74,8 +85,9 @@ def _put_pairs(out_p, to, panel, j, block_p, rows, scale):
 @register_jitable
 def _put_int8(out_p, to, panel, j, block_p, rows, scale):
     n = lane_count(block_p)
-    for row in range(rows):
-        store_int8(out_p, to + row * panel + j, load(block_p, row * n) * scale)
+    for row in range(0, rows, 2):
+        low, high = load(block_p, row * n) * scale, load(block_p, (row + 1) * n) * scale
+        store_pairs_int8(out_p, to + row * panel + 2 * j, low, high)
 
 
 _OF_LARGEST = np.float32(1 / 127)  # the largest of the int8 that are used
@@ -100,7 +112,7 @@ def _pack_converted(form: Format):
                     for k in range(0, depth, n):
                         _square(w_p, columns, at, k, depth, block_p)
                         for row in range(n):
-                            largest = maximum(largest, load(block_p, row * n))
+                            largest = largest_of(largest, load(block_p, row * n))
                     store(as_floats(out_p), start // 4 + j, largest * _OF_LARGEST)
                     inverse = inverse_or_zero(largest * _OF_LARGEST)
                 for k in range(0, padded, n):

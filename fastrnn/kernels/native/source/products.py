@@ -5,18 +5,30 @@ from numba import types
 
 from fastrnn.kernels.native.formats import FORMATS, Format
 
-from .bfloat16 import bfloats, call, each, from_int8, halves, read, widened
+from . import int8
+from .bfloat16 import bfloats, call, each, halves, read, widened
 from .simd import Lanes
 
-_I32 = ir.IntType(32)
+_I16, _I32 = ir.IntType(16), ir.IntType(32)
 
 
 class Product:
     """All of one type. Pointers are to a number; a panel has `lanes` numbers for each vector."""
 
+    is_exact = False  # sums, so that they may be in any order
+
     def __init__(self, form: Format):
-        self.step, self.head = form.step, form.head
+        self.step, self.head, self.row_head = form.step, form.head, form.row_head
         self.lanes = Lanes(getattr(types, form.numbers))
+
+    def start(self, acc):
+        """What the sums of a segment start from, for the vectors before it."""
+        return acc
+
+    def end(self, builder, acc, sums, scale, row):
+        """The vector after a segment; ``scale`` points to the column's, ``row`` to the
+        activations."""
+        return sums
 
     def weights(self, builder, p):
         """The vector at p of a panel."""
@@ -38,11 +50,12 @@ class WidenedWeights(Product):
         return widened(builder, p, self.lanes.count)
 
 
-class ScaledWeights(Product):
-    """Weights in int8; the scales of the columns are the first rows of a panel."""
-
-    def weights(self, builder, p):
-        return from_int8(builder, p, self.lanes.count)
+def _pair(builder, p, count: int):
+    """The pair of 16-bit numbers at p, in all lanes."""
+    pair = builder.load(builder.bitcast(p, _I32.as_pointer()), align=2)
+    undef = each(ir.Undefined, count)
+    v = builder.insert_element(undef, pair, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(v, undef, each(0, count))
 
 
 class Pairs(Product):
@@ -53,12 +66,7 @@ class Pairs(Product):
         return builder.bitcast(read(builder, p, _I32, count), bfloats(2 * count))
 
     def activation(self, builder, p):
-        count = self.lanes.count
-        pair = builder.load(builder.bitcast(p, _I32.as_pointer()), align=2)
-        undef = each(ir.Undefined, count)
-        v = builder.insert_element(undef, pair, ir.Constant(_I32, 0))
-        v = builder.shuffle_vector(v, undef, each(0, count))
-        return builder.bitcast(v, bfloats(2 * count))
+        return builder.bitcast(_pair(builder, p, self.lanes.count), bfloats(2 * self.lanes.count))
 
     def dot(self, builder, a, b, total):
         name = f"x86.avx512bf16.dpbf16ps.{32 * self.lanes.count}"
@@ -76,13 +84,43 @@ class EmulatedPairs(Pairs):
         return total
 
 
+class Integers(Product):
+    """Weights in int8, the scales of their columns before them; activations in int16."""
+
+    is_exact = True
+
+    def start(self, acc):
+        return [each(0, self.lanes.count)] * len(acc)
+
+    def end(self, builder, acc, sums, scale, row):
+        of_row = self.lanes.splat(builder, self._scale(builder, row, builder.load))
+        of_column = self._scale(builder, scale, lambda p: self.lanes.load(builder, p))
+        factor = builder.fmul(of_row, of_column)
+        floats = builder.sitofp(sums, self.lanes.vector)
+        return self.lanes.call(builder, "fmuladd", floats, factor, acc)
+
+    def _scale(self, builder, p, load):
+        return load(builder.bitcast(p, self.lanes.element.as_pointer()))
+
+    def weights(self, builder, p):
+        count = 2 * self.lanes.count
+        v = builder.sext(read(builder, p, ir.IntType(8), count), ir.VectorType(_I16, count))
+        return builder.bitcast(v, each(0, self.lanes.count).type)
+
+    def activation(self, builder, p):
+        return _pair(builder, p, self.lanes.count)
+
+    def dot(self, builder, a, b, total):
+        return int8.dot(builder, a, b, total)
+
+
 _KINDS = {
     "bf16": Pairs,
     "bf16_emulated": EmulatedPairs,
     "bf16_tiles": Product,  # see amx.py
     "bf16_tiles_emulated": Product,
     "bf16_weights": WidenedWeights,
-    "int8": ScaledWeights,
+    "int8": Integers,
 }
 
 

@@ -8,9 +8,20 @@ from fastrnn.kernels.native.formats import Format
 from fastrnn.kernels.native.records import Lengths, Padded
 from fastrnn.kernels.signature import A2, F1, F2, I1, B, I
 
-from .bfloat16 import as_floats, zip_vectors
+from .bfloat16 import zip_vectors
 from .compiler import kernel
-from .simd import at_address, lane_count, load, load_first, pointer, store, transpose, zeros_like
+from .int8 import quantise_row
+from .simd import (
+    as_floats,
+    at_address,
+    lane_count,
+    load,
+    load_first,
+    pointer,
+    store,
+    transpose,
+    zeros_like,
+)
 
 
 @register_jitable
@@ -89,6 +100,7 @@ def copy(a: F2, offset: I, out: F2, first: I, last: I):
 @cache
 def to_activations(form: Format):
     """A kernel that converts rows to the type that a format multiplies."""
+    quantises = form.quantises
 
     def run(a: F2, offset: I, out: A2, first: I, last: I):
         """``out[offset + r] = a[r]``, filled with zeros to the columns of ``out``: whole
@@ -96,9 +108,12 @@ def to_activations(form: Format):
         a_p, out_p = pointer(a), pointer(out)
         width, stride = out.shape[1], a.shape[1]
         for r in range(first, last):
-            for k in range(0, width, lane_count(a_p)):
-                v = load_first(a_p, r * stride + k, max(stride - k, 0))
-                store(out_p, (offset + r) * width + k, v)
+            to = (offset + r) * width
+            if quantises:
+                quantise_row(a_p, r * stride, stride, out_p, to, width)
+            else:
+                for k in range(0, width, lane_count(a_p)):
+                    store(out_p, to + k, load_first(a_p, r * stride + k, max(stride - k, 0)))
 
     return kernel(run, f"to_activations({form.name})")
 

@@ -252,6 +252,16 @@ def at_address(typingctx, address, like):
 
 
 @intrinsic
+def as_floats(typingctx, p):
+    """The memory at p, as a pointer to float32."""
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], ir.FloatType().as_pointer())
+
+    return types.CPointer(types.float32)(p), codegen
+
+
+@intrinsic
 def load(typingctx, p, i):
     """The vector at ``p[i]``."""
     ty = _lanes_at(p)

@@ -14,7 +14,6 @@ from format to format as products.py says; the functions after them are part of 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
@@ -56,45 +55,55 @@ class Row(NamedTuple):
 def _multiply_add(builder, product: Product, rows, acc, part, segment):
     """Emit the loops of one segment on the vectors ``part`` of each row; new accumulators."""
     a, a_at, row_stride, k_stride, length, blocks, block_stride, b, b_at, b_stride = segment
-    per_row, lanes, step = len(acc) // rows, product.lanes, number(product.step)
+    per_row, step = len(acc) // rows, number(product.step)
+    size = product.lanes.count
+    places = [i * per_row + j for i in range(rows) for j in part]
     a_rows = [
         builder.gep(a, [builder.add(a_at, builder.mul(number(i), row_stride))]) for i in range(rows)
     ]
-    head = b = builder.gep(b, [b_at])
-    start = acc
-    if product.head:
-        start = [ir.Constant(lanes.vector, [0.0] * lanes.count)] * len(acc)
-        b = builder.gep(head, [builder.mul(number(product.head), b_stride)])
+    b_head = builder.gep(b, [b_at])
+    b = builder.gep(b_head, [builder.mul(number(product.head), b_stride)])
     steps = length
     if product.step > 1:
         steps = builder.sdiv(builder.add(length, number(product.step - 1)), step)
-    block = Loop(builder, blocks, start, "block")
-    a_block = builder.mul(block.n, block_stride)
+    block = Loop(builder, blocks, product.start([acc[at] for at in places]), "block")
+    a_block = builder.add(builder.mul(block.n, block_stride), number(product.row_head))
     b_block = builder.mul(block.n, length)
-    inner = Loop(builder, steps, block.carried, "k")
-    k = builder.mul(inner.n, step)
-    b_k = builder.gep(b, [builder.mul(builder.add(b_block, k), b_stride)])
-    b_vectors = [
-        product.weights(builder, builder.gep(b_k, [number(j * lanes.count * product.step)]))
-        for j in range(len(part))
-    ]
-    a_k = builder.add(a_block, builder.mul(k, k_stride))
-    new = list(inner.carried)
-    for i in range(rows):
-        x = product.activation(builder, builder.gep(a_rows[i], [a_k]))
-        for vector, j in zip(b_vectors, part, strict=True):
-            at = i * per_row + j
-            new[at] = product.dot(builder, x, vector, new[at])
-    out = block.close(inner.close(new))
-    if product.head:
-        scales = builder.bitcast(head, lanes.element.as_pointer())
-        for place, j in enumerate(part):
-            scale = lanes.load(builder, builder.gep(scales, [number(place * lanes.count)]))
-            for at in range(j, len(acc), per_row):
-                out[at] = lanes.call(builder, "fmuladd", out[at], scale, acc[at])
-        untouched = set(range(per_row)) - set(part)
-        for at in (i * per_row + j for i in range(rows) for j in untouched):
-            out[at] = acc[at]
+
+    def add(n, sums):
+        """The products of one step to the sums."""
+        k, new = builder.mul(n, step), []
+        b_k = builder.gep(b, [builder.mul(builder.add(b_block, k), b_stride)])
+        b_vectors = [
+            product.weights(builder, builder.gep(b_k, [number(j * size * product.step)]))
+            for j in range(len(part))
+        ]
+        a_k = builder.add(a_block, builder.mul(k, k_stride))
+        for i, row in enumerate(a_rows):
+            x = product.activation(builder, builder.gep(row, [a_k]))
+            for vector, total in zip(b_vectors, sums[i * len(part) :], strict=False):
+                new.append(product.dot(builder, x, vector, total))
+        return new
+
+    sums = block.carried
+    if product.is_exact and rows <= 2:  # with few sums each would wait for the one before it
+        half, two = len(sums), number(2)
+        inner = Loop(builder, builder.sdiv(steps, two), [*sums, *product.start(sums)], "k")
+        n = builder.mul(inner.n, two)
+        even, odd = add(n, inner.carried[:half]), add(builder.add(n, number(1)), inner.carried[half:])
+        both = inner.close(even + odd)
+        sums = [builder.add(a, b) for a, b in zip(both[:half], both[half:], strict=True)]
+        rest = Loop(builder, builder.srem(steps, two), sums, "rest")
+        sums = rest.close(add(builder.sub(steps, number(1)), rest.carried))
+    else:
+        inner = Loop(builder, steps, sums, "k")
+        sums = inner.close(add(inner.n, inner.carried))
+    sums = block.close(sums)
+    out = list(acc)
+    for place, (at, total) in enumerate(zip(places, sums, strict=True)):
+        i, j = divmod(place, len(part))
+        scale = builder.gep(b_head, [number(4 * size * j)])
+        out[at] = product.end(builder, acc[at], total, scale, a_rows[i])
     return out
 
 
