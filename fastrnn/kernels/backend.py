@@ -39,6 +39,10 @@ class Backend(Protocol):
 
     __name__: str
 
+    @property
+    def takes_embedded(self) -> bool:
+        """Whether recurrent layers of fused cells take `Embedded`."""
+
     # Memory
 
     @property
@@ -115,14 +119,14 @@ class Backend(Protocol):
         masks: StepMasks | None = None,
     ) -> tuple[Array, State, Any]:
         """``(y [N, D H], state_n, tape or None)``; x is [N, I], or int64 [N] for a one-hot input
-        given by its index in [0, I)."""
+        given by its index in [0, I), or `Embedded` where the backend takes it."""
 
     def recurrent_backward(
         self, weights: Any, tape: Any, dy: Array, dstate_n: State, *, need_dx: bool = True
     ) -> tuple[Array | None, State, list[dict[str, Array]]]:
         """``(dx [N, I] or None, dstate_0, gradients by name for each direction)``.
 
-        The tape is used up. dx is None for an integer input.
+        The tape is used up. dx is None for an integer input, and [V, I] for an embedded one.
         """
 
     def recurrent_plan(self, layers: Sequence[Any], steps: int, batch: int) -> Callable | None:

@@ -44,6 +44,18 @@ class AdamStep(NamedTuple):
         )  # fmt: skip
 
 
+class Embedded(NamedTuple):
+    """An input whose row p is ``vectors[indices[p]]``: each vector is multiplied only once."""
+
+    vectors: Any  # [V, I]
+    indices: Any  # int64 [N], in range
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the rows."""
+        return len(self.indices), self.vectors.shape[1]
+
+
 class StepMasks(NamedTuple):
     """Zoneout and recurrent dropout for one layer and one call, in the sorted order."""
 

@@ -197,7 +197,8 @@ class Recurrent(PackedLayer, Generic[S]):
     ):
         """All layers on packed rows: ``(y [N, D H], state, tape or None)``.
 
-        x is [N, I], or int64 [N] for a one-hot input given by its index. ``state`` is (h, c) or
+        x is [N, I], or int64 [N] for a one-hot input given by its index, or `Embedded` if the
+        backend takes it. ``state`` is (h, c) or
         (h,), each [L D, B, H] in the sorted order of the sequences; zero when left out.
         """
         if training:

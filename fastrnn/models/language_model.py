@@ -10,6 +10,7 @@ from fastrnn import checks, parameters
 from fastrnn.checkpoint import load_arrays, load_json, save_arrays, save_json
 from fastrnn.data.text import Chunk, TextStream, Vocabulary
 from fastrnn.kernels.backend import UsesBackend, get_backend
+from fastrnn.kernels.options import Embedded
 from fastrnn.layers import LSTM, Embedding, Linear
 from fastrnn.layers.dropout import new_key
 from fastrnn.losses import cross_entropy
@@ -116,11 +117,15 @@ class LanguageModel(UsesBackend):
     def precision(self, value: Precision) -> None:
         self.lstm.precision = self.linear.precision = value
 
-    def _input(self, ids: np.ndarray) -> np.ndarray:
-        if self.embedding is not None:
+    def _input(self, ids: np.ndarray) -> Any:
+        size = len(self.vocabulary)
+        embedded = self._kernels.takes_embedded and size < len(ids)
+        if self.embedding is not None and not embedded:
             return self.embedding.rows_forward(ids)
         ids = checks.integer_array("ids", ids)
-        checks.below("ids", "id", ids, len(self.vocabulary))  # the kernels do not check
+        checks.below("ids", "id", ids, size)  # the kernels do not check
+        if self.embedding is not None:  # fewer products than with a vector for each character
+            return Embedded(self.embedding.parameters["weight"], ids)
         return self._kernels.to_device(ids)
 
     # Training
@@ -136,9 +141,8 @@ class LanguageModel(UsesBackend):
         packed, ids = PackedBatch(steps, batch), chunk.ids.reshape(-1)
         if chunk.first or self._state is None or self._state[0].shape[1] != batch:
             self._state = None
-        h, self._state, tape = self.lstm.rows_forward(
-            self._input(ids), packed, self._state, training=True
-        )
+        x = self._input(ids)
+        h, self._state, tape = self.lstm.rows_forward(x, packed, self._state, training=True)
         key = new_key(self.rng) if self.dropout else None
         if key is not None:
             self._kernels.dropout(h, self.dropout, key)
@@ -152,7 +156,9 @@ class LanguageModel(UsesBackend):
         grads = {f"lstm.{k}": v for k, v in lstm.items()}
         grads |= {f"linear.{k}": v for k, v in linear.items()}
         if self.embedding is not None:
-            grads["embedding.weight"] = self.embedding.rows_backward(ids, dx)["weight"]
+            if not isinstance(x, Embedded):
+                dx = self.embedding.rows_backward(ids, dx)["weight"]
+            grads["embedding.weight"] = dx
         return loss, self.parameters.flatten(grads, self._gradient), count
 
     def carried(self) -> dict[str, np.ndarray]:

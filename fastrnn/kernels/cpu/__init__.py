@@ -30,6 +30,8 @@ from .recurrent import (
 )
 from .rows import pack, unpack
 
+takes_embedded = True
+
 __all__ = [
     "LinearWeights",
     "RecurrentWeights",
@@ -58,6 +60,7 @@ __all__ = [
     "sgd",
     "sort",
     "stream_of",
+    "takes_embedded",
     "to_caller",
     "to_device",
     "to_host",

@@ -10,7 +10,7 @@ import numpy as np
 from fastrnn._native import Plan
 from fastrnn.cells import Cell
 from fastrnn.kernels import unfused
-from fastrnn.kernels.native.formats import Format
+from fastrnn.kernels.native.formats import Format, plain
 from fastrnn.kernels.native.isa import CAN_YIELD, ISA, PANEL
 from fastrnn.kernels.native.library import find
 from fastrnn.kernels.native.records import (
@@ -32,7 +32,7 @@ from fastrnn.kernels.native.records import (
     UnitGradient,
     Work,
 )
-from fastrnn.kernels.options import StepMasks
+from fastrnn.kernels.options import Embedded, StepMasks
 from fastrnn.packed import PackedBatch
 from fastrnn.runtime import buffers
 from fastrnn.runtime.threads import (
@@ -48,7 +48,7 @@ from fastrnn.runtime.threads import (
 
 from . import linear
 from .unfused import Ops
-from .weights import FusedWeights
+from .weights import FusedWeights, Side
 
 # The least work per step that is worth a thread, in multiply-adds; below it the barrier costs more.
 MIN_STEP_WORK = 1 << 14
@@ -62,7 +62,7 @@ class Tape:
     """What `recurrent_backward` needs of `recurrent_forward`; it is used up there."""
 
     form: Format
-    x: np.ndarray  # as it was multiplied
+    x: np.ndarray | Embedded  # as it was multiplied
     packed: PackedBatch
     states: list[tuple[np.ndarray, ...]]  # of each direction
     hs: list[np.ndarray]  # of each direction: h as it was multiplied
@@ -142,7 +142,7 @@ class _Pass(NamedTuple):
     threads: int
     together: bool
     form: Format
-    x: np.ndarray  # as it is multiplied
+    x: np.ndarray | Embedded  # as it is multiplied
     y: np.ndarray
     states: list  # of each direction
     hs: list
@@ -218,25 +218,32 @@ def _forward(
     """The program of a forward pass, which writes the final states to ``state_n``."""
     cell, form = w.cell, w.gradients if training else w.inference
     units, batch, dtype = w.units, packed.batch, w.dtype
-    is_index = x.ndim == 1
+    embedded = isinstance(x, Embedded)
+    is_index = not embedded and x.ndim == 1
+    in_loop = not (embedded or is_index)  # the product with x
     table = w.table.reshape(-1) if is_index else None
     names = ["x", "h"]
     if training:
-        names += ["back_h"] if is_index else ["back_h", "back_x"]
+        names += ["back_h", "back_x"] if in_loop else ["back_h"]
     panels, pack_jobs = w.packed(names, form)
     panels_x, panels_h = (panels[which, form.name] for which in ("x", "h"))
-    depth = units if is_index else units + w.inputs
+    depth = units + w.inputs if in_loop else units
     cost = packed.size * w.directions * len(cell.gates) * units * depth
     slices, parties = _slices(packed, cost, w.directions, w.panels)
     # With few rows a step's tiles are too low to pay for reading their weights: project all steps
     # at once.
     whole = parties > 1 or len(slices) == 1
-    hoist = whole and not is_index and packed.size > batch and batch < ISA.tile_rows
+    hoist = whole and in_loop and packed.size > batch and batch < ISA.tile_rows
     save = training or hoist
     y = buffers.empty((packed.size, w.directions * units), dtype)
     gates = buffers.empty((packed.size if save else 0, w.directions * w.gates_size), dtype)
     time_loop = w.loop("forward", form, masks is not None)
-    a, convert = (x, list[Job]()) if is_index else linear.activations(form, x)
+    a, convert = x, list[Job]()
+    if embedded:
+        a, convert = linear.activations(form, x.vectors)
+        sums = buffers.empty((len(a), w.directions * w.gates_size), dtype)
+    elif in_loop:
+        a, convert = linear.activations(form, x)
     # The h that a step multiplies, where that is not the first state itself.
     begin = find("rows.begin_state", dtype)
     state_offsets = _state_offsets(packed, training)
@@ -273,6 +280,10 @@ def _forward(
         offset = d * w.panels * w.panel
         if is_index:
             init = Init(TABLE, table, x, offset * w.inputs, w.panel, w.inputs * w.panel)
+        elif embedded:
+            projections += _hoisted(w, form, a, panels_x[d], sums, d)
+            flat, stride = sums.reshape(-1), sums.shape[1]
+            init = Init(TABLE, flat, x.indices, d * w.gates_size, stride, w.panel)
         elif hoist:
             projections += _hoisted(w, form, a, panels_x[d], gates, d)
             flat, stride = gates.reshape(-1), gates.shape[1]
@@ -290,13 +301,13 @@ def _forward(
             )))  # fmt: skip
     phases = [[*pack_jobs, *convert, no_round, *before], projections, loops, after]
     return _Pass(
-        phases, _threads(cost, parties), parties > 1, form, a, y, states, hs, gates, all_masks,
-        panels,
+        phases, _threads(cost, parties), parties > 1, form, x if embedded else a, y, states, hs,
+        gates, all_masks, panels,
     )  # fmt: skip
 
 
 def _hoisted(w: FusedWeights, form: Format, x, panels, gates, d: int) -> list[Job]:
-    """``x @ W_ih.T + bias`` for all rows of one direction, into the gates."""
+    """``x @ W_ih.T + bias`` for all rows of one direction, into an array like the gates."""
     out = Panels(gates, d * w.gates_size, w.panel, w.gates_size)
     jobs = [linear.product(form, x, Runs(1, w.inputs, 0), panels, w.bias[d], out)]
     width = panels.shape[2]
@@ -314,9 +325,16 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
     if gates is None:
         raise ValueError("tape was used by an earlier backward: run forward again for a new one")
     tape.gates = None
-    units, batch, dtype, is_index = w.units, packed.batch, w.dtype, tape.x.ndim == 1
-    need_dx, form = need_dx and not is_index, tape.form
-    panels, pack_jobs = w.packed(["back_h", "back_x"] if need_dx else ["back_h"], form)
+    units, batch, dtype, form = w.units, packed.batch, w.dtype, tape.form
+    x, ids = tape.x, None
+    if isinstance(x, Embedded):
+        x, ids = x  # its gradients are those of V rows
+    of_x = form if ids is None else plain(dtype)  # of the products with x
+    need_dx = need_dx and x.ndim == 2
+    panels, pack_jobs = w.packed(["back_h"], form)
+    if need_dx:
+        of_back_x, jobs = w.packed(["back_x"], of_x)
+        panels, pack_jobs = panels | of_back_x, pack_jobs + jobs
     back_h = panels["back_h", form.name]
     dz = gates
     if form.rounds:
@@ -330,17 +348,19 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
     unit_sums = np.empty(dunit.shape[1], dtype)
     dstate_0 = _new_states(w, w.directions, batch)
     before, loops, after = list[Task](), list[Task](), list[Task]()
-    dx, zips, sums, grads = None, list[Job](), list[Job](), list[dict[str, Any]]()
+    zips, token_sums, sums = list[Job](), list[Job](), list[Job]()
+    dx, grads, dz_x = None, list[dict[str, Any]](), dz
+    if ids is not None:
+        dz_x = buffers.empty((len(x), w.directions * w.gates_size), dtype)
+    elif x.ndim == 2:
+        x, zips = linear.zipped(form, x, w.inputs, packed.size)
     if need_dx:
-        back_x = panels["back_x", form.name]
-        dx = buffers.empty((packed.size, w.inputs), dtype)
+        back_x = panels["back_x", of_x.name]
+        dx = buffers.empty((len(dz_x), w.inputs), dtype)
         runs = Runs(back_x.shape[1] // w.x_runs[0], *w.x_runs)
         zero = np.zeros((len(back_x), PANEL * w.lanes), dtype)
         to = Panels(dx, 0, PANEL * w.lanes, w.inputs)
-        sums.append(linear.product(form, dz, runs, back_x, zero, to))
-    x = tape.x
-    if not is_index:
-        x, zips = linear.zipped(form, x, w.inputs, packed.size)
+        sums.append(linear.product(of_x, dz_x, runs, back_x, zero, to))
     for d in range(w.directions):
         own_states = tuple([np.empty((batch, w.hp), dtype) for _ in cell.states])
         for k, state in enumerate(own_states):
@@ -358,8 +378,12 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
         named = dict[str, Any]()
         h, more = linear.zipped(form, tape.hs[d][: packed.size], units, packed.size)
         zips += more
-        for which, a in ("x", x), ("h", h):
-            named |= _parameter_gradients(w, form, which, d, a, dz, sums, after)
+        if ids is not None:
+            of_ids = (ids, _columns(w, w.x, d, dz), dz_x)
+            cost = len(ids) * w.gates_size * MOVE_COST // 4
+            token_sums.append(Job(find("gemm.token_sums", form), of_ids, w.panels, cost))
+        named |= _parameter_gradients(w, of_x, "x", d, x, dz_x, sums, after)
+        named |= _parameter_gradients(w, form, "h", d, h, dz, sums, after)
         for i, name in enumerate(cell.unit_parameters):
             first = d * unit_size + i * w.hp
             named[name] = unit_sums[first : first + units]
@@ -369,7 +393,7 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
         sums.append(Job(kernel, (dunit, unit_sums), items, dunit.size * MOVE_COST))
     # All weight gradients and dx in one phase, so that every thread has a share of each.
     run(
-        [[*pack_jobs, *zips, no_round, *before], loops, sums, after],
+        [[*pack_jobs, *zips, no_round, *before], loops, token_sums, sums, after],
         _threads(3 * cost, parties),
         together=parties > 1,
     )
@@ -379,6 +403,12 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
         for d, part in enumerate(dstate_0[0]):
             part *= np.where(started, tape.masks[d].recurrent[:, :units], 1)
     return dx, dstate_0, grads
+
+
+def _columns(w: FusedWeights, side: Side, d: int, dz) -> Products:
+    """The gradients of a direction's accumulators that belong to the product with a weight."""
+    offset = d * w.gates_size + side.offset
+    return Products(dz, offset, w.panel, (d + 1) * w.gates_size - offset)
 
 
 def _parameter_gradients(
@@ -393,8 +423,7 @@ def _parameter_gradients(
     weight = buffers.empty(w.parameters[d][name].shape, w.dtype)
     columns, panel = side.columns, len(side.columns) // w.panels
     sums = linear.new_sums(w.panels, weight.shape[1], panel, w.dtype)
-    offset = d * w.gates_size + side.offset
-    b = Products(dz, offset, w.panel, (d + 1) * w.gates_size - offset)
+    b = _columns(w, side, d, dz)
     if a.ndim == 2:
         jobs.append(linear.weight_gradient(form, a, b, sums, columns, weight))
     else:

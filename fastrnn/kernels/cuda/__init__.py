@@ -29,6 +29,8 @@ def writable(parameters):
     return parameters.writing_on_device(to_device)
 
 
+takes_embedded = False
+
 __all__ = [
     "LinearWeights",
     "RecurrentWeights",
@@ -58,6 +60,7 @@ __all__ = [
     "sgd",
     "sort",
     "stream_of",
+    "takes_embedded",
     "to_caller",
     "to_device",
     "to_host",

@@ -33,6 +33,8 @@ from .recurrent import (
     recurrent_plan,
 )
 
+takes_embedded = False
+
 __all__ = [
     "LinearWeights",
     "RecurrentWeights",
@@ -61,6 +63,7 @@ __all__ = [
     "sgd",
     "sort",
     "stream_of",
+    "takes_embedded",
     "to_caller",
     "to_device",
     "to_host",

@@ -31,7 +31,7 @@ def products(form: Format) -> list[str]:
     """The kernels that are made for a format."""
     names = ["gemm.product", "panels.pack_forward", "fused.forward"]
     if form.trains:
-        names += ["gemm.weight_gradient", "gemm.table_gradient"]
+        names += ["gemm.weight_gradient", "gemm.table_gradient", "gemm.token_sums"]
         names += ["panels.pack_backward", "fused.backward"]
     if form.rounds:
         names += ["rows.begin_h", "rows.zipped"]

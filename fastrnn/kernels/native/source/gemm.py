@@ -222,6 +222,29 @@ def weight_gradient(form: Format):
 
 
 @cache
+def token_sums(form: Format):
+    """A kernel that adds up the rows of each token."""
+
+    def run(ids: I1, b: Products, out: F2, first: I, last: I):
+        """``out[v] = sum of b[p] over the rows p with ids[p] == v``, in order, in the same columns,
+        for the panels [first, last)."""
+        b_p, out_p = pointer(b.values), pointer(out)
+        n, b_stride, stride = lane_count(out_p), b.values.shape[1], out.shape[1]
+        for q in range(first, last):
+            at, size = b.offset + q * b.stride, min(b.stride, b.columns - q * b.stride)
+            for v in range(out.shape[0]):
+                for j in range(0, size, n):
+                    store(out_p, v * stride + at + j, zeros_like(out_p))
+            for p in range(ids.shape[0]):
+                to = ids[p] * stride + at
+                for j in range(0, size, n):
+                    row = load(b_p, p * b_stride + at + j)
+                    store(out_p, to + j, load(out_p, to + j) + row)
+
+    return kernel(run, f"token_sums({form.name})")
+
+
+@cache
 def table_gradient(form: Format):
     """The same for a one-hot input."""
 

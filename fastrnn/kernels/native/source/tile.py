@@ -90,7 +90,10 @@ def _multiply_add(builder, product: Product, rows, acc, part, segment):
         half, two = len(sums), number(2)
         inner = Loop(builder, builder.sdiv(steps, two), [*sums, *product.start(sums)], "k")
         n = builder.mul(inner.n, two)
-        even, odd = add(n, inner.carried[:half]), add(builder.add(n, number(1)), inner.carried[half:])
+        even, odd = (
+            add(n, inner.carried[:half]),
+            add(builder.add(n, number(1)), inner.carried[half:]),
+        )
         both = inner.close(even + odd)
         sums = [builder.add(a, b) for a, b in zip(both[:half], both[half:], strict=True)]
         rest = Loop(builder, builder.srem(steps, two), sums, "rest")
