@@ -58,10 +58,11 @@ class LSTM(Recurrent[tuple[np.ndarray, np.ndarray]]):
     precision : {"float32", "bf16", "int8"}, default "float32"
         What matrix products are computed in, for the dtype float32; sums, states, gradients and
         the parameters themselves stay in float32. "bf16": bfloat16, two products in each
-        instruction on CPUs that have it (AVX512-BF16); on others only the weights, in inference.
-        "int8": weights in 8 bits with a scale for each row, for inference. "float32" is also the
-        value for the dtype float64. With the backend "cuda": "float32", "tf32" or "bf16", for
-        ``weight_hh`` of LSTMs on GPUs with thread-block clusters. See docs/precision.md.
+        instruction on CPUs that have it (AVX512-BF16, AMX); on others only the weights, in
+        inference. "int8": weights in 8 bits, x and h in 16, with a scale for each row, for
+        inference. "float32" is also the value for the dtype float64. With the backend "cuda":
+        "float32", "tf32" or "bf16", for ``weight_hh`` of LSTMs on GPUs with thread-block clusters.
+        See docs/precision.md.
     backend : {"cpu", "cuda", "reference"}
     seed : int, optional
         Seed of the initial weights and dropout. Input weights are Glorot uniform per gate,

@@ -104,6 +104,21 @@ def test_sample(run):
     assert said == fastrnn(*arguments, "--threads", 1)
 
 
+def test_precision(run, texts, tmp_path):
+    arguments = ["sample", run, "--length", 50, "--prime", "how ", "--seed", 1]
+    said = {p: fastrnn(*arguments, "--precision", p) for p in ("float32", "bf16", "int8")}
+    assert all(text.startswith("how ") for text in said.values())
+    assert said["float32"] == fastrnn(*arguments)
+    assert "precision must be one of" in fastrnn(*arguments, "--precision", "fp8", code=1)
+    train = ["train", "lm", texts / "a.txt", "--out", tmp_path / "run", *SMALL, "--steps", 3]
+    fastrnn(*train, "--precision", "bf16")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["precision"] == "bf16"
+    fastrnn("train", "lm", "--out", tmp_path / "run", "--resume", "--steps", 5)
+    train[train.index(tmp_path / "run")] = tmp_path / "other"
+    assert "int8 is for inference" in fastrnn(*train, "--precision", "int8", code=1)
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_plot_several_runs(run, tmp_path, suffix):
     pytest.importorskip("matplotlib", reason="the extra [plot] is not installed")

@@ -9,6 +9,7 @@ import fastrnn
 from fastrnn.kernels.cpu import linear, weights
 from fastrnn.kernels.native import formats, isa
 from fastrnn.kernels.native.library import find
+from fastrnn.kernels.options import Embedded
 from fastrnn.kernels.reference.rounding import through_int8, to_bf16
 from fastrnn.packed import PackedBatch
 from helpers import difference
@@ -130,7 +131,20 @@ def test_linear(n, inputs, outputs):
     for got, right in zip(products("bf16", x, w, dy), wanted, strict=True):
         assert difference(got, right, least=1.0) < 2e-5
     (y,) = products("int8", x, w, dy)
-    assert difference(y, x.astype(float) @ through_int8(w).astype(float).T, least=1.0) < 2e-5
+    scale = np.abs(x).max(axis=1, initial=0, keepdims=True) / 32767
+    whole = scale * np.rint(x / np.where(scale == 0, 1, scale))
+    assert difference(y, whole.astype(float) @ through_int8(w).astype(float).T, least=1.0) < 2e-5
+
+
+def test_sums_of_integers_do_not_overflow():
+    """All of the largest size and of one sign, for short and long sums."""
+    for inputs in (1, 500, 517, 5000):
+        x, w = np.full((3, inputs), 2.5, "f"), np.full((20, inputs), -0.3, "f")
+        (y,) = products("int8", x, w, None)
+        assert difference(y, np.full((3, 20), -0.75 * inputs)) < 1e-3
+    for x in (np.zeros((2, 7), "f"), np.full((2, 7), 1e-38, "f")):
+        (y,) = products("int8", x, np.ones((5, 7), "f"), None)
+        assert np.abs(y).max() < 1e-36
 
 
 @pytest.mark.parametrize("name", ["bf16_emulated", "bf16_tiles_emulated"])
@@ -246,6 +260,33 @@ def test_one_hot_input(rng):
         results.append({"y": y} | layer.rows_backward(tape, dy, need_dx=False)[2])
     for name, wanted in results[1].items():  # a table has weights that are not rounded
         assert difference(results[0][name], wanted) < BOUND["bf16"], name
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+@pytest.mark.parametrize("precision", ["float32", "bf16", "int8"])
+def test_embedded_input(cell, precision, rng):
+    """The bits of the gathered rows, and gradients of the vectors."""
+    layer = CELLS[cell](21, 40, 2, bidirectional=True, precision=precision, seed=0)
+    packed = PackedBatch(9, 5, np.array([9, 3, 0, 5, 1]))
+    vectors, ids = rng.standard_normal((7, 21)).astype("f"), rng.integers(0, 6, packed.size)
+    given = Embedded(vectors, ids)
+    y, (h, *_), _ = layer.rows_forward(vectors[ids], packed)
+    got, (got_h, *_), _ = layer.rows_forward(given, packed)
+    assert np.array_equal(y, got) and np.array_equal(h, got_h)
+    if precision == "int8":
+        return
+    dy, results = rng.standard_normal(y.shape).astype("f"), []
+    for x in vectors[ids], given:
+        got, _, tape = layer.rows_forward(x, packed, training=True)
+        assert np.array_equal(got, y)
+        dx, _, grads = layer.rows_backward(tape, dy)
+        if x is not given:
+            dx = fastrnn.scatter_add_rows(dx, ids, num_rows=7, out=np.zeros_like(vectors))
+        results.append({"dx": dx, **grads})
+    assert not results[1]["dx"][6].any()  # no row has this vector
+    for name, wanted in results[0].items():
+        bound = 2e-5 if precision == "float32" else BOUND["bf16"]
+        assert difference(results[1][name], wanted) < bound, name
 
 
 @pytest.mark.parametrize("name", ["bf16_tiles_emulated", "bf16_weights", "bf16_emulated"])

@@ -165,6 +165,32 @@ def test_learns_a_text_by_heart(tmp_path, embedding_dim):
     assert "says the wizard; and the toad" in model.sample(120, prime="abracadabra", temperature=0)
 
 
+def test_precision(tmp_path):
+    """Trained in bf16, used in all; a file keeps the precision, and `load` may change it."""
+    model = LanguageModel(Vocabulary.of(TEXT), hidden_size=64, precision="bf16", seed=0)
+    data = TextStream(model.vocabulary.encode(TEXT), 8, 40)
+    trainer = Trainer(model, optim.Adam(1e-2), data, tmp_path / "run", progress=False)
+    trainer.train(steps=150)
+    model.save(tmp_path)
+    again = LanguageModel.load(tmp_path)
+    assert again.precision == "bf16" and again.config() == model.config()
+    bits = {"bf16": again.bits_per_character(TEXT)}
+    assert bits["bf16"] == model.bits_per_character(TEXT) < 0.5
+    for precision in "float32", "int8":
+        other = LanguageModel.load(tmp_path, precision=precision)
+        bits[precision] = other.bits_per_character(TEXT)
+        assert 0 < abs(bits[precision] - bits["bf16"]) < 0.02
+        again.precision = precision
+        assert again.bits_per_character(TEXT) == bits[precision]
+        assert other.sample(30, prime="abracadabra", temperature=0) == model.sample(
+            30, prime="abracadabra", temperature=0
+        )
+    with pytest.raises(ValueError, match="precision must be one of float32, bf16, int8; got 'x'"):
+        LanguageModel.load(tmp_path, precision="x")
+    with pytest.raises(ValueError, match="int8 is for inference"):
+        other.loss_and_gradient(next(iter(data.batches())))
+
+
 def test_sampling():
     model = LanguageModel(Vocabulary.of(TEXT), embedding_dim=4, hidden_size=8, seed=0)
     one = model.sample(200, prime="the ", seed=3)

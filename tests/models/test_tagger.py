@@ -255,6 +255,35 @@ def test_save_and_load(tagger, tmp_path):
         Tagger.load(tmp_path / "missing")
 
 
+def test_precision(tagger, tmp_path):
+    """Trained in bf16, used in all; a file keeps the precision, and `load` may change it."""
+    model = Tagger(char_hidden=5, precision="bf16", **QUICK).fit(X, Y)
+    assert model.score(X, Y) > 0.95
+    model.save(tmp_path)
+    again = Tagger.load(tmp_path)
+    assert again.precision == again.network_.precision == "bf16"
+    assert again.network_.characters.lstm.precision == "bf16"
+    wanted = model.predict_proba(X)
+    for precision in "bf16", "float32", "int8":
+        other = Tagger.load(tmp_path, precision=precision)
+        assert other.precision == other.network_.precision == precision
+        worst = max(
+            np.abs(a - b).max() for a, b in zip(other.predict_proba(X), wanted, strict=True)
+        )
+        assert worst == 0 if precision == "bf16" else 0 < worst < 0.05
+        alone = other.predict_proba(X[3:4])[0]
+        assert np.array_equal(alone, other.predict_proba(X)[3])
+    with pytest.raises(ValueError, match="precision must be one of float32, bf16, int8; got 'x'"):
+        Tagger.load(tmp_path, precision="x")
+    with pytest.raises(ValueError, match="int8 is for inference"):
+        Tagger(precision="int8", **QUICK).fit(X, Y)
+    tagger.save(tmp_path / "old")  # a config of before there was a precision
+    config = json.loads((tmp_path / "old" / "config.json").read_text())
+    del config["params"]["precision"]
+    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    assert Tagger.load(tmp_path / "old").network_.precision == "float32"
+
+
 def test_vectors_stay_where_they_are(tmp_path):
     rng = np.random.default_rng(0)
     words = sorted({w.lower() for x in X for w in x})
