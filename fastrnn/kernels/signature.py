@@ -1,9 +1,9 @@
 """How kernels declare their signatures: by annotations, beside each argument.
 
 `F` is the floating-point type that a kernel is compiled for, float32 or float64; `A` and `P` are
-those of the activations and the packed weights of its products. A record (a `NamedTuple` whose
-fields are annotated in the same way) is one argument; to the compiler it is its fields. `arguments`
-reads these annotations, so a kernel can be compiled without being called.
+those of the activations and the packed weights of its products, `S` that of saved gates. A record
+(a `NamedTuple` whose fields are annotated in the same way) is one argument; to the compiler it is
+its fields. `arguments` reads these annotations, so a kernel can be compiled without being called.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ class TupleOf(NamedTuple):
     size: int
 
 
-Types = Mapping[str, np.dtype]  # by the letters F, A and P
+Types = Mapping[str, np.dtype]  # by the letters F, A, P and S
 
 B = Annotated[Any, Of("bool")]
 F = Annotated[Any, Of("F")]
@@ -39,6 +39,7 @@ F2 = Annotated[Any, Of("F", 2)]
 F3 = Annotated[Any, Of("F", 3)]
 A2 = Annotated[Any, Of("A", 2)]
 P3 = Annotated[Any, Of("P", 3)]
+S2 = Annotated[Any, Of("S", 2)]
 D1 = Annotated[Any, Of("float64", 1)]
 D2 = Annotated[Any, Of("float64", 2)]
 D3 = Annotated[Any, Of("float64", 3)]

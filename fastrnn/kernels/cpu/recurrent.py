@@ -234,9 +234,11 @@ def _forward(
     # at once.
     whole = parties > 1 or len(slices) == 1
     hoist = whole and in_loop and packed.size > batch and batch < ISA.tile_rows
-    save = training or hoist
     y = buffers.empty((packed.size, w.directions * units), dtype)
-    gates = buffers.empty((packed.size if save else 0, w.directions * w.gates_size), dtype)
+    gates = _gates(w, form, packed.size if training else 0)
+    projected = gates
+    if hoist and not (training and form.saved == form.numbers):
+        projected = buffers.empty((packed.size, w.directions * w.gates_size), dtype)
     time_loop = w.loop("forward", form, masks is not None)
     a, convert = x, list[Job]()
     if embedded:
@@ -285,8 +287,8 @@ def _forward(
             flat, stride = sums.reshape(-1), sums.shape[1]
             init = Init(TABLE, flat, x.indices, d * w.gates_size, stride, w.panel)
         elif hoist:
-            projections += _hoisted(w, form, a, panels_x[d], gates, d)
-            flat, stride = gates.reshape(-1), gates.shape[1]
+            projections += _hoisted(w, form, a, panels_x[d], projected, d)
+            flat, stride = projected.reshape(-1), projected.shape[1]
             init = Init(PROJECTED, flat, no_ids, d * w.gates_size, stride, w.panel)
         else:
             projection = Projection(a, w.inputs, panels_x[d])
@@ -304,6 +306,13 @@ def _forward(
         phases, _threads(cost, parties), parties > 1, form, x if embedded else a, y, states, hs,
         gates, all_masks, panels,
     )  # fmt: skip
+
+
+def _gates(w: FusedWeights, form: Format, rows: int) -> np.ndarray:
+    """Uninitialised, for the gates and then, in the same memory, their gradients."""
+    if form.saved == form.numbers:
+        return buffers.empty((rows, w.directions * w.gates_size), w.dtype)
+    return linear.empty_activations(form, rows, w.directions * w.gates_size).view(form.saved)
 
 
 def _hoisted(w: FusedWeights, form: Format, x, panels, gates, d: int) -> list[Job]:
@@ -336,9 +345,7 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
         of_back_x, jobs = w.packed(["back_x"], of_x)
         panels, pack_jobs = panels | of_back_x, pack_jobs + jobs
     back_h = panels["back_h", form.name]
-    dz = gates
-    if form.rounds:
-        dz = linear.empty_activations(form, *gates.shape)
+    dz = gates.view(form.activations)
     cost = packed.size * w.directions * len(cell.gates) * units * units
     slices, parties = _slices(packed, cost, w.directions, back_h.shape[1])
     time_loop = w.loop("backward", form, tape.regularised)

@@ -2,9 +2,9 @@
 
 A product multiplies *activations* (x, h or the gradients of the accumulators) by *weights* in
 packed panels (layouts.py) and adds up numbers of the type F. A kernel that multiplies is made for a
-format; its source is the same for all of them, with the letters F, A and P (kernels/signature.py)
-for the types, and source/products.py has what is different: how a panel is loaded, multiplied and
-scaled.
+format; its source is the same for all of them, with the letters F, A, P and S for the types
+(kernels/signature.py), and source/products.py has what is different: how a panel is loaded,
+multiplied and scaled.
 
     float32, float64   all of one type
     bf16               activations and weights in bfloat16, two numbers of k in one instruction
@@ -37,6 +37,7 @@ class Format(NamedTuple):
     unit: int = 1  # k is rounded up to a multiple of this
     head: int = 0  # rows of a panel before the weights: its scales
     trains: bool = True  # has kernels for gradients
+    saved: str = "float32"  # S: gates that are kept for the backward pass; int16 stands for float16
 
     @property
     def rounds(self) -> bool:
@@ -55,7 +56,7 @@ class Format(NamedTuple):
 
     def types(self) -> dict[str, np.dtype]:
         """By the letters of signatures."""
-        letters = {"F": self.numbers, "A": self.activations, "P": self.weights}
+        letters = {"F": self.numbers, "A": self.activations, "P": self.weights, "S": self.saved}
         return {letter: np.dtype(name) for letter, name in letters.items()}
 
     def depth(self, k: int) -> int:
@@ -78,12 +79,12 @@ FORMATS = {
     f.name: f
     for f in (
         Format("float32", "float32", "float32", "float32"),
-        Format("float64", "float64", "float64", "float64"),
-        Format("bf16", *_HALVES, step=2, unit=2),
-        Format("bf16_tiles", *_HALVES, step=2, unit=16),
+        Format("float64", "float64", "float64", "float64", saved="float64"),
+        Format("bf16", *_HALVES, step=2, unit=2, saved="int16"),
+        Format("bf16_tiles", *_HALVES, step=2, unit=16, saved="int16"),
         # The same bits by instructions that all CPUs of the path have, for tests.
-        Format("bf16_emulated", *_HALVES, step=2, unit=2),
-        Format("bf16_tiles_emulated", *_HALVES, step=2, unit=16),
+        Format("bf16_emulated", *_HALVES, step=2, unit=2, saved="int16"),
+        Format("bf16_tiles_emulated", *_HALVES, step=2, unit=16, saved="int16"),
         Format("bf16_weights", "float32", "float32", "uint16", trains=False),
         # Four bytes of a column are its scale in float32.
         Format("int8", "float32", "int16", "int8", step=2, unit=2, head=4, trains=False),

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from fastrnn.kernels.signature import A2, D1, D2, D3, F1, F2, F3, I1, P3, B, F, I
+from fastrnn.kernels.signature import A2, D1, D2, D3, F1, F2, F3, I1, P3, S2, B, F, I
 
 # Time loops
 
@@ -43,7 +43,7 @@ class Init(NamedTuple):
     """
 
     kind: I  # BIAS, TABLE or PROJECTED, which says what ``row`` is
-    values: F1  # flat; for PROJECTED it is the flat buffer of the gates, each read before written
+    values: F1  # flat; for PROJECTED perhaps the buffer of the gates, each read before written
     ids: I1  # [N] for TABLE, else empty
     offset: I
     stride: I
@@ -64,7 +64,7 @@ class Output(NamedTuple):
     y: F2  # [N, >= y_offset + units]
     y_offset: I
     units: I  # H
-    gates: F2  # [N, >= gates_offset + the direction's gates]
+    gates: S2  # [N, >= gates_offset + the direction's gates]
     gates_offset: I
     save: B  # write the gates
 
@@ -75,7 +75,7 @@ class Gradient(NamedTuple):
     dy: F2  # [N, >= offset + units]
     offset: I
     units: I  # H
-    dz: A2  # as the gates, and their array itself in formats that round nothing
+    dz: A2  # in the memory of the gates, whose numbers are as long
 
 
 class RecurrentPanels(NamedTuple):

@@ -211,24 +211,39 @@ for _function in (
 
 
 # Memory. Kernels see their arrays as bare pointers: nothing to count references of. What is at a
-# pointer to uint16 is in bfloat16: it is widened when it is loaded and rounded when it is stored.
+# pointer to uint16 is in bfloat16, and to int16 in float16: it is widened when it is loaded and
+# rounded when it is stored.
 
 
 def _lanes_at(p) -> Lanes:
     """What the vectors at a pointer are in a register."""
-    return Lanes(types.float32 if p.dtype == types.uint16 else p.dtype)
+    return Lanes(types.float32 if p.dtype in (types.uint16, types.int16) else p.dtype)
+
+
+_LARGEST_HALF = 65504.0
 
 
 def _load(builder, ty, p_type, p):
-    return widened(builder, p, ty.count) if p_type.dtype == types.uint16 else ty.load(builder, p)
+    if p_type.dtype == types.uint16:
+        return widened(builder, p, ty.count)
+    if p_type.dtype == types.int16:
+        halves = ir.VectorType(ir.HalfType(), ty.count)
+        v = builder.load(builder.bitcast(p, halves.as_pointer()), align=2)
+        return builder.fpext(v, ty.vector)
+    return ty.load(builder, p)
 
 
 def _store(builder, ty, v, p_type, p):
     if p_type.dtype == types.uint16:
         v = rounded(builder, v)
-        builder.store(v, builder.bitcast(p, v.type.as_pointer()), align=2)
+    elif p_type.dtype == types.int16:
+        for sign, symbol in ((1, ">"), (-1, "<")):
+            limit = ir.Constant(ty.vector, [sign * _LARGEST_HALF] * ty.count)
+            v = builder.select(builder.fcmp_ordered(symbol, v, limit), limit, v)
+        v = builder.fptrunc(v, ir.VectorType(ir.HalfType(), ty.count))
     else:
-        ty.store(builder, v, p)
+        return ty.store(builder, v, p)
+    return builder.store(v, builder.bitcast(p, v.type.as_pointer()), align=2)
 
 
 @intrinsic
@@ -343,7 +358,7 @@ def rows_loader(count: int):
 
     @intrinsic
     def load_rows(typingctx, p, i, stride):
-        ty = Lanes(p.dtype)
+        ty = _lanes_at(p)
         returned = types.Tuple([ty] * count)
 
         def codegen(context, builder, sig, args):
@@ -351,7 +366,7 @@ def rows_loader(count: int):
             out = []
             for k in range(count):
                 at = builder.add(i, builder.mul(ir.Constant(ir.IntType(64), k), stride))
-                out.append(ty.load(builder, builder.gep(p, [at])))
+                out.append(_load(builder, ty, sig.args[0], builder.gep(p, [at])))
             return context.make_tuple(builder, sig.return_type, out)
 
         return returned(p, types.int64, types.int64), codegen
