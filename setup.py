@@ -77,6 +77,8 @@ class BuildKernels(build_ext):
         chosen = [isa for isa in paths.split(",") if isa]
         if set(chosen) - set(ISAS):
             raise SetupError(f"FASTRNN_BUILD_PATHS must be some of {', '.join(ISAS)}; got {paths}")
+        # Of a path with more instructions, all kernels that do without them are in its base.
+        chosen += dict.fromkeys(ISAS[i].base for i in chosen if ISAS[i].base not in ("", *chosen))
         parts = [(isa, form) for isa in chosen for form in precompiled_formats(ISAS[isa])]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             headers = list(pool.map(self._compile, *zip(*parts, strict=True))) if parts else []

@@ -37,6 +37,7 @@ def train_language_model(
     from fastrnn import optim
     from fastrnn.checkpoint import save_json
     from fastrnn.data.text import TextStream, Vocabulary
+    from fastrnn.kernels.backend import training_precisions
     from fastrnn.models import LanguageModel
     from fastrnn.runtime.threads import get_num_threads
     from fastrnn.trainer import Trainer
@@ -47,7 +48,11 @@ def train_language_model(
         "cosine": lambda: optim.Cosine(o["steps"], warmup=o["warmup"]),
         "plateau": optim.ReduceOnPlateau,
     }
-    for name, choices in (("optimizer", optim.OPTIMIZERS), ("schedule", schedules)):
+    for name, choices in (
+        ("optimizer", optim.OPTIMIZERS),
+        ("schedule", schedules),
+        ("precision", training_precisions(backend)),
+    ):
         if o[name] not in choices:
             raise ValueError(f"--{name} must be one of {', '.join(choices)}; got {o[name]!r}")
     optimizer, schedule = optim.OPTIMIZERS[o["optimizer"]](o["lr"]), schedules[o["schedule"]]()

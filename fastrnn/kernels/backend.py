@@ -34,6 +34,12 @@ PRECISIONS = {"cpu": _HOST, "cuda": ("float32", "tf32", "bf16"), "reference": _H
 ONLY_INFERENCE = ("int8",)
 
 
+def training_precisions(backend: str) -> tuple[str, ...]:
+    """Those of `PRECISIONS` that have gradients."""
+    checks.choice("backend", backend, BACKENDS)
+    return tuple(name for name in PRECISIONS[backend] if name not in ONLY_INFERENCE)
+
+
 class Backend(Protocol):
     """A module with these functions and classes."""
 
@@ -143,8 +149,8 @@ class Backend(Protocol):
     def LinearWeights(self, weight: Array, bias: Array | None, precision: str = "float32") -> Any:
         """``weight [O, I]`` and ``bias [O]``, as the kernels want them."""
 
-    def linear_forward(self, weights: Any, x: Array) -> Array:
-        """``x [N, I] @ weight.T + bias``, [N, O]."""
+    def linear_forward(self, weights: Any, x: Array, *, training: bool = False) -> Array:
+        """``x [N, I] @ weight.T + bias``, [N, O]; ``training``: as gradients are computed."""
 
     def linear_backward(
         self, weights: Any, x: Array, dy: Array, *, need_dx: bool = True

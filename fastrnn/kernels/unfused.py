@@ -72,12 +72,15 @@ class Ops(Protocol):
 class UnfusedWeights:
     """The parameters of one layer of such a cell, see kernels/backend.py.
 
-    ``ops`` makes the `Ops` of a direction from the cell and the parameters by name.
+    ``ops`` makes the `Ops` of a direction from the cell, the parameters by name and whether they
+    are for training.
     """
 
     def __init__(self, cell: Cell, parameters: Sequence[Mapping[str, Array]], ops: Callable):
         self.cell, self.parameters = cell, parameters
-        self.ops: list[Ops] = [ops(cell, p) for p in parameters]
+        self.inference, self.training = (
+            [ops(cell, p, training) for p in parameters] for training in (False, True)
+        )
 
 
 @dataclass
@@ -151,10 +154,11 @@ def recurrent_forward(
 ):
     """All directions of one layer, see kernels/backend.py."""
     w, program, n = weights, weights.cell.step_program(), packed.size
+    ops_of = w.training if training else w.inference
     ys, states_n = [], []
     tape = Tape(x, packed, [], [], [], [], [])
     widths = [s.shape[2] for s in state_0]
-    for d, (ops, p) in enumerate(zip(w.ops, w.parameters, strict=True)):
+    for d, (ops, p) in enumerate(zip(ops_of, w.parameters, strict=True)):
         a, prepared = program.prepare(ops, x, p)
         state = [_copy(ops, s[d]) for s in state_0]
         of_direction = _Masks(ops, masks, d, widths) if masks else None
@@ -185,7 +189,7 @@ def recurrent_forward(
         tape.saved.append(saved)
         tape.sources.append(sources)
         tape.masks.append(of_direction)
-    ops = w.ops[0]
+    ops = ops_of[0]
     state_n = tuple(ops.stack(parts) for parts in zip(*states_n, strict=True))
     return ops.join(ys), state_n, tape if training else None
 
@@ -196,9 +200,9 @@ def recurrent_backward(weights: UnfusedWeights, tape: Any, dy, dstate_n, *, need
         raise ValueError("tape was used by an earlier backward: run forward again for a new one")
     tape.used = True
     w, program, n = weights, weights.cell.step_program(), tape.packed.size
-    dys = w.ops[0].split(dy, [dy.shape[1] // len(w.ops)] * len(w.ops))
+    dys = w.training[0].split(dy, [dy.shape[1] // len(w.training)] * len(w.training))
     dx, dstates, grads = None, [], []
-    for d, (ops, p) in enumerate(zip(w.ops, w.parameters, strict=True)):
+    for d, (ops, p) in enumerate(zip(w.training, w.parameters, strict=True)):
         dstate, masks = [_copy(ops, s[d]) for s in dstate_n], tape.masks[d]
         rows: dict[str, Array] = {}  # gradients of each row, by the name of a weight or a vector
         steps = list(_steps(tape.packed, d == 1))
@@ -224,7 +228,7 @@ def recurrent_backward(weights: UnfusedWeights, tape: Any, dy, dstate_n, *, need
             dx = of_x if dx is None else ops.elementwise(add, 1, dx, of_x)[0]
         dstates.append(dstate)
         grads.append({name: named[name] for name in p})
-    dstate_0 = tuple(w.ops[0].stack(parts) for parts in zip(*dstates, strict=True))
+    dstate_0 = tuple(w.training[0].stack(parts) for parts in zip(*dstates, strict=True))
     return dx, dstate_0, grads
 
 

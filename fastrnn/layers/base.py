@@ -5,7 +5,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from fastrnn import checks
-from fastrnn.kernels.backend import ONLY_INFERENCE, PRECISIONS, UsesBackend, get_backend
+from fastrnn.kernels.backend import (
+    ONLY_INFERENCE,
+    PRECISIONS,
+    UsesBackend,
+    get_backend,
+    training_precisions,
+)
 from fastrnn.parameters import Parameters
 from fastrnn.types import Precision
 
@@ -49,6 +55,8 @@ class Layer:
 class PackedLayer(UsesBackend, Layer):
     """A layer whose parameters a backend packs; a subclass implements `_pack`."""
 
+    _precision: Precision = "float32"
+
     def __init__(
         self,
         values: Mapping[str, np.ndarray],
@@ -72,26 +80,26 @@ class PackedLayer(UsesBackend, Layer):
         checks.choice("precision", value, PRECISIONS[self.backend])
         if value != "float32" and self.dtype != np.float32:
             raise ValueError(f"precision must be float32 with dtype {self.dtype}, got {value!r}")
-        self._precision: Precision = value
+        self._precision = value
 
     def _check_trains(self) -> None:
         if self.precision in ONLY_INFERENCE:
-            raise ValueError(
-                f"precision must be another one for gradients: {self.precision} is for inference"
-            )
+            names = " or ".join(training_precisions(self.backend))
+            raise ValueError(f"precision must be {names} for training, got {self.precision!r}")
 
     def __getstate__(self):
         return super().__getstate__() | {"_packed": {}}
 
     def _weights(self):
         """The backend's copy of the parameters; made again only after they have changed."""
-        key = (id(self.parameters), self.parameters.version, self.precision)
+        precision = self.precision
+        key = (id(self.parameters), self.parameters.version, precision)
         packed = self._packed.get(key)
         if packed is None:
-            packed = self._packed.setdefault(key, self._pack())  # the same for all threads
+            packed = self._packed.setdefault(key, self._pack(precision))  # the same for all threads
             for old in [k for k in self._packed if k != key]:
                 self._packed.pop(old, None)
         return packed
 
-    def _pack(self):
+    def _pack(self, precision: str):
         raise NotImplementedError

@@ -44,7 +44,7 @@ class Embedding(PackedLayer):
         table = checks.generator("seed", seed).standard_normal((num_embeddings, embedding_dim))
         super().__init__({"weight": table}, checks.float_dtype("dtype", dtype), backend)
 
-    def _pack(self):
+    def _pack(self, precision):
         return self._kernels.parameters_on(self.parameters)["weight"]
 
     # Rows in, rows out: for models. Ids lie on the host and are checked; other arrays lie where the

@@ -51,19 +51,18 @@ class Linear(PackedLayer):
             values["bias"] = np.zeros(out_features)
         super().__init__(values, checks.float_dtype("dtype", dtype), backend, precision)
 
-    def _pack(self):
+    def _pack(self, precision):
         by_name = self._kernels.parameters_on(self.parameters)
-        return self._kernels.LinearWeights(by_name["weight"], by_name.get("bias"), self.precision)
+        return self._kernels.LinearWeights(by_name["weight"], by_name.get("bias"), precision)
 
     # Rows in, rows out: for models. Arrays lie where the backend computes; nothing is checked.
 
-    def rows_forward(self, x):
+    def rows_forward(self, x, *, training: bool = False):
         """``y [N, O]`` for ``x [N, I]``."""
-        return self._kernels.linear_forward(self._weights(), x)
+        return self._kernels.linear_forward(self._weights(), x, training=training)
 
     def rows_backward(self, x, dy, *, need_dx: bool = True):
         """``(dx or None, grads)``."""
-        self._check_trains()
         dx, weight, bias = self._kernels.linear_backward(self._weights(), x, dy, need_dx=need_dx)
         grads = {"weight": weight, "bias": bias}
         return dx, {name: grads[name] for name in self.parameters}
@@ -85,16 +84,20 @@ class Linear(PackedLayer):
         ValueError, TypeError
             x has a wrong shape or type or is not finite.
         """
-        return self.forward(x)[0]
+        return self._run(x, training=False)[0]
 
     def forward(self, x: Input) -> tuple[np.ndarray, Any]:
         """``(y, tape)``."""
+        self._check_trains()
+        return self._run(x, training=True)
+
+    def _run(self, x: Input, *, training: bool) -> tuple[np.ndarray, Any]:
         door = Door(self._kernels, x)
         with door.stream():
             x = door.take("x", x, self.dtype)
             if x.ndim == 0 or x.shape[-1] != self.in_features:
                 raise ValueError(f"x must have shape (..., {self.in_features}), got {x.shape}")
-            y = self.rows_forward(x.reshape(-1, self.in_features))
+            y = self.rows_forward(x.reshape(-1, self.in_features), training=training)
             return door.give(y.reshape(*x.shape[:-1], self.out_features)), x
 
     def backward(self, tape: Any, dy: Input) -> tuple[np.ndarray, Grads]:

@@ -153,7 +153,7 @@ class Recurrent(PackedLayer, Generic[S]):
         sizes = [self.output_size if s == "h" else self.hidden_size for s in self.cell.states]
         return [(rows, batch, size) for size in sizes]
 
-    def _pack(self):
+    def _pack(self, precision):
         kernels, h = self._kernels, self.hidden_size
         by_name = kernels.parameters_on(self.parameters)
         constants = {
@@ -166,7 +166,7 @@ class Recurrent(PackedLayer, Generic[S]):
 
         layers = [
             kernels.RecurrentWeights(
-                self.cell, list(map(direction, self._suffixes(layer))), self.precision
+                self.cell, list(map(direction, self._suffixes(layer))), precision
             )
             for layer in range(self.num_layers)
         ]
@@ -198,7 +198,7 @@ class Recurrent(PackedLayer, Generic[S]):
         """All layers on packed rows: ``(y [N, D H], state, tape or None)``.
 
         x is [N, I], or int64 [N] for a one-hot input given by its index, or `Embedded` if the
-        backend takes it. ``state`` is (h, c) or
+        backend takes it and the cell has no program. ``state`` is (h, c) or
         (h,), each [L D, B, H] in the sorted order of the sequences; zero when left out.
         """
         if training:

@@ -163,7 +163,7 @@ class BiLSTMTagger(UsesBackend):
         mask_out = self._mask(packed, h.shape[1], self.dropout)
         if mask_out is not None:
             kernels.scale(h, mask_out, packed.ranks)
-        scores = self.linear.rows_forward(h)
+        scores = self.linear.rows_forward(h, training=True)
         grads: dict[str, np.ndarray] = {}
         if self.crf is None:
             loss, d_scores, _ = cross_entropy(scores, batch.tags, ignore_index=None)

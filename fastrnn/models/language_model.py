@@ -9,7 +9,7 @@ import numpy as np
 from fastrnn import checks, parameters
 from fastrnn.checkpoint import load_arrays, load_json, save_arrays, save_json
 from fastrnn.data.text import Chunk, TextStream, Vocabulary
-from fastrnn.kernels.backend import UsesBackend, get_backend
+from fastrnn.kernels.backend import PRECISIONS, UsesBackend, get_backend
 from fastrnn.kernels.options import Embedded
 from fastrnn.layers import LSTM, Embedding, Linear
 from fastrnn.layers.dropout import new_key
@@ -147,7 +147,9 @@ class LanguageModel(UsesBackend):
         if key is not None:
             self._kernels.dropout(h, self.dropout, key)
         loss, dlogits, count = cross_entropy(
-            self.linear.rows_forward(h), chunk.targets.reshape(-1), ignore_index=None
+            self.linear.rows_forward(h, training=True),
+            chunk.targets.reshape(-1),
+            ignore_index=None,
         )
         dh, linear = self.linear.rows_backward(h, dlogits)
         if key is not None:
@@ -303,6 +305,8 @@ class LanguageModel(UsesBackend):
             "hidden_size": hidden_size, "num_layers": num_layers,
             "embedding_dim": width(weights, "embedding.weight"),
         })  # fmt: skip
+        if precision is not None:
+            config["precision"] = checks.choice("precision", precision, PRECISIONS[backend])
         try:
             vocabulary = Vocabulary(list(config.pop("symbols")))
             model = cls(vocabulary, **config, backend=backend)
@@ -313,6 +317,4 @@ class LanguageModel(UsesBackend):
             model.parameters.load_state_dict(weights)
         except ValueError as error:
             raise ValueError(f"{path} does not fit {folder}/config.json: {error}") from error
-        if precision is not None:
-            model.precision = precision
         return model

@@ -19,6 +19,7 @@ from fastrnn.data.sentences import checked_sentences, checked_tags, named_tags
 from fastrnn.data.tags import all_tags, check_scheme, read_entities, split_tag, write_tags
 from fastrnn.data.text import Vocabulary
 from fastrnn.data.vectors import WordVectors, load_vectors
+from fastrnn.kernels.backend import training_precisions
 from fastrnn.metrics import EntityScores, entity_scores
 from fastrnn.optim import OPTIMIZERS
 from fastrnn.trainer import Trainer
@@ -301,6 +302,7 @@ class Tagger:
         check_scheme(self.scheme)
         checks.choice("optimizer", self.optimizer, OPTIMIZERS)
         checks.choice("unknown", self.unknown, UNKNOWN)
+        checks.choice("precision", self.precision, training_precisions(self.backend))
         for name in "fine_tune", "crf", "constrain":
             checks.flag(name, getattr(self, name))
         for name, least in (

@@ -116,7 +116,9 @@ def test_precision(run, texts, tmp_path):
     assert config["precision"] == "bf16"
     fastrnn("train", "lm", "--out", tmp_path / "run", "--resume", "--steps", 5)
     train[train.index(tmp_path / "run")] = tmp_path / "other"
-    assert "int8 is for inference" in fastrnn(*train, "--precision", "int8", code=1)
+    assert "--precision must be one of float32, bf16; got 'int8'" in fastrnn(
+        *train, "--precision", "int8", code=1
+    )
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

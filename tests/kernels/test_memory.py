@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fastrnn.kernels.native.isa import width
+from fastrnn.kernels.native.isa import ISA, width
 from fastrnn.layers import GRU, LSTM, RNN
 from fastrnn.runtime import buffers
 
@@ -18,6 +18,9 @@ def formula(layer, steps, batch) -> int:
     n, hp = steps * batch, -(-h // w) * w
     saved = 4 * hp if gates > 1 else hp
     weights = d * gates * hp * (i + h)
+    if layer.precision == "bf16" and ISA.bf16:
+        rows = 4 * (i + d * h + states * d * (hp + w)) + 2 * (d * saved + 2 * i + 2 * d * hp)
+        return n * rows + 12 * weights
     rows = n * (i + d * h + d * saved + states * d * (hp + w))
     return size * (rows + 4 * weights)
 
@@ -32,9 +35,10 @@ def traced():
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("cell", [LSTM, GRU, RNN])
-def test_the_peak_of_a_training_step(traced, cell, bidirectional):
-    steps, batch = 60, 32
-    layer = cell(96, 160, bidirectional=bidirectional, seed=0)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_the_peak_of_a_training_step(traced, cell, bidirectional, precision):
+    steps, batch = 64, 32
+    layer = cell(96, 160, bidirectional=bidirectional, precision=precision, seed=0)
     x = np.zeros((steps, batch, 96), "f")
     dy = np.zeros((steps, batch, layer.directions * 160), "f")
     layer.backward(layer.forward(x)[2], dy)

@@ -187,7 +187,9 @@ def test_precision(tmp_path):
         )
     with pytest.raises(ValueError, match="precision must be one of float32, bf16, int8; got 'x'"):
         LanguageModel.load(tmp_path, precision="x")
-    with pytest.raises(ValueError, match="int8 is for inference"):
+    with pytest.raises(
+        ValueError, match="precision must be float32 or bf16 for training, got 'int8'"
+    ):
         other.loss_and_gradient(next(iter(data.batches())))
 
 

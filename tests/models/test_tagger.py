@@ -275,7 +275,7 @@ def test_precision(tagger, tmp_path):
         assert np.array_equal(alone, other.predict_proba(X)[3])
     with pytest.raises(ValueError, match="precision must be one of float32, bf16, int8; got 'x'"):
         Tagger.load(tmp_path, precision="x")
-    with pytest.raises(ValueError, match="int8 is for inference"):
+    with pytest.raises(ValueError, match="precision must be one of float32, bf16; got 'int8'"):
         Tagger(precision="int8", **QUICK).fit(X, Y)
     tagger.save(tmp_path / "old")  # a config of before there was a precision
     config = json.loads((tmp_path / "old" / "config.json").read_text())

@@ -97,17 +97,20 @@ class LinearWeights:
         self.weight, self._bias = weight, bias
         self.outputs, self.inputs = weight.shape
         self.dtype = weight.dtype
-        self.form = choose(precision, self.dtype, training=False)
+        self.inference = choose(precision, self.dtype, training=False)
         self.gradients = choose(precision, self.dtype, training=True)
         self.panel = PANEL * width(self.dtype)
         self.columns = plain_columns(self.outputs, self.dtype)
+        self._forward: dict[str, np.ndarray] = {}  # by format
 
-    @cached_property
-    def forward(self) -> np.ndarray:
-        q = len(self.columns) // self.panel
-        shape = (q, self.form.depth(self.inputs), self.panel)
-        out = buffers.empty(shape, np.dtype(self.form.weights))
-        parallel_for(pack_forward(self.form, self.weight, self.columns, out))
+    def forward(self, form: Format) -> np.ndarray:
+        """Packed for the product with x."""
+        out = self._forward.get(form.name)
+        if out is None:
+            shape = (len(self.columns) // self.panel, form.depth(self.inputs), self.panel)
+            out = buffers.empty(shape, np.dtype(form.weights))
+            parallel_for(pack_forward(form, self.weight, self.columns, out))
+            self._forward[form.name] = out
         return out
 
     @cached_property
@@ -126,13 +129,13 @@ class LinearWeights:
         return out
 
 
-def linear_forward(weights: LinearWeights, x) -> np.ndarray:
+def linear_forward(weights: LinearWeights, x, *, training: bool = False) -> np.ndarray:
     """``x [N, I] @ weight.T + bias``, [N, O]."""
-    w = weights
+    w, form = weights, weights.gradients if training else weights.inference
     y = buffers.empty((len(x), w.outputs), w.dtype)
-    a, before = activations(w.form, x)
+    a, before = activations(form, x)
     to = Panels(y, 0, w.panel, w.outputs)
-    _run(before, [product(w.form, a, Runs(1, w.inputs, 0), w.forward, w.bias, to)])
+    _run(before, [product(form, a, Runs(1, w.inputs, 0), w.forward(form), w.bias, to)])
     return y
 
 

@@ -236,23 +236,21 @@ def _forward(
     hoist = whole and in_loop and packed.size > batch and batch < ISA.tile_rows
     y = buffers.empty((packed.size, w.directions * units), dtype)
     gates = _gates(w, form, packed.size if training else 0)
-    projected = gates
-    if hoist and not (training and form.saved == form.numbers):
-        projected = buffers.empty((packed.size, w.directions * w.gates_size), dtype)
     time_loop = w.loop("forward", form, masks is not None)
-    a, convert = x, list[Job]()
-    if embedded:
-        a, convert = linear.activations(form, x.vectors)
-        sums = buffers.empty((len(a), w.directions * w.gates_size), dtype)
-    elif in_loop:
-        a, convert = linear.activations(form, x)
-    # The h that a step multiplies, where that is not the first state itself.
+    none, ids = np.empty((0, 0), dtype), np.empty(0, np.int64)
+    a, convert, projected = x, list[Job](), none
+    if not is_index:
+        a, ids = x if embedded else (x, ids)
+        a, convert = linear.activations(form, a)
+    if hoist or embedded:
+        projected = gates
+        if embedded or not training or form.saved != form.numbers:
+            projected = buffers.empty((len(a), w.directions * w.gates_size), dtype)
     begin = find("rows.begin_state", dtype)
     state_offsets = _state_offsets(packed, training)
     final = packed.size if training else 2 * batch  # row of the final states
     lengths = Lengths(packed.lengths, packed.offsets)
     barrier, no_round = _barrier(w)
-    none, no_ids = np.empty((0, 0), dtype), np.empty(0, np.int64)
     # No rows, but memory: the scale of a row is read even if it has no numbers.
     none_a = np.zeros(4, np.dtype(form.activations))[:0].reshape(0, 0)
     before, projections, loops, after = list[Task](), list[Any](), list[Task](), list[Task]()
@@ -269,7 +267,7 @@ def _forward(
             args = (state, initial[d], lengths, training, d == 1, factors)
             before.append(Task(begin, args, 0, batch))
             after.append(_copy(state, final, state_n[i][d]))
-        h = own_states[0]
+        h = own_states[0]  # what a step multiplies
         if form.rounds:
             h = linear.empty_activations(form, len(h), units)
             of_h = (own_states[0], h, batch, lengths, training, d == 1)
@@ -282,17 +280,13 @@ def _forward(
         offset = d * w.panels * w.panel
         if is_index:
             init = Init(TABLE, table, x, offset * w.inputs, w.panel, w.inputs * w.panel)
-        elif embedded:
-            projections += _hoisted(w, form, a, panels_x[d], sums, d)
-            flat, stride = sums.reshape(-1), sums.shape[1]
-            init = Init(TABLE, flat, x.indices, d * w.gates_size, stride, w.panel)
-        elif hoist:
+        elif hoist or embedded:
             projections += _hoisted(w, form, a, panels_x[d], projected, d)
-            flat, stride = projected.reshape(-1), projected.shape[1]
-            init = Init(PROJECTED, flat, no_ids, d * w.gates_size, stride, w.panel)
+            kind, flat = TABLE if embedded else PROJECTED, projected.reshape(-1)
+            init = Init(kind, flat, ids, d * w.gates_size, projected.shape[1], w.panel)
         else:
             projection = Projection(a, w.inputs, panels_x[d])
-            init = Init(BIAS, w.bias.reshape(-1), no_ids, offset, 0, w.panel)
+            init = Init(BIAS, w.bias.reshape(-1), ids, offset, 0, w.panel)
         geometry = Geometry(packed.batch_sizes, packed.offsets, state_offsets, d == 1)
         output = Output(y, d * units, units, gates, d * w.gates_size, training)
         for party, (first, last, p, q) in enumerate(slices):
@@ -387,8 +381,8 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
         zips += more
         if ids is not None:
             of_ids = (ids, _columns(w, w.x, d, dz), dz_x)
-            cost = len(ids) * w.gates_size * MOVE_COST // 4
-            token_sums.append(Job(find("gemm.token_sums", form), of_ids, w.panels, cost))
+            moves = len(ids) * w.gates_size * MOVE_COST // 4
+            token_sums.append(Job(find("gemm.token_sums", form), of_ids, w.panels, moves))
         named |= _parameter_gradients(w, of_x, "x", d, x, dz_x, sums, after)
         named |= _parameter_gradients(w, form, "h", d, h, dz, sums, after)
         for i, name in enumerate(cell.unit_parameters):

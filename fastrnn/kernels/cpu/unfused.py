@@ -23,8 +23,11 @@ _COST = 2 * MOVE_COST  # of a number of an elementwise function, in multiply-add
 class Ops:
     """See `kernels.unfused.Ops`."""
 
-    def __init__(self, cell: Cell, parameters: Mapping[str, np.ndarray], precision: str):
-        self.cell, self.p, self.precision = cell, parameters, precision
+    def __init__(
+        self, cell: Cell, parameters: Mapping[str, np.ndarray], training: bool, precision: str
+    ):
+        self.cell, self.p = cell, parameters
+        self.training, self.precision = training, precision
         self.dtype = parameters["weight_ih"].dtype
         self._packed: dict[str, LinearWeights] = {}
 
@@ -49,7 +52,7 @@ class Ops:
         if x.ndim == 2:
             if "project" not in self._packed:  # the bias is that of all calls
                 self._packed["project"] = LinearWeights(self.p["weight_ih"], bias, self.precision)
-            return linear.linear_forward(self._packed["project"], x)
+            return linear.linear_forward(self._packed["project"], x, training=self.training)
         a = gather_rows(self._table, x)
         return a if bias is None else a + bias
 
@@ -60,7 +63,7 @@ class Ops:
         return None, np.ascontiguousarray(scatter_add_rows(dy, x, out=table).T)
 
     def product(self, weight: str, source):
-        return linear.linear_forward(self._linear(weight), source)
+        return linear.linear_forward(self._linear(weight), source, training=self.training)
 
     def product_backward(self, weight: str, dy):
         return linear.input_gradient(self._linear(weight), dy)

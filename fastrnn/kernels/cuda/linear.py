@@ -14,7 +14,7 @@ class LinearWeights(NamedTuple):
     precision: str = "float32"  # products are in float32 always
 
 
-def linear_forward(weights: LinearWeights, x):
+def linear_forward(weights: LinearWeights, x, *, training: bool = False):
     """``x [N, I] @ weight.T + bias``, [N, O]."""
     w = weights.weight
     outputs, inputs = w.shape

@@ -41,7 +41,7 @@ def RecurrentWeights(
     Only products with ``weight_hh`` of LSTMs, on GPUs with thread-block clusters, are in another
     precision than float32."""
     if cell.program:
-        return unfused.UnfusedWeights(cell, parameters, Ops)
+        return unfused.UnfusedWeights(cell, parameters, lambda cell, p, _: Ops(cell, p))
     return FusedWeights(cell, parameters, precision)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from .isa import ISA, Isa
 
-PRECISIONS = ("float32", "bf16", "int8")
+ROW_HEAD = 2  # int16 in which a row of integers begins: its scale in float32
 
 
 class Format(NamedTuple):
@@ -52,7 +52,7 @@ class Format(NamedTuple):
     @property
     def row_head(self) -> int:
         """Numbers before the activations of a row: its scale."""
-        return 2 if self.quantises else 0
+        return ROW_HEAD if self.quantises else 0
 
     def types(self) -> dict[str, np.dtype]:
         """By the letters of signatures."""

@@ -54,11 +54,14 @@ def usable() -> list[str]:
 def _choose() -> Isa:
     if "FASTRNN_COMPILE_FOR" in os.environ:  # the build, on a CPU that need not run it
         return ISAS[os.environ["FASTRNN_COMPILE_FOR"]]
-    names = usable()
-    forced = os.environ.get("FASTRNN_ISA") or names[0]
-    if forced not in names:
-        raise ValueError(f"FASTRNN_ISA is {forced!r}; this CPU can run {', '.join(names)}")
-    return ISAS[forced]
+    forced = os.environ.get("FASTRNN_ISA")
+    if forced:
+        from fastrnn._native import supports
+
+        if forced not in ISAS or not supports(forced):
+            names = ", ".join(usable())
+            raise ValueError(f"FASTRNN_ISA is {forced!r}; this CPU can run {names}")
+    return ISAS[forced or usable()[0]]
 
 
 ISA = _choose()

@@ -129,7 +129,7 @@ def _elementwise(cell: Cell) -> list[tuple]:
     shapes |= {parameter.name: cell.shape(parameter, units, size) for parameter in cell.parameters}
     p = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     seen = dict[tuple, None]()
-    weights = unfused.UnfusedWeights(cell, [p, p], lambda *args: _Recorder(seen, *args))
+    weights = unfused.UnfusedWeights(cell, [p, p], lambda cell, p, _: _Recorder(seen, cell, p))
     packed, x = PackedBatch(2, 3), np.zeros((6, 3), np.float32)
     sizes = [size if name == "h" else units for name in cell.states]
     state = tuple(np.zeros((2, 3, n), np.float32) for n in sizes)

@@ -8,13 +8,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_jitable
 
+from fastrnn.kernels.native.formats import ROW_HEAD
 from fastrnn.kernels.native.isa import ISA, X86
 
 from .bfloat16 import call, each
 from .simd import as_floats, lane_count, load_first, zeros_like
 
-ROW_HEAD = 2
-_LARGEST = 127  # of the int8 that are used
+LARGEST = 127  # of the int8 that are used
 _I8, _I16, _I32 = (ir.IntType(bits) for bits in (8, 16, 32))
 
 
@@ -74,12 +74,15 @@ def store_pairs_int8(typingctx, p, i, low, high):
 
 @intrinsic
 def largest_of(typingctx, a, b):
-    """The larger one of each lane of a and of the absolute value of b."""
+    """The larger one of each lane of a and of the absolute value of b; NaN is the largest."""
 
     def codegen(context, builder, sig, args):
-        a, b = args
-        size = call(builder, f"fabs.{sig.args[1].tag}", b.type, b)
-        return builder.select(builder.fcmp_ordered("<", a, size), size, a)
+        # Floats of one sign are in the order of their bits.
+        ints = ir.VectorType(_I32, a.count)
+        x, y = (builder.bitcast(v, ints) for v in args)
+        y = builder.and_(y, each(0x7FFFFFFF, a.count))
+        larger = builder.select(builder.icmp_signed("<", x, y), y, x)
+        return builder.bitcast(larger, a.vector)
 
     return a(a, b), codegen
 
@@ -87,7 +90,9 @@ def largest_of(typingctx, a, b):
 @intrinsic
 def _largest_lane(typingctx, v):
     def codegen(context, builder, sig, args):
-        return call(builder, f"vector.reduce.fmax.{v.tag}", v.element, args[0])
+        bits = builder.bitcast(args[0], ir.VectorType(_I32, v.count))
+        largest = call(builder, f"vector.reduce.smax.v{v.count}i32", _I32, bits)
+        return builder.bitcast(largest, v.element)
 
     return v.dtype(v), codegen
 
@@ -107,7 +112,7 @@ def inverse_or_zero(typingctx, v):
 @register_jitable
 def largest_integer(depth):
     """With which a sum of ``depth`` products stays below 2**31."""
-    return min(32767, ((1 << 31) - 1) // (_LARGEST * max(1, depth)))
+    return min(32767, ((1 << 31) - 1) // (LARGEST * max(1, depth)))
 
 
 @register_jitable

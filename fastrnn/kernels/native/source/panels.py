@@ -10,7 +10,7 @@ from fastrnn.kernels.signature import F2, F3, I1, P3, I
 
 from .bfloat16 import store_pairs
 from .compiler import kernel
-from .int8 import inverse_or_zero, largest_of, store_pairs_int8
+from .int8 import LARGEST, inverse_or_zero, largest_of, store_pairs_int8
 from .simd import (
     as_floats,
     at_address,
@@ -90,7 +90,7 @@ def _put_int8(out_p, to, panel, j, block_p, rows, scale):
         store_pairs_int8(out_p, to + row * panel + 2 * j, low, high)
 
 
-_OF_LARGEST = np.float32(1 / 127)  # the largest of the int8 that are used
+_OF_LARGEST = np.float32(1 / LARGEST)
 
 
 def _pack_converted(form: Format):
