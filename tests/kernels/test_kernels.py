@@ -168,11 +168,12 @@ def test_kernels_write_only_what_is_theirs(rng, inputs, outputs, dtype):
     x, w = rng.standard_normal((n, inputs)), rng.standard_normal((outputs, inputs))
     weights = linear.LinearWeights(w.astype(dtype), None)
     out = np.full((n, outputs + 8), 9, dtype)
-    q, depth, panel = weights.forward.shape
+    packed = weights.forward(weights.inference)
+    q, depth, panel = packed.shape
     to = Panels(out, 0, panel, outputs)
     runs = Runs(1, inputs, 0)
     product = find("gemm.product", np.dtype(dtype))
-    product(x.astype(dtype), runs, weights.forward, weights.bias, to, first, last)
+    product(x.astype(dtype), runs, packed, weights.bias, to, first, last)
     check_close(out[first:last, :outputs], x[first:last] @ w.T, dtype)
     out[first:last, :outputs] = 9
     assert (out == 9).all()

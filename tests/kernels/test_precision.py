@@ -250,22 +250,26 @@ def test_step_has_the_bits_of_the_sequence(rng):
             assert np.array_equal(y, whole[t])
 
 
-@pytest.mark.parametrize("bias", [0.0, 4.0, 7.0])
+@pytest.mark.parametrize("bias", [0.0, 2.0, 7.0])
 def test_long_gradients(rng, bias):
-    """Through 600 steps and forget gates of up to 0.999."""
-    layers = [fastrnn.LSTM(4, 20, precision=p, seed=0) for p in ("float32", "bf16")]
-    values = layers[0].state_dict()
+    """Through 600 steps and forget gates of up to 0.999: that gates are kept in float16 adds
+    nothing to the error of the rounded products."""
+    exact = fastrnn.LSTM(4, 20, dtype="float64", backend="reference", seed=0)
+    ours = fastrnn.LSTM(4, 20, precision="bf16", seed=0)
+    emulated = fastrnn.LSTM(4, 20, precision="bf16", backend="reference", seed=0)
+    values = exact.state_dict()
     values["bias_ih_l0"][20:40] = bias
     x, results = 0.1 * rng.standard_normal((600, 3, 4)), []
-    for layer in layers:
+    for layer in exact, ours, emulated:
         layer.load_state_dict(values)
         y, _, tape = layer.forward(x)
         dy = np.zeros_like(y)
         dy[-1] = 1
-        dx, (_, dc), _ = layer.backward(tape, dy)
-        results.append({"dc": dc, "dx": dx})
-    for name, wanted in results[0].items():
-        assert difference(results[1][name], wanted, least=1e-20) < 0.1, name
+        dx, _, grads = layer.backward(tape, dy)
+        results.append({"dx": dx, **grads})
+    for name, right in results[0].items():
+        error, unavoidable = (np.linalg.norm(r[name] - right) for r in results[1:])
+        assert error < 1.5 * unavoidable + 5e-3 * np.linalg.norm(right), name
 
 
 def test_one_hot_input(rng):
