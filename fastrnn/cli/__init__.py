@@ -76,7 +76,9 @@ def info(
         from fastrnn.kernels.native import isa, jit, library
         from fastrnn.runtime import threads
 
-        precompiled = len(_native.names(isa.ISA.name)) if library.USE_PRECOMPILED else 0
+        paths = [path for path in (isa.ISA.base, isa.ISA.name) if path]
+        names = sorted((name, path) for path in paths for name in _native.names(path))
+        precompiled = len(names) if library.USE_PRECOMPILED else 0
         facts = {
             "fastrnn": version("fastrnn"),
             "cpu path": f"{isa.ISA.name} ({isa.width('float32')} float32 lanes)",
@@ -88,9 +90,9 @@ def info(
         }
         for name, fact in facts.items():
             typer.echo(f"{name:<9} {fact}")
-        for name in sorted(_native.names(isa.ISA.name)) if kernels else ():
+        for name, path in names if kernels else ():
             where = "precompiled" if library.USE_PRECOMPILED else "compiled when needed"
-            typer.echo(f"  {name}: {isa.ISA.name}, {where}")
+            typer.echo(f"  {name}: {path}, {where}")
 
 
 def _version(package: str) -> str:

@@ -11,7 +11,7 @@ from fastrnn._native import Plan
 from fastrnn.cells import Cell
 from fastrnn.kernels import unfused
 from fastrnn.kernels.native.formats import Format, plain
-from fastrnn.kernels.native.isa import CAN_YIELD, ISA, PANEL
+from fastrnn.kernels.native.isa import CAN_YIELD, PANEL
 from fastrnn.kernels.native.library import find
 from fastrnn.kernels.native.records import (
     BIAS,
@@ -80,17 +80,18 @@ def RecurrentWeights(
     return FusedWeights(cell, parameters, precision)
 
 
-def _slices(packed: PackedBatch, cost: float, directions: int, panels: int):
-    """How the work of one direction is divided, by slices of the batch or, where those would be too
-    low for the registers, of the units: ``[(first, last, first_panel, last_panel)], parties``.
+def _slices(packed: PackedBatch, height: int, cost: float, directions: int, panels: int):
+    """How the work of one direction is divided, by slices of the batch or, where those would be
+    lower than a tile (``height`` rows), of the units:
+    ``[(first, last, first_panel, last_panel)], parties``.
     """
     shares = -(-threads_for(cost) // directions)
     units = min(max(1, threads_for(cost) // directions), panels) if CAN_YIELD else 1
     step = cost / directions / max(1, len(packed.batch_sizes))
-    if units > 1 and packed.batch // shares < ISA.tile_rows and step / units > MIN_STEP_WORK:
+    if units > 1 and packed.batch // shares < height and step / units > MIN_STEP_WORK:
         return [(0, packed.batch, a, b) for a, b in split(panels, units)], units
     # More slices than threads if they stay high enough: a slow thread then does fewer of them.
-    pieces = max(1, min(4, packed.batch // (4 * ISA.tile_rows * shares))) if shares > 1 else 1
+    pieces = max(1, min(4, packed.batch // (4 * height * shares))) if shares > 1 else 1
     parts = shares * pieces
     cuts = packed.cuts.get(parts)
     if cuts is None:
@@ -229,11 +230,11 @@ def _forward(
     panels_x, panels_h = (panels[which, form.name] for which in ("x", "h"))
     depth = units + w.inputs if in_loop else units
     cost = packed.size * w.directions * len(cell.gates) * units * depth
-    slices, parties = _slices(packed, cost, w.directions, w.panels)
+    slices, parties = _slices(packed, form.tile_rows, cost, w.directions, w.panels)
     # With few rows a step's tiles are too low to pay for reading their weights: project all steps
     # at once.
     whole = parties > 1 or len(slices) == 1
-    hoist = whole and in_loop and packed.size > batch and batch < ISA.tile_rows
+    hoist = whole and in_loop and packed.size > batch and batch < form.tile_rows
     y = buffers.empty((packed.size, w.directions * units), dtype)
     gates = _gates(w, form, packed.size if training else 0)
     time_loop = w.loop("forward", form, masks is not None)
@@ -341,7 +342,7 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
     back_h = panels["back_h", form.name]
     dz = gates.view(form.activations)
     cost = packed.size * w.directions * len(cell.gates) * units * units
-    slices, parties = _slices(packed, cost, w.directions, back_h.shape[1])
+    slices, parties = _slices(packed, form.tile_rows, cost, w.directions, back_h.shape[1])
     time_loop = w.loop("backward", form, tape.regularised)
     barrier, no_round = _barrier(w)
     unit_size = len(cell.unit_parameters) * w.hp

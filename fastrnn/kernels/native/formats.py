@@ -23,6 +23,7 @@ import numpy as np
 
 from .isa import ISA, Isa
 
+AMX_ROWS = 16  # of one of its registers
 ROW_HEAD = 2  # int16 in which a row of integers begins: its scale in float32
 
 
@@ -69,9 +70,14 @@ class Format(NamedTuple):
         return self.unit > self.step
 
     @property
+    def tile_rows(self) -> int:
+        """Rows of a tile at most."""
+        return AMX_ROWS if self.is_tiled else ISA.tile_rows
+
+    @property
     def spare_rows(self) -> int:
         """How many rows of memory must follow the activations."""
-        return 15 if self.is_tiled else 0
+        return AMX_ROWS - 1 if self.is_tiled else 0
 
 
 _HALVES = ("float32", "uint16", "uint16")

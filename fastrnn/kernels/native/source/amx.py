@@ -13,13 +13,13 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from fastrnn.kernels.native.formats import AMX_ROWS as ROWS
 from fastrnn.kernels.native.formats import Format
 
 from .bfloat16 import call, each, halves, read
 from .loops import Loop, number
 from .simd import Lanes
 
-ROWS = 16
 _WIDTH = 16  # numbers of float32 in a row of a register
 _I8, _I32 = ir.IntType(8), ir.IntType(32)
 _A, _B, _HALF_A, _HALF_B = 4, 5, 6, 7

@@ -64,7 +64,6 @@ from .tile import (
     finish_row,
     init_row,
     load_panel,
-    most_rows,
     store_panel,
     tile,
     tile_rows,
@@ -224,7 +223,7 @@ def forward(form: Format, cell: Cell, regularised: bool):
         parts = (range(len(cell.input_gates)), range(cell.first_recurrent, accumulators))
     tile_args = register_jitable(_with_masks if regularised else _without_masks)
     step_tile = tile(form, _init, _epilogue(form, cell, regularised), parts, name=name)
-    most, quantises = most_rows(form), form.quantises
+    most, quantises = form.tile_rows, form.quantises
     panel_units = PANEL if single else 1  # vectors of units in a panel
     panel_vectors = PANEL if single else accumulators
 
@@ -308,7 +307,7 @@ def backward(form: Format, cell: Cell, regularised: bool):
     """The loop of its gradient."""
     count, accumulators = len(cell.states), cell.accumulators
     first_recurrent, unit_parameters = cell.first_recurrent, len(cell.unit_parameters)
-    dh_tile, most = tile(form, init_row, finish_row), most_rows(form)
+    dh_tile, most = tile(form, init_row, finish_row), form.tile_rows
     step_back, load_units = compiled(cell).backward, rows_loader(len(cell.unit_inputs))
     load_keep, load_saved = rows_loader(count), _saved_loader(accumulators)
     kept, past, add_each, replace_first = (

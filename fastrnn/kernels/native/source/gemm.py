@@ -22,7 +22,6 @@ from .tile import (
     finish_row,
     init_panel,
     init_zero,
-    most_rows,
     tile,
     tile_rows,
 )
@@ -31,7 +30,7 @@ from .tile import (
 @cache
 def product(form: Format):
     """A kernel that multiplies rows by panels."""
-    product_tile, most = tile(form, init_panel, finish_row), most_rows(form)
+    product_tile, most = tile(form, init_panel, finish_row), form.tile_rows
 
     def run(a: A2, runs: Runs, panels: P3, bias: F2, out: Panels, first: I, last: I):
         """``out[p] = bias + a[p, runs] @ panels`` for the rows p in [first, last).
@@ -114,7 +113,7 @@ def _zip_block(b_p, at, stride, rows, unit, block_p, to, panel, remaining):
 @cache
 def _accumulate(form: Format):
     """A function for kernels: sums over rows of products of their numbers."""
-    sum_tile, most = tile(form, init_zero, _add_sums), most_rows(form)
+    sum_tile, most = tile(form, init_zero, _add_sums), form.tile_rows
     zipped, step, unit = form.step > 1, form.step, form.unit
     block_of = _zip_block if zipped else _copy_block
     block = BLOCK * step

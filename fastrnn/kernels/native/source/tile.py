@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from fastrnn.kernels.native.formats import Format
-from fastrnn.kernels.native.isa import ISA, PANEL
+from fastrnn.kernels.native.isa import PANEL
 
 from . import amx
 from .compiler import kernel
@@ -156,7 +156,7 @@ def tile(form: Format, init: Callable, epilogue: Callable, parts=None, name: str
             rows, vectors, segs, extra = values
             segments = cgutils.unpack_tuple(builder, segs, len(sig.args[2]))
             # The rows are unrolled, unless they are those of one instruction.
-            heights = {0: rows} if form.is_tiled else {r: r for r in range(1, ISA.tile_rows + 1)}
+            heights = {0: rows} if form.is_tiled else {r: r for r in range(1, form.tile_rows + 1)}
             key = vectors
             if not form.is_tiled:
                 key = builder.add(builder.mul(rows, number(8)), vectors)
@@ -187,11 +187,6 @@ def tile_rows(left, most):
     """Rows of the next tile when ``left`` remain: as even a split as the registers allow."""
     tiles = (left + most - 1) // most
     return (left + tiles - 1) // tiles
-
-
-def most_rows(form: Format) -> int:
-    """Rows of the tiles of a format at most."""
-    return amx.ROWS if form.is_tiled else ISA.tile_rows
 
 
 # What tiles start from and end with, and how a row's four vectors are loaded and stored.
