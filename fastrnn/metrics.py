@@ -55,6 +55,8 @@ def entity_scores(
     ------
     ValueError
         The number of sentences or their lengths differ, or a tag is invalid.
+    TypeError
+        A tag is not a string.
     """
     true, predicted = (
         checked_lists(name, y, "tags") for name, y in (("true", true), ("predicted", predicted))
@@ -66,11 +68,14 @@ def entity_scores(
     for number, (t, p) in enumerate(zip(true, predicted, strict=True)):
         if len(t) != len(p):
             raise ValueError(f"predicted[{number}] must have {len(t)} tags, got {len(p)}")
+        for name, tags in (("true", t), ("predicted", p)):
+            if not all(isinstance(tag, str) for tag in tags):
+                raise TypeError(f"{name}[{number}] must hold strings, got {tags!r:.80}")
     check_scheme(scheme)
     flat = [list(chain.from_iterable(tags)) for tags in (true, predicted)]
     lengths = np.array([len(t) for t in true], np.int64)
-    tags = dict.fromkeys(chain(*flat))
-    codes, number_of = TagCodes.of(tags), {tag: i for i, tag in enumerate(tags)}
+    distinct = dict.fromkeys(chain(*flat))
+    codes, number_of = TagCodes.of(distinct), {tag: i for i, tag in enumerate(distinct)}
     true_ids, ids = (np.array([number_of[tag] for tag in part], np.int64) for part in flat)
     gold, ours = (
         {(e.first, e.last): e.type for e in codes.strict_entities(part, lengths, scheme)}

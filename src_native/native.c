@@ -273,10 +273,11 @@ static PyObject *names(PyObject *module, PyObject *isa) {
     return out;
 }
 
+#if defined(__x86_64__) && defined(__GNUC__)
 /* Whether the CPU has the tile instructions for bfloat16, and Linux lets this process use them: it
    must be asked, once and before their first use. */
 static int may_use_amx(void) {
-#if defined(__x86_64__) && defined(__linux__)
+#ifdef __linux__
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
     if (!(d >> 22 & 1) || !(d >> 24 & 1)) return 0; /* AMX-BF16 and AMX-TILE */
@@ -285,6 +286,7 @@ static int may_use_amx(void) {
     return 0;
 #endif
 }
+#endif
 
 /* supports(isa): whether this CPU can run it. */
 static PyObject *supports(PyObject *module, PyObject *isa) {

@@ -49,13 +49,15 @@ import numpy as np
 from fastrnn.layers import LSTM, RNN
 
 rng, digest = np.random.default_rng(0), hashlib.sha256()
-for cell in (LSTM, RNN):
-    layer = cell(9, 21, 2, bidirectional=True, seed=0)
+for cell, precision in (LSTM, "float32"), (RNN, "float32"), (LSTM, "bf16"):
+    layer = cell(9, 21, 2, bidirectional=True, precision=precision, seed=0)
     x, dy = rng.standard_normal((7, 5, 9)), rng.standard_normal((7, 5, 42))
     y, _, tape = layer.forward(x, lengths=[7, 0, 3, 5, 1])
     dx, _, grads = layer.backward(tape, dy)
     for array in (y, dx, *grads.values()):
         digest.update(array.tobytes())
+    for layer.precision in "bf16", "int8":
+        digest.update(layer(x)[0].tobytes())
 print(digest.hexdigest())
 """
 paths = pytest.mark.parametrize("path", list(isa.ISAS))
