@@ -42,7 +42,7 @@ def groups(rows: list[dict]):
 
 def _is_layers(name: str) -> bool:
     """Whether a group's cases are similar enough to average."""
-    return any(word in name for word in ("inference", "training, (T", "ragged"))
+    return any(word in name for word in ("inference", "training, (T", "in bf16, (T", "ragged"))
 
 
 def table(rows: list[dict]) -> str:
@@ -155,12 +155,14 @@ def cpu_name() -> str:
 def heading(rows: list[dict], cpu: str, date: str) -> str:
     """The paragraph above the tables: machine, date and method."""
     threads = max(row["threads"] for row in rows)
-    peak = next(row["peak_flops"] for row in rows if row["threads"] == threads)
+    peaks = [row["peak_flops"] for row in rows if row["threads"] == threads and row["flops"]]
+    peak, most = min(peaks), max(peaks) / min(peaks)
+    faster = f" (cases in lower precision: {most:.0f} times that)" if most > 1.5 else ""
     return (
         f"{cpu}, {threads} threads, {peak / 1e9:.0f} GF/s float32 "
-        f"multiply-add peak measured in the same run, {date}. Medians of rounds in which all sides "
-        "took turns; a ratio is the peer's time over ours. A training case has new weights at "
-        "every call and computes the gradient of the input."
+        f"multiply-add peak measured in the same run, {date}{faster}. Medians of rounds in which "
+        "all sides took turns; a ratio is the peer's time over ours. A training case has new "
+        "weights at every call and computes the gradient of the input."
     )
 
 
@@ -206,7 +208,7 @@ def plot_peak(rows: list[dict], out: Path) -> None:
     axes.tick_params(axis="y", labelsize=7)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 100)
-    axes.set_xlabel("% of the float32 multiply-add peak of the run")
+    axes.set_xlabel("% of the multiply-add peak of the run, for the precision of the case")
     figure.savefig(out, dpi=110)
 
 
