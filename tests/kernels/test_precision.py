@@ -70,7 +70,7 @@ def test_rounding(rng, name):
     emulated()
     a = bit_patterns(rng)
     out = np.zeros(a.shape, np.uint16)
-    find("rows.to_activations", formats.FORMATS[name])(a, 0, out, 0, len(a))
+    find("rows.to_activations", formats.FORMATS[name])(a, out, 0, len(a))
     got = (out.astype(np.uint32) << 16).view(np.float32)
     wanted = to_bf16(a)
     assert np.array_equal(got, wanted, equal_nan=True)

@@ -34,7 +34,7 @@ def activations(form: Format, a: np.ndarray) -> tuple[np.ndarray, list[Job]]:
     if form.activations == form.numbers:
         return a, []
     out = empty_activations(form, len(a), a.shape[1])
-    return out, [Job(find("rows.to_activations", form), (a, 0, out), len(a), a.size * MOVE_COST)]
+    return out, [Job(find("rows.to_activations", form), (a, out), len(a), a.size * MOVE_COST)]
 
 
 def empty_activations(form: Format, rows: int, columns: int) -> np.ndarray:

@@ -102,13 +102,12 @@ def to_activations(form: Format):
     """A kernel that converts rows to the type that a format multiplies."""
     quantises = form.quantises
 
-    def run(a: F2, offset: I, out: A2, first: I, last: I):
-        """``out[offset + r] = a[r]``, filled with zeros to the columns of ``out``: whole
-        vectors."""
+    def run(a: F2, out: A2, first: I, last: I):
+        """``out[r] = a[r]``, filled with zeros to the columns of ``out``: whole vectors."""
         a_p, out_p = pointer(a), pointer(out)
         width, stride = out.shape[1], a.shape[1]
         for r in range(first, last):
-            to = (offset + r) * width
+            to = r * width
             if quantises:
                 quantise_row(a_p, r * stride, stride, out_p, to, width)
             else:
