@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrnn import checks
 from fastrnn.checkpoint import load_arrays, load_json, save_arrays, save_json
 from fastrnn.data.batches import CASES, Batch, Lexicon, Tokens, by_length, make_batch
 from fastrnn.data.tags import TagCodes, check_scheme, may_follow, write_tags
 from fastrnn.data.text import Vocabulary
 from fastrnn.data.vectors import WordVectors
-from fastrnn.kernels.backend import PRECISIONS, get_backend
+from fastrnn.kernels.backend import get_backend
 from fastrnn.trainer import take_weights
 from fastrnn.types import BackendName, Precision
 
@@ -144,9 +143,8 @@ class FittedTagger:
         get_backend(backend)
         path = folder / "config.json"
         config = read_config(path)
-        if precision is not None:
-            checks.choice("precision", precision, PRECISIONS[backend])
-            config["params"]["precision"] = precision
+        if precision is not None:  # then the backend need not have the other one
+            config["params"].pop("precision", None)
         known = config["vectors"]
         params = dict(config["params"])
         beside = folder / config.get("vectors_path", "")
@@ -178,6 +176,9 @@ class FittedTagger:
             take_weights(fitted.network, weights)
         except ValueError as error:
             raise ValueError(f"{path} does not fit {folder}/config.json: {error}") from error
+        if precision is not None:
+            fitted.network.precision = precision
+        config["params"]["precision"] = fitted.network.precision
         return fitted
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from fastrnn import checks, parameters
 from fastrnn.checkpoint import load_arrays, load_json, save_arrays, save_json
 from fastrnn.data.text import Chunk, TextStream, Vocabulary
-from fastrnn.kernels.backend import PRECISIONS, UsesBackend, get_backend
+from fastrnn.kernels.backend import UsesBackend, get_backend
 from fastrnn.kernels.options import Embedded
 from fastrnn.layers import LSTM, Embedding, Linear
 from fastrnn.layers.dropout import new_key
@@ -293,6 +293,7 @@ class LanguageModel(UsesBackend):
         ValueError
             A file is damaged or belongs to another model; the message names it.
         """
+        get_backend(backend)
         folder = checks.path("folder", folder)
         path = folder / "config.json"
         config = load_json(path)
@@ -305,8 +306,8 @@ class LanguageModel(UsesBackend):
             "hidden_size": hidden_size, "num_layers": num_layers,
             "embedding_dim": width(weights, "embedding.weight"),
         })  # fmt: skip
-        if precision is not None:
-            config["precision"] = checks.choice("precision", precision, PRECISIONS[backend])
+        if precision is not None:  # then the backend need not have the other one
+            config.pop("precision", None)
         try:
             vocabulary = Vocabulary(list(config.pop("symbols")))
             model = cls(vocabulary, **config, backend=backend)
@@ -317,4 +318,6 @@ class LanguageModel(UsesBackend):
             model.parameters.load_state_dict(weights)
         except ValueError as error:
             raise ValueError(f"{path} does not fit {folder}/config.json: {error}") from error
+        if precision is not None:
+            model.precision = precision
         return model

@@ -513,5 +513,5 @@ class Tagger:
                 ) from error
 
         fitted = FittedTagger.load(folder, find, precision, backend)
-        made[0]._fitted = fitted
+        made[0]._fitted, made[0].precision = fitted, fitted.network.precision
         return made[0]
