@@ -155,7 +155,7 @@ def cpu_name() -> str:
 def heading(rows: list[dict], cpu: str, date: str) -> str:
     """The paragraph above the tables: machine, date and method."""
     threads = max(row["threads"] for row in rows)
-    peaks = [row["peak_flops"] for row in rows if row["threads"] == threads and row["flops"]]
+    peaks = [row["peak_flops"] for row in rows if row["threads"] == threads]
     peak, most = min(peaks), max(peaks) / min(peaks)
     faster = f" (cases in lower precision: {most:.0f} times that)" if most > 1.5 else ""
     return (
