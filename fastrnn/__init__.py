@@ -29,6 +29,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "AdaptiveSoftmax",
     "Dropout",
     "Embedding",
     "Linear",
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from ._gather import gather_rows, scatter_add_rows
     from ._padding import pad_sequences
     from .conversion import from_torch
-    from .layers import CRF, GRU, LSTM, RNN, Dropout, Embedding, Linear
+    from .layers import CRF, GRU, LSTM, RNN, AdaptiveSoftmax, Dropout, Embedding, Linear
     from .losses import cross_entropy
     from .optim import SGD, Adam, AdamW
     from .runtime.threads import get_num_threads, set_num_threads
@@ -63,6 +64,7 @@ _HOME = {
     "GRU": "layers",
     "LSTM": "layers",
     "RNN": "layers",
+    "AdaptiveSoftmax": "layers",
     "Dropout": "layers",
     "Embedding": "layers",
     "Linear": "layers",

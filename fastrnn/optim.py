@@ -5,7 +5,8 @@ pass. Its state is a dict of arrays that can be saved and loaded.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,6 +135,14 @@ class Optimizer:
             self._update(cpu, table, values, state, scale, lr, rows=at)
         return norm
 
+    def observe(self, value: float) -> None:
+        """Record the result of an evaluation (lower is better)."""
+
+    @contextmanager
+    def averaged(self, parameters: Parameters) -> Iterator[None]:
+        """Let the parameters be those to evaluate and to save; the others come back at the end."""
+        yield
+
     def _move_state(self, kernels: Backend) -> None:
         """Let the state lie where ``kernels`` compute."""
         if kernels is not self._kernels:
@@ -216,7 +225,7 @@ class SGD(Optimizer):
     nesterov : bool, default False
     """
 
-    slots = ("velocity",)
+    slots: tuple[str, ...] = ("velocity",)
 
     def __init__(
         self,
@@ -234,6 +243,83 @@ class SGD(Optimizer):
     def _update(self, kernels, w, g, state, scale, lr, **rows):
         options = SGDStep(scale, lr, self.momentum, self.weight_decay, self.nesterov)
         kernels.sgd(w, g, state["velocity"], options, **rows)
+
+
+class ASGD(SGD):
+    """Averaged stochastic gradient descent (Polyak & Juditsky 1992), for language models.
+
+    From some step on, the mean of the weights after each step is kept. `Trainer` evaluates and
+    saves this mean; training itself goes on from the weights, as with `SGD`.
+
+    Parameters
+    ----------
+    lr : float, default 0.1
+    weight_decay : float, default 0.0
+        Added to the gradient as ``weight_decay * w``.
+    start : int, optional
+        The number of steps after which averaging begins, as ``t0`` of ``torch.optim.ASGD``. By
+        default it begins when an evaluation is worse than the best of those more than
+        ``patience`` evaluations ago (NT-ASGD, Merity et al. 2018, algorithm 1).
+    patience : int, default 5
+    """
+
+    slots = ("velocity", "average")  # without momentum, the velocity is only working memory
+
+    def __init__(
+        self,
+        lr: float = 0.1,
+        *,
+        weight_decay: float = 0.0,
+        start: int | None = None,
+        patience: int = 5,
+    ):
+        super().__init__(lr, weight_decay=weight_decay)
+        self.start = None if start is None else checks.integer("start", start, 0)
+        self.patience = checks.integer("patience", patience)
+        self._values: list[float] = []
+
+    def step(self, parameters, gradient, *, lr=None, max_norm=None, rows=None):
+        if rows:
+            raise ValueError(f"rows must be empty: ASGD averages no tables, got {', '.join(rows)}")
+        return super().step(parameters, gradient, lr=lr, max_norm=max_norm)
+
+    def _update(self, kernels, w, g, state, scale, lr, **rows):
+        super()._update(kernels, w, g, state, scale, lr)
+        if self.start is not None and self.steps > self.start:
+            # average += (w - average) / n, written as a step with the gradient average - w.
+            n = self.steps - self.start
+            options = SGDStep(-1.0, 1 / n, 0.0, 1.0, False)
+            kernels.sgd(state["average"], w, state["velocity"], options)
+
+    def observe(self, value):
+        before = self._values[: -self.patience]
+        if self.start is None and before and value > min(before):
+            self.start = self.steps
+        self._values.append(float(value))
+
+    @contextmanager
+    def averaged(self, parameters):
+        if self.start is None or self.steps <= self.start:
+            yield
+            return
+        kept = parameters.flat.copy()
+        parameters.writing()[:] = self._on_host()["average"]
+        try:
+            yield
+        finally:
+            parameters.writing()[:] = kept
+
+    def state_dict(self):
+        start = -1 if self.start is None else self.start
+        own = {"start": np.asarray(start), "values": np.array(self._values, np.float64)}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state):
+        if "start" not in state or "values" not in state:
+            raise ValueError("state must have start and values")
+        super().load_state_dict(state)
+        self.start = None if state["start"] < 0 else int(state["start"])
+        self._values = state["values"].tolist()
 
 
 class Adam(Optimizer):
@@ -292,7 +378,9 @@ class AdamW(Adam):
         super().__init__(lr, weight_decay=weight_decay, **options)
 
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": SGD, "asgd": ASGD, "adam": Adam, "adamw": AdamW,
+}  # fmt: skip
 
 
 class Constant:
@@ -338,6 +426,37 @@ class Cosine(Constant):
             return (step + 1) / self.warmup
         done = min(1.0, (step - self.warmup) / (self.total - self.warmup))
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class StepDecay(Constant):
+    """Multiply the rate by ``gamma`` every ``every`` steps, from step ``start`` on.
+
+    With the steps of one epoch and of four, this is the schedule of Zaremba et al. (2014): the
+    fifth epoch is the first whose rate is lower.
+
+    Parameters
+    ----------
+    every : int
+    gamma : float, default 0.5
+    start : int, optional
+        By default ``every``.
+    warmup : int, default 0
+        Steps of a linear warm-up before.
+    """
+
+    def __init__(
+        self, every: int, *, gamma: float = 0.5, start: int | None = None, warmup: int = 0
+    ):
+        self.every = checks.integer("every", every)
+        self.gamma = checks.number("gamma", gamma, 0.0, 1.0, closed=True)
+        self.start = self.every if start is None else checks.integer("start", start, 0)
+        self.warmup = checks.integer("warmup", warmup, 0)
+
+    def factor(self, step):
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        times = max(0, 1 + (step - self.start) // self.every)
+        return self.gamma**times
 
 
 class ReduceOnPlateau(Constant):

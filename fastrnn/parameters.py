@@ -147,6 +147,12 @@ class Parameters(Mapping):
         part._bind(self._vector, slice(first + start, first + end), layout)
         return part
 
+    def renamed(self, names: Mapping[str, str]) -> "Parameters":
+        """Some of the parameters under other names, new name to old, to be read."""
+        part = Parameters.__new__(Parameters)
+        part._bind(self._vector, self._part, {new: self._layout[old] for new, old in names.items()})
+        return part
+
     def flatten(self, named: Mapping[str, np.ndarray], out: np.ndarray) -> np.ndarray:
         """Write a gradient given as named arrays into the flat vector ``out``.
 

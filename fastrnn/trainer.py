@@ -56,7 +56,10 @@ class Model(Protocol):
 
 
 class Data(Protocol):
-    """Interface of training data."""
+    """Interface of training data.
+
+    A batch may have a ``rate``, by which the learning rate of its step is multiplied.
+    """
 
     def __len__(self) -> int:
         """Number of batches per epoch."""
@@ -288,9 +291,9 @@ class Trainer:
         self.stopped = self.stopped or "done"
         self._last_weights = self._weights()
         if self.best is None:
-            save_arrays(self.weights, self._last_weights)
-        else:
-            take_weights(self.model, load_arrays(self.weights)[0])
+            with self.optimizer.averaged(self.model.parameters):
+                save_arrays(self.weights, self._weights())
+        take_weights(self.model, load_arrays(self.weights)[0])
 
     def _weights(self) -> dict[str, np.ndarray]:
         """A copy of all trained arrays."""
@@ -302,7 +305,7 @@ class Trainer:
         loss, gradient, items = self.model.loss_and_gradient(batch)
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss}")
-        lr = self.optimizer.lr * self.schedule.factor(self.step)
+        lr = self.optimizer.lr * self.schedule.factor(self.step) * getattr(batch, "rate", 1.0)
         try:
             norm = self.optimizer.step(
                 self.model.parameters,
@@ -337,8 +340,9 @@ class Trainer:
             self._epoch_sum, self._epoch_items = 0.0, 0
         regular = self.step % self.evaluate_every == 0
         if self.evaluate and (regular or last):
-            value = line[self.metric] = float(self.evaluate())
-            self._compare(value, regular)
+            with self.optimizer.averaged(self.model.parameters):
+                value = line[self.metric] = float(self.evaluate())
+                self._compare(value, regular)
         loss = f"loss {line['smoothed']:.3f} {self.unit}".rstrip()
         if self.report and (regular or last):
             shown = ""
@@ -360,6 +364,7 @@ class Trainer:
             self._since_best += 1
         if regular:  # the extra one at the end of a run must not affect a longer run
             self.schedule.observe(sign * value)
+            self.optimizer.observe(sign * value)
             self._check_patience()
 
     def _check_patience(self) -> None:

@@ -29,6 +29,37 @@ def test_agrees_with_torch(rng, dtype, ignore_index):
     assert gradient.dtype == dtype and count == (targets != ignore_index).sum()
 
 
+@needs_torch
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_class_weights_and_smoothing_agree_with_torch(rng, dtype, label_smoothing, weighted):
+    import torch
+
+    logits, targets = rng.standard_normal((30, 5)) * 3, rng.integers(0, 5, 30)
+    targets[3:6] = -100
+    weight = np.array([0.2, 1.0, 3.0, 0.0, 2.0]) if weighted else None
+    z = torch.tensor(logits, requires_grad=True)
+    loss = torch.nn.functional.cross_entropy(
+        z, torch.from_numpy(targets), label_smoothing=label_smoothing,
+        weight=None if weight is None else torch.from_numpy(weight),
+    )  # fmt: skip
+    loss.backward()
+    got, gradient, count = fastrnn.cross_entropy(
+        logits.astype(dtype), targets, weight=weight, label_smoothing=label_smoothing
+    )
+    check_close(got, loss.item(), dtype)
+    check_close(gradient, z.grad.numpy(), dtype)
+    assert gradient.dtype == dtype and count == 27
+
+
+def test_gradient_of_smoothed_and_weighted_loss(rng):
+    logits, targets = rng.standard_normal((6, 4)), np.array([0, 1, -100, 3, 3, -100])
+    options = {"weight": [1, 2, 0.5, 0.1], "label_smoothing": 0.2}
+    gradient = fastrnn.cross_entropy(logits, targets, **options)[1]
+    check_gradient(lambda z: fastrnn.cross_entropy(z, targets, **options)[0], [logits], [gradient])
+
+
 def test_gradient(rng):
     logits, targets = rng.standard_normal((6, 4)), np.array([0, 1, -100, 3, 3, -100])
     gradient = fastrnn.cross_entropy(logits, targets)[1]
@@ -68,6 +99,12 @@ def test_refused():
         fastrnn.cross_entropy(np.zeros((2, 3)), [0, 1, 2])
     with pytest.raises(TypeError, match="targets must be integers, got dtype float64"):
         fastrnn.cross_entropy(np.zeros((2, 3)), [0.0, 1.0])
+    with pytest.raises(ValueError, match=r"weight must have shape \(3"):
+        fastrnn.cross_entropy(np.zeros((1, 3)), [0], weight=[1, 2])
+    with pytest.raises(ValueError, match="weight must not be negative, got -2"):
+        fastrnn.cross_entropy(np.zeros((1, 3)), [0], weight=[1, -2, 0])
+    with pytest.raises(ValueError, match="label_smoothing must be"):
+        fastrnn.cross_entropy(np.zeros((1, 3)), [0], label_smoothing=1.0)
     with pytest.raises(TypeError, match="logits must be real"):
         fastrnn.cross_entropy(np.zeros((2, 3), complex), [0, 1])
 

@@ -45,15 +45,20 @@ def set_threads(threads: int | None) -> None:
         set_num_threads(threads)
 
 
-def options_of(context: typer.Context, out: Path, resume: bool) -> dict[str, Any]:
-    """The options of a training command; what is not given when a run is resumed comes from it."""
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether an option was given on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def options_of(context: typer.Context, before: Path | None) -> dict[str, Any]:
+    """The options of a training command; those not given are of the run ``before``, if any."""
     elsewhere = "out", "backend", "threads", "resume"
     options = {k: v for k, v in context.params.items() if k not in elsewhere}
-    before = _options_before(out) if resume else {}
-    for name in options.keys() & before.keys():
-        source = context.get_parameter_source(name)
-        if source is None or source.name != "COMMANDLINE":
-            options[name] = before[name]
+    known = {} if before is None else _options_before(before)
+    for name in options.keys() & known.keys():
+        if not is_given(context, name):
+            options[name] = known[name]
     return options
 
 
@@ -89,7 +94,10 @@ def _open_run(out: Path, resume: bool, options: dict[str, Any], free: tuple[str,
         save_json(path, options)
         return
     before = _options_before(out)
-    changed = sorted(k for k in options if k not in free and options[k] != before.get(k))
+    # A run of an older version lacks the options that came later.
+    changed = sorted(
+        k for k in options.keys() & before if k not in free and options[k] != before[k]
+    )
     if changed == ["checksum"]:
         raise ValueError(f"{out} cannot be resumed: the files hold other data than they did")
     changed = [k for k in changed if k != "checksum"]

@@ -1,5 +1,9 @@
-"""``fastrnn train lm`` and ``sample``."""
+"""``fastrnn train lm``, ``sample`` and ``score``."""
 
+import inspect
+import json
+import math
+import sys
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +16,7 @@ from .common import (
     Threads,
     app,
     clear_errors,
+    is_given,
     open_run,
     options_of,
     set_threads,
@@ -19,7 +24,63 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    from fastrnn.data.vocabularies import AnyVocabulary
     from fastrnn.models import LanguageModel
+    from fastrnn.optim import Constant
+
+# What a run continued by --from cannot change: the vocabulary and the sizes of the weights.
+_SHAPE = (
+    "unit", "vocab_size", "lower", "tokenised", "min_count", "embed", "hidden", "layers", "cell",
+    "variant", "tied", "cutoffs",
+)  # fmt: skip
+_SCHEDULES = "constant", "cosine", "decay", "plateau"
+
+
+def _vocabulary(text: str, o: dict[str, Any]) -> "AnyVocabulary":
+    from fastrnn.data.text import Vocabulary
+    from fastrnn.data.vocabularies import BytePairs, WordVocabulary
+
+    if o["unit"] == "char":
+        return Vocabulary.of(text, min_count=o["min_count"])
+    if o["unit"] == "bpe":
+        return BytePairs.of(text, size=o["vocab_size"])
+    return WordVocabulary.of(text, size=o["vocab_size"], lower=o["lower"], tokenised=o["tokenised"])
+
+
+def _new_model(text: str, o: dict[str, Any], backend: Backend) -> "LanguageModel":
+    from fastrnn.models import LanguageModel
+
+    dropout = {name: o[name] for name in ("dropout", "input_dropout", "weight_dropout")}
+    if o["from_run"] is not None:
+        return LanguageModel.load(
+            o["from_run"], precision=o["precision"], backend=backend, seed=o["seed"], **dropout
+        )
+    return LanguageModel(
+        _vocabulary(text, o),
+        embedding_dim=o["embed"],
+        hidden_size=o["hidden"],
+        num_layers=o["layers"],
+        cell=o["cell"],
+        cell_options={"variant": o["variant"]} if o["variant"] else None,
+        tied=o["tied"],
+        cutoffs=[int(part) for part in o["cutoffs"].split(",")] if o["cutoffs"] else None,
+        precision=o["precision"],
+        backend=backend,
+        seed=o["seed"],
+        **dropout,
+    )
+
+
+def _schedule(o: dict[str, Any], steps: int, epoch: int) -> "Constant":
+    """The schedule of a run of ``steps`` steps, with ``epoch`` steps in an epoch."""
+    from fastrnn import optim
+
+    if o["schedule"] == "cosine":
+        return optim.Cosine(steps, warmup=o["warmup"])
+    if o["schedule"] == "decay":
+        start = o["decay_after"] * epoch
+        return optim.StepDecay(epoch, gamma=o["decay"], start=start, warmup=o["warmup"])
+    return optim.ReduceOnPlateau() if o["schedule"] == "plateau" else optim.Constant()
 
 
 def train_language_model(
@@ -31,73 +92,75 @@ def train_language_model(
     backend: Backend = "cpu",
     resume: bool = False,
 ) -> "LanguageModel":
-    """Train with these options in the folder ``out``; return the model with its best weights."""
+    """Train with these options of ``train lm`` in the folder ``out``; return the model with its
+    best weights."""
     from tqdm import tqdm
 
     from fastrnn import optim
     from fastrnn.checkpoint import save_json
-    from fastrnn.data.text import TextStream, Vocabulary
+    from fastrnn.data.text import TextStream
     from fastrnn.kernels.backend import training_precisions
-    from fastrnn.models import LanguageModel
     from fastrnn.runtime.threads import get_num_threads
     from fastrnn.trainer import Trainer
 
-    o = options
-    schedules = {
-        "constant": optim.Constant,
-        "cosine": lambda: optim.Cosine(o["steps"], warmup=o["warmup"]),
-        "plateau": optim.ReduceOnPlateau,
-    }
+    defaults = {k: p.default for k, p in inspect.signature(train_lm).parameters.items()}
+    o = defaults | options
     for name, choices in (
+        ("unit", ("char", "word", "bpe")),
         ("optimizer", optim.OPTIMIZERS),
-        ("schedule", schedules),
+        ("schedule", _SCHEDULES),
         ("precision", training_precisions(backend)),
     ):
         if o[name] not in choices:
             raise ValueError(f"--{name} must be one of {', '.join(choices)}; got {o[name]!r}")
-    optimizer, schedule = optim.OPTIMIZERS[o["optimizer"]](o["lr"]), schedules[o["schedule"]]()
-    vocabulary = Vocabulary.of(text, min_count=o["min_count"])
-    model = LanguageModel(
-        vocabulary,
-        embedding_dim=o["embed"],
-        hidden_size=o["hidden"],
-        num_layers=o["layers"],
-        dropout=o["dropout"],
-        precision=o["precision"],
-        backend=backend,
-        seed=o["seed"],
+    model = _new_model(text, o, backend)
+    vocabulary = model.vocabulary
+    data = TextStream(
+        vocabulary.encode(text), o["batch"], o["bptt"], variable=o["variable_bptt"], seed=o["seed"]
     )
+    steps = o["epochs"] * len(data) or o["steps"]
+    of_characters = vocabulary.unit == "character"
+    metric, shown = ("valid_bpc", "bits per character")
+    if not of_characters:
+        metric, shown = "valid_perplexity", "perplexity"
     valid_ids = None if valid is None else vocabulary.encode(valid)
+
+    def evaluate() -> float:
+        assert valid_ids is not None
+        nats = model.cross_entropy(valid_ids)
+        return nats / math.log(2) if of_characters else math.exp(nats)
+
     trainer = Trainer(
         model,
-        optimizer,
-        TextStream(vocabulary.encode(text), o["batch"], o["bptt"]),
+        optim.OPTIMIZERS[o["optimizer"]](o["lr"]),
+        data,
         out,
         max_norm=o["clip"] or None,
-        schedule=schedule,
-        evaluate=None if valid_ids is None else lambda: model.bits_per_character(valid_ids),
-        metric="valid_bpc",
+        schedule=_schedule(o, steps, len(data)),
+        evaluate=None if valid_ids is None else evaluate,
+        metric=metric,
         evaluate_every=o["eval_every"],
         patience=o["patience"] or None,
         report=tqdm.write,  # above the progress bar
     )
     # A cosine schedule depends on the total number of steps; other runs may be extended.
-    free = ("lr", "precision") if o["schedule"] == "cosine" else ("lr", "precision", "steps")
-    open_run(out, resume, options, free)
+    longer = () if o["schedule"] == "cosine" else ("steps", "epochs")
+    open_run(out, resume, options, ("lr", "precision", *longer))
     if resume:
         trainer.resume()
     else:
         save_json(out / "config.json", model.config())
+    count = len(data) * data.batch * data.bptt
     typer.echo(
-        f"{len(text):,} characters, {len(vocabulary)} symbols, "
-        f"{model.parameters.size:,} parameters, {get_num_threads()} threads"
+        f"{len(text):,} characters, about {count:,} {vocabulary.unit}s, {len(vocabulary):,} of "
+        f"them different, {model.parameters.size:,} parameters, {get_num_threads()} threads"
     )
-    trainer.train(steps=o["steps"])
+    trainer.train(steps=steps)
     if trainer.stopped == "interrupted":
         typer.echo(f"stopped at step {trainer.step}; saved in {trainer.checkpoint}")
         raise typer.Exit(130)
-    best = "" if trainer.best is None else f", best {trainer.best:.3f} bits per character"
-    typer.echo(f"{trainer.step} steps, {trainer.rate:,.0f} characters per second{best}")
+    best = "" if trainer.best is None else f", best {shown} {trainer.best:.3f}"
+    typer.echo(f"{trainer.step} steps, {trainer.rate:,.0f} {vocabulary.unit}s per second{best}")
     return model
 
 
@@ -109,25 +172,23 @@ def train_lm(
     ] = None,
     valid: Annotated[Path | None, typer.Option(help="UTF-8 text to evaluate on.")] = None,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("run"),
-    embed: Annotated[int, typer.Option(min=0, help="Embedding size; 0: one-hot.")] = 64,
-    hidden: Annotated[int, typer.Option(min=1, help="Units per layer.")] = 512,
-    layers: Annotated[int, typer.Option(min=1, help="LSTM layers.")] = 1,
-    dropout: Annotated[float, typer.Option(help="Dropout after each LSTM layer.")] = 0.0,
-    batch: Annotated[int, typer.Option(min=1, help="Streams read in parallel.")] = 64,
-    bptt: Annotated[int, typer.Option(min=1, help="Characters to backpropagate through.")] = 100,
-    optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
-    schedule: Annotated[str, typer.Option(help="constant, cosine or plateau.")] = "constant",
-    warmup: Annotated[int, typer.Option(min=0, help="Warm-up steps, with cosine.")] = 0,
-    clip: Annotated[float, typer.Option(min=0, help="Largest gradient norm; 0: no limit.")] = 1.0,
-    steps: Annotated[int, typer.Option(min=1, help="Total number of steps.")] = 2000,
-    eval_every: Annotated[int, typer.Option(min=1, help="Steps between evaluations.")] = 100,
-    valid_chars: Annotated[
-        int, typer.Option(min=2, help="Characters of --valid to use, from its start.")
-    ] = 200_000,
-    patience: Annotated[
-        int, typer.Option(min=0, help="Stop after N evaluations without a new best; 0: never.")
-    ] = 0,
+    from_run: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Start with the best weights of this run; options that are not given are its own.",
+        ),
+    ] = None,
+    unit: Annotated[
+        str, typer.Option(help="char, word, or bpe (byte pairs, needs the extra [tokens]).")
+    ] = "char",
+    vocab_size: Annotated[
+        int, typer.Option(min=2, help="Different words or byte pairs to know.")
+    ] = 10_000,
+    lower: Annotated[bool, typer.Option("--lower", help="Words in lower case.")] = False,
+    tokenised: Annotated[
+        bool, typer.Option("--tokenised", help="Words are what blanks separate, as in PTB.")
+    ] = False,
     min_count: Annotated[
         int | None,
         typer.Option(
@@ -136,25 +197,77 @@ def train_lm(
             "By default one in 100,000, at most 100.",
         ),
     ] = None,
+    embed: Annotated[int, typer.Option(min=0, help="Embedding size; 0: one-hot.")] = 64,
+    hidden: Annotated[int, typer.Option(min=1, help="Units per layer.")] = 512,
+    layers: Annotated[int, typer.Option(min=1, help="Recurrent layers.")] = 1,
+    cell: Annotated[str, typer.Option(help="lstm, gru or rnn.")] = "lstm",
+    variant: Annotated[str, typer.Option(help="Of the cell, such as peephole.")] = "",
+    tied: Annotated[
+        bool, typer.Option("--tied", help="One weight for embedding and softmax.")
+    ] = False,
+    cutoffs: Annotated[
+        str, typer.Option(help="Adaptive softmax: where clusters begin, such as 2000,10000.")
+    ] = "",
+    dropout: Annotated[float, typer.Option(help="Dropout after each recurrent layer.")] = 0.0,
+    input_dropout: Annotated[float, typer.Option(help="Dropout of the embedding.")] = 0.0,
+    weight_dropout: Annotated[float, typer.Option(help="Dropout of recurrent weights.")] = 0.0,
+    batch: Annotated[int, typer.Option(min=1, help="Streams read in parallel.")] = 64,
+    bptt: Annotated[int, typer.Option(min=1, help="Units to backpropagate through.")] = 100,
+    variable_bptt: Annotated[
+        bool, typer.Option("--variable-bptt", help="Vary their number around this one.")
+    ] = False,
+    optimizer: Annotated[str, typer.Option(help="adam, adamw, sgd or asgd (averaged).")] = "adam",
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
+    schedule: Annotated[str, typer.Option(help="constant, cosine, decay or plateau.")] = "constant",
+    warmup: Annotated[int, typer.Option(min=0, help="Warm-up steps: cosine or decay.")] = 0,
+    decay: Annotated[float, typer.Option(help="Factor of the rate per epoch, with decay.")] = 0.5,
+    decay_after: Annotated[
+        int, typer.Option(min=0, help="Epochs at the full rate, with decay.")
+    ] = 4,
+    clip: Annotated[float, typer.Option(min=0, help="Largest gradient norm; 0: no limit.")] = 1.0,
+    steps: Annotated[int, typer.Option(min=1, help="Total number of steps.")] = 2000,
+    epochs: Annotated[int, typer.Option(min=0, help="Total number of epochs, not steps.")] = 0,
+    eval_every: Annotated[
+        int, typer.Option(min=0, help="Steps between evaluations; 0: an epoch.")
+    ] = 100,
+    valid_chars: Annotated[
+        int, typer.Option(min=2, help="Characters of --valid to use, from its start.")
+    ] = 200_000,
+    patience: Annotated[
+        int, typer.Option(min=0, help="Stop after N evaluations without a new best; 0: never.")
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed for weights and dropout.")] = 0,
     precision: Precision = "float32",
     backend: Backend = "cpu",
     threads: Threads = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
 ) -> None:
-    """Train a character language model; Ctrl-C saves, --resume continues.
+    """Train a language model; Ctrl-C saves, --resume continues.
 
-    A run that is resumed keeps its options; --steps, --lr and --precision may be changed.
+    A run that is resumed keeps its options; --steps, --epochs, --lr and --precision may be changed.
+    To change others, begin a new run with the weights of an old one: --from.
     """
     with clear_errors():
         from fastrnn.data.text import read_text
 
         set_threads(threads)
-        options = options_of(context, out, resume)
+        if resume and from_run is not None:
+            raise ValueError("--resume and --from exclude each other")
+        before = out if resume else from_run
+        if before is not None and not resume:
+            fixed = [name for name in _SHAPE if is_given(context, name)]
+            if fixed:
+                named = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
+                raise ValueError(f"{named} cannot be given with --from: {before} decides")
+            if not (before / "options.json").exists():  # a model that was saved in Python
+                before = None
+        options = options_of(context, before)
         if not options["text"]:
             raise ValueError("train lm needs a text (or --resume)")
-        if options["warmup"] and options["schedule"] != "cosine":
-            raise ValueError("--warmup goes with --schedule cosine")
+        if options["warmup"] and options["schedule"] not in ("cosine", "decay"):
+            raise ValueError("--warmup goes with --schedule cosine or decay")
+        if not resume:
+            options["from_run"] = from_run and str(from_run)
         files, other = options["text"], options["valid"]
         whole = "".join(map(read_text, files))
         held_out = None if other is None else read_text(other)[: options["valid_chars"]]
@@ -165,14 +278,24 @@ def train_lm(
         typer.echo(f"model and history: {out}")
 
 
+Run = Annotated[Path, typer.Argument(help="A run's folder.")]
+
+
 @app.command()
 def sample(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    length: Annotated[int, typer.Option(min=0, help="Characters to generate.")] = 500,
+    run: Run,
+    length: Annotated[int, typer.Option(min=0, help="Units to generate.")] = 500,
     prime: Annotated[str, typer.Option(help="Text to continue.")] = "\n",
     temperature: Annotated[
-        float, typer.Option(help="Sampling temperature; 0: always the most likely character.")
+        float, typer.Option(help="Sampling temperature; 0: always the most likely unit.")
     ] = 0.7,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Choose among the K most likely units.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Choose among the most likely units with this probability in total."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     precision: Precision | None = None,
     backend: Backend = "cpu",
@@ -184,7 +307,49 @@ def sample(
 
         set_threads(threads)
         model = LanguageModel.load(run, precision=precision, backend=backend)
-        unknown = sorted(set(prime) - set(model.vocabulary.symbols))
-        if unknown:
-            typer.echo(f"the model does not know these characters of --prime: {unknown}", err=True)
-        typer.echo(prime + model.sample(length, prime=prime, temperature=temperature, seed=seed))
+        if model.vocabulary.unit == "character":
+            unknown = sorted(
+                set(prime) - set(model.vocabulary.decode(range(len(model.vocabulary))))
+            )
+            if unknown:
+                typer.echo(
+                    f"the model does not know these characters of --prime: {unknown}", err=True
+                )
+        more = model.sample(
+            length, prime=prime, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        )
+        blank = " " if model.vocabulary.unit == "word" and not prime.endswith("\n") else ""
+        typer.echo(prime + blank + more)
+
+
+@app.command()
+def score(
+    run: Run,
+    file: Annotated[str, typer.Argument(help="UTF-8 text; - for standard input.")] = "-",
+    prime: Annotated[str, typer.Option(help="Text that comes before.")] = "\n",
+    precision: Precision | None = None,
+    backend: Backend = "cpu",
+    threads: Threads = None,
+) -> None:
+    """The log-probability (natural) of each unit of a text, by a language model.
+
+    A line per unit: the log-probability, a tab, the unit as a JSON string. A summary goes to the
+    standard error stream.
+    """
+    with clear_errors():
+        from fastrnn.data.text import read_text
+        from fastrnn.models import LanguageModel
+
+        set_threads(threads)
+        model = LanguageModel.load(run, precision=precision, backend=backend)
+        text = sys.stdin.read() if file == "-" else read_text(file)
+        scored = model.score(text, prime=prime)
+        lines = [f"{p:.6f}\t{json.dumps(unit, ensure_ascii=False)}\n" for unit, p in scored]
+        sys.stdout.write("".join(lines))
+        if scored:
+            nats, name = -sum(p for _, p in scored), model.vocabulary.unit
+            typer.echo(
+                f"{len(scored):,} {name}s, perplexity {math.exp(nats / len(scored)):.3f}, "
+                f"{nats / len(text) / math.log(2):.4f} bits per character",
+                err=True,
+            )

@@ -1,11 +1,13 @@
 """``fastrnn train tagger``, ``tag`` and ``eval``."""
 
+import importlib
+import json
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from .common import (
     Backend,
@@ -20,8 +22,19 @@ from .common import (
     typer,
 )
 
+if TYPE_CHECKING:
+    from fastrnn.data.sentences import Token
+    from fastrnn.models import Tagger, TaggerEnsemble
+
 TokenColumn = Annotated[int, typer.Option(help="Column of the tokens, from 0; the last is -1.")]
 TagColumn = Annotated[int, typer.Option(help="Column of the tags.")]
+FeatureColumns = Annotated[
+    str, typer.Option(help="Columns of further features of a token, such as 1,2.")
+]
+More = Annotated[
+    list[Path] | None,
+    typer.Option("--with", help="Another tagger's folder: probabilities are averaged. Repeatable."),
+]
 Vectors = Annotated[
     str | None,
     typer.Option(
@@ -36,15 +49,30 @@ _FREE = ("epochs", "lr", "patience", "precision", "test", "vectors", "include_ve
 # Options that `Tagger` calls by the same name.
 _SAME = (
     "vectors", "word_dim", "unknown", "fine_tune", "char_dim", "crf", "constrain", "dropout",
-    "input_dropout", "scheme", "optimizer", "lr", "epochs", "patience", "seed", "vector_seed",
-    "precision",
+    "input_dropout", "label_smoothing", "scheme", "optimizer", "lr", "schedule", "warmup_ratio",
+    "epochs", "patience", "seed", "vector_seed", "precision", "char_filters", "char_width",
 )  # fmt: skip
 
 
-def read_tagged(path, token_column: int, tag_column: int):
+def _numbers(columns: str) -> list[int]:
+    try:
+        return [int(part) for part in columns.split(",")] if columns else []
+    except ValueError:
+        raise ValueError(
+            f"--feature-columns must be numbers such as 1,2; got {columns!r}"
+        ) from None
+
+
+def read_tagged(path, token_column: int, tag_column: int, feature_columns: str = ""):
+    """The tokens and the tags, in the scheme of the file."""
     from fastrnn.data.sentences import read_sentences
 
-    sentences = list(read_sentences(path, token_column=token_column, tag_column=tag_column))
+    sentences = list(
+        read_sentences(
+            path, token_column=token_column, tag_column=tag_column,
+            feature_columns=_numbers(feature_columns), scheme=None,
+        )
+    )  # fmt: skip
     if not sentences:
         raise ValueError(f"{path} has no sentences")
     return [s.tokens for s in sentences], [s.tags for s in sentences]
@@ -70,13 +98,23 @@ def train_tagger(
     layers: Annotated[int, typer.Option(min=1, help="BiLSTM layers.")] = 1,
     chars: Annotated[int, typer.Option(min=0, help="Character BiLSTM units; 0: none.")] = 0,
     char_dim: Annotated[int, typer.Option(min=1, help="Size of character embeddings.")] = 25,
-    crf: Annotated[bool, typer.Option("--crf", help="Use a CRF, not a softmax.")] = False,
+    char_filters: Annotated[int, typer.Option(min=0, help="Character CNN filters; 0: none.")] = 0,
+    char_width: Annotated[int, typer.Option(min=1, help="Characters a filter sees; odd.")] = 3,
+    crf: Annotated[bool, typer.Option(help="Use a CRF, not a softmax.")] = False,
     constrain: Annotated[bool, typer.Option(help="The CRF forbids invalid tag pairs.")] = True,
     dropout: Annotated[float, typer.Option(help="Dropout after each BiLSTM layer.")] = 0.5,
     input_dropout: Annotated[float, typer.Option(help="Dropout of the BiLSTM's input.")] = 0.25,
+    balanced: Annotated[
+        bool, typer.Option("--balanced", help="Weight classes by inverse frequency; no CRF.")
+    ] = False,
+    label_smoothing: Annotated[float, typer.Option(help="In the loss; no CRF.")] = 0.0,
     scheme: Annotated[str, typer.Option(help="Tags of the network: BIOES or IOB2.")] = "BIOES",
     optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 3e-3,
+    schedule: Annotated[str, typer.Option(help="Learning rate: constant or cosine.")] = "constant",
+    warmup_ratio: Annotated[
+        float, typer.Option(help="Share of the steps for warm-up, with cosine.")
+    ] = 0.0,
     clip: Annotated[float, typer.Option(min=0, help="Largest gradient norm; 0: no limit.")] = 5.0,
     batch: Annotated[int, typer.Option(min=1, help="Sentences per batch.")] = 32,
     max_tokens: Annotated[int, typer.Option(min=0, help="Tokens per batch, replaces --batch.")] = 0,
@@ -90,6 +128,7 @@ def train_tagger(
     ] = 0,
     token_column: TokenColumn = 0,
     tag_column: TagColumn = -1,
+    feature_columns: FeatureColumns = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed for weights, dropout and batches.")] = 0,
     vector_seed: Annotated[int, typer.Option(min=0, help="Seed for unknown words' vectors.")] = 0,
     precision: Precision = "float32",
@@ -109,12 +148,12 @@ def train_tagger(
         from fastrnn.models import Tagger
 
         set_threads(threads)
-        o = options = options_of(context, out, resume)
+        o = options = options_of(context, out if resume else None)
         if o["train"] is None:
             raise ValueError("train tagger needs --train (or --resume)")
         for name in ("train", "dev", "test"):
             options[name] = options[name] and str(options[name])
-        columns = o["token_column"], o["tag_column"]
+        columns = o["token_column"], o["tag_column"], o["feature_columns"]
         X, y = read_tagged(o["train"], *columns)
         held_out = None if o["dev"] is None else read_tagged(o["dev"], *columns)
         last = None if o["test"] is None else read_tagged(o["test"], *columns)
@@ -123,9 +162,12 @@ def train_tagger(
         model = Tagger(
             hidden_size=o["hidden"], num_layers=o["layers"], char_hidden=o["chars"],
             max_norm=o["clip"] or None, batch_size=o["batch"], max_tokens=o["max_tokens"] or None,
-            max_len=o["max_len"] or None, backend=backend, **{k: o[k] for k in _SAME},
+            max_len=o["max_len"] or None, class_weight="balanced" if o["balanced"] else None,
+            backend=backend, **{k: o[k] for k in _SAME},
         )  # fmt: skip
-        open_run(out, resume, options, _FREE)
+        # A cosine schedule depends on the number of epochs.
+        fixed = () if o["schedule"] == "constant" else ("epochs",)
+        open_run(out, resume, options, tuple(name for name in _FREE if name not in fixed))
         typer.echo(f"{len(X):,} sentences, {sum(map(len, X)):,} tokens")
         model.fit(X, y, dev=held_out, run=out, resume=resume, report=tqdm.write)
         if o["include_vectors"]:
@@ -149,11 +191,22 @@ def tag(
         str,
         typer.Option(
             "--format",
-            help="columns (CoNLL), jsonl, or lines (a sentence each, tokens separated by blanks). "
+            help="columns (CoNLL), jsonl, lines (a sentence each, tokens separated by blanks) or "
+            "text (a text each, not yet tokenised). "
             "By default from the suffix: lines for .txt, no suffix and standard input.",
         ),
     ] = "",
+    output: Annotated[
+        str,
+        typer.Option(help="columns (a token, a tab, its tag) or jsonl (entities and confidences)."),
+    ] = "columns",
+    tokenizer: Annotated[
+        str,
+        typer.Option(help="For text: a Python function such as nltk:word_tokenize."),
+    ] = "",
+    more: More = None,
     token_column: TokenColumn = 0,
+    feature_columns: FeatureColumns = "",
     vectors: Vectors = None,
     precision: Precision | None = None,
     at_once: Annotated[
@@ -162,31 +215,91 @@ def tag(
     backend: Backend = "cpu",
     threads: Threads = None,
 ) -> None:
-    """Tag sentences: write a token, a tab and its tag per line, an empty line after a sentence."""
-    with clear_errors():
-        from fastrnn.models import Tagger
+    """Tag sentences or texts.
 
+    With --output columns: a token, a tab and its tag per line, an empty line after a sentence. With
+    jsonl: an object per sentence with its tokens and tags (its text, if --format is text) and its
+    entities: their type, their start and end in tokens (in characters of the text) and confidence.
+    """
+    with clear_errors():
         set_threads(threads)
-        model = Tagger.load(run, vectors=vectors, precision=precision, backend=backend)
+        if output not in ("columns", "jsonl"):
+            raise ValueError(f"--output must be columns or jsonl; got {output!r}")
+        if tokenizer and form != "text":
+            raise ValueError("--tokenizer goes with --format text")
+        tokenize = _function(tokenizer) if tokenizer else None
+        model = _load([run, *(more or [])], vectors, precision, backend)
         if file == "-" and sys.stdin.isatty():
             at_once = 1
-        sentences = _untagged(file, form, token_column)
+        sentences = _untagged(file, form, token_column, _numbers(feature_columns))
+        write = _columns if output == "columns" else _json
         while part := list(islice(sentences, at_once)):
-            lines = []
-            for tokens, tags in zip(part, model.predict(part), strict=True):
-                lines += [f"{a}\t{b}\n" for a, b in zip(tokens, tags, strict=True)] + ["\n"]
-            sys.stdout.write("".join(lines))
+            sys.stdout.write("".join(write(model, part, form == "text", tokenize)))
             sys.stdout.flush()
 
 
-def _untagged(file: str, form: str, token_column: int) -> Iterator[list[str]]:
-    """Yield the tokens of each sentence of a file or of standard input as they are read."""
+def _load(runs: list[Path], vectors, precision, backend) -> "Tagger | TaggerEnsemble":
+    """A tagger, or several as one."""
+    from fastrnn.models import Tagger, TaggerEnsemble
+
+    if len(runs) == 1:
+        return Tagger.load(runs[0], vectors=vectors, precision=precision, backend=backend)
+    return TaggerEnsemble.load(runs, vectors=vectors, precision=precision, backend=backend)
+
+
+def _function(name: str) -> Any:
+    """The function that ``module:function`` names."""
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--tokenizer {name} was not found: {error}") from error
+
+
+def _columns(model, part: list, raw: bool, tokenize) -> Iterator[str]:
+    """The lines of ``--output columns``."""
+    from fastrnn.data.batches import word_of
+    from fastrnn.data.tokens import token_spans
+
+    if raw:
+        part = [[text[a:b] for a, b in token_spans(text, tokenize)] for text in part]
+    for tokens, tags in zip(part, model.predict(part), strict=True):
+        for token, tagged in zip(tokens, tags, strict=True):
+            yield f"{word_of(token)}\t{tagged}\n"
+        yield "\n"
+
+
+def _json(model, part: list, raw: bool, tokenize) -> Iterator[str]:
+    """The lines of ``--output jsonl``."""
+    if raw:
+        for text, found in zip(part, model.entities(part, tokenize=tokenize), strict=True):
+            yield _line({"text": text, "entities": [e._asdict() for e in found]})
+        return
+    for tokens, tags, found in zip(
+        part, model.predict(part), model.fitted_.entities(part), strict=True
+    ):
+        entities = [
+            {"type": kind, "start": start, "end": end, "confidence": confidence}
+            for kind, start, end, confidence in found
+        ]
+        yield _line({"tokens": tokens, "tags": tags, "entities": entities})
+
+
+def _line(value: dict) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def _untagged(
+    file: str, form: str, token_column: int, feature_columns: list[int]
+) -> Iterator[list["Token"] | str]:
+    """Yield the tokens of each sentence (or each text) of a file or of standard input as they are
+    read."""
     from fastrnn.data.sentences import parse_columns, read_lines, read_sentences
 
     suffix = Path(file).suffix
     form = form or {".txt": "lines", "": "lines", ".jsonl": "jsonl"}.get(suffix, "columns")
-    if form not in ("columns", "jsonl", "lines"):
-        raise ValueError(f"--format must be columns, jsonl or lines; got {form!r}")
+    if form not in ("columns", "jsonl", "lines", "text"):
+        raise ValueError(f"--format must be columns, jsonl, lines or text; got {form!r}")
     if form == "jsonl" and suffix != ".jsonl":
         raise ValueError(f"--format jsonl needs a file whose name ends in .jsonl, got {file}")
     if form == "jsonl":
@@ -195,19 +308,26 @@ def _untagged(file: str, form: str, token_column: int) -> Iterator[list[str]]:
         return
     lines: Iterable[str] = read_lines(None if file == "-" else file)
     if form == "columns":
-        for sentence in parse_columns(lines, file, token_column, None):
+        for sentence in parse_columns(
+            lines, file, token_column, tag_column=None, feature_columns=feature_columns
+        ):
             yield sentence.tokens
         return
     for line in lines:
-        yield [token for token in line.replace("\t", " ").split(" ") if token]
+        if form == "text":
+            yield line
+        else:
+            yield [token for token in line.replace("\t", " ").split(" ") if token]
 
 
 @app.command("eval")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A tagger's folder.")],
     file: Annotated[Path, typer.Argument(help="Tagged sentences: CoNLL columns or .jsonl.")],
+    more: More = None,
     token_column: TokenColumn = 0,
     tag_column: TagColumn = -1,
+    feature_columns: FeatureColumns = "",
     vectors: Vectors = None,
     precision: Precision | None = None,
     backend: Backend = "cpu",
@@ -216,8 +336,8 @@ def evaluate(
     """Score a tagger: precision, recall and F1 of entities, by type and overall."""
     with clear_errors():
         from fastrnn.metrics import report
-        from fastrnn.models import Tagger
 
         set_threads(threads)
-        model = Tagger.load(run, vectors=vectors, precision=precision, backend=backend)
-        typer.echo(report(model.evaluate(*read_tagged(file, token_column, tag_column))))
+        model = _load([run, *(more or [])], vectors, precision, backend)
+        tagged = read_tagged(file, token_column, tag_column, feature_columns)
+        typer.echo(report(model.evaluate(*tagged)))

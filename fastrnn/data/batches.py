@@ -12,6 +12,7 @@ from fastrnn import checks
 from fastrnn._gather import gather_rows
 from fastrnn.packed import PackedBatch
 
+from .sentences import Token
 from .text import Vocabulary
 from .vectors import WordVectors
 
@@ -35,6 +36,11 @@ def case_of(token: str) -> int:
     return 5 if digits else 6
 
 
+def word_of(token: Token) -> str:
+    """The word of a token that may have features beside it."""
+    return token if isinstance(token, str) else token[0]
+
+
 class Tokens(NamedTuple):
     """Concatenated sequences: sequence s is ``ids[starts[s] : starts[s] + lengths[s]]``."""
 
@@ -50,7 +56,7 @@ class Tokens(NamedTuple):
 
 
 class Lexicon:
-    """The features of each distinct token: its vector, its casing and its characters.
+    """The features of each distinct token: its vector, its casing, its characters and those given.
 
     Only tokens seen so far have a row, so memory does not grow with the table of vectors; and the
     features of a token are computed once for all its occurrences.
@@ -63,6 +69,8 @@ class Lexicon:
     trained : mapping of str to int, optional
         The row of each word, as given by `WordVectors.key`, in the table of trained vectors.
     dtype : {"float32", "float64"}
+    features : sequence of sequence of str
+        The known values of each feature that follows the word in a token.
     """
 
     def __init__(
@@ -71,12 +79,17 @@ class Lexicon:
         characters: Vocabulary | None = None,
         trained: Mapping[str, int] | None = None,
         dtype="float32",
+        features: Sequence[Sequence[str]] = (),
     ):
         self.vectors, self.characters = vectors, characters
         self._trained = trained or {}
-        self.table = np.zeros((1024, vectors.dimension + CASES), dtype)
+        # The column of each value of each feature.
+        values = [(n, value) for n, known in enumerate(features) for value in known]
+        first = vectors.dimension + CASES
+        self._columns = {value: first + k for k, value in enumerate(values)}
+        self.table = np.zeros((1024, first + len(values)), dtype)
         self.words = np.zeros(1024, np.int64)  # rows of the trained table, or -1
-        self._ids: dict[str, int] = {}
+        self._ids: dict[Token, int] = {}
         self._growing = threading.Lock()
         self._spellings: list[np.ndarray] = []
 
@@ -84,7 +97,7 @@ class Lexicon:
         """Number of distinct tokens so far."""
         return len(self._ids)
 
-    def encode(self, sentences: Sequence[Sequence[str]]) -> Tokens:
+    def encode(self, sentences: Sequence[Sequence[Token]]) -> Tokens:
         """An id for each token."""
         tokens = list(chain.from_iterable(sentences))
         ids = list(map(self._ids.get, tokens))
@@ -96,19 +109,24 @@ class Lexicon:
             ids = list(map(self._ids.get, tokens))
         return Tokens.of(ids, [len(s) for s in sentences])
 
-    def _add(self, new: list[str]) -> None:
+    def _add(self, new: list[Token]) -> None:
         first, last = len(self._ids), len(self._ids) + len(new)
         if last > len(self.table):
             more = max(last, 2 * len(self.table)) - len(self.table)
             self.table = np.pad(self.table, ((0, more), (0, 0)))
             self.words = np.pad(self.words, (0, more))
         key, rows, dimension = self.vectors.key, self.table[first:last], self.vectors.dimension
-        self.words[first:last] = [self._trained.get(key(token), -1) for token in new]
+        words = list(map(word_of, new))
+        self.words[first:last] = [self._trained.get(key(word), -1) for word in words]
         rows[:] = 0
-        rows[:, :dimension] = self.vectors(new)
-        rows[np.arange(len(new)), [dimension + case_of(t) for t in new]] = 1
+        rows[:, :dimension] = self.vectors(words)
+        rows[np.arange(len(new)), [dimension + case_of(word) for word in words]] = 1
+        for row, token in zip(rows, new, strict=True) if self._columns else ():
+            for value in enumerate(token[1:]):
+                if value in self._columns:  # else it is unknown
+                    row[self._columns[value]] = 1
         if self.characters is not None:
-            self._spellings[first:] = [self.characters.encode(token) for token in new]
+            self._spellings[first:] = [self.characters.encode(word) for word in words]
         # Last, so that an interruption leaves no token half added.
         self._ids.update(zip(new, range(first, last), strict=True))
 

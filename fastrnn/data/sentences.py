@@ -4,23 +4,27 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from fastrnn import checks
 from fastrnn.checks import as_list, integer_array
 
-from .tags import read_entities, split_tag, write_tags
+from .tags import check_scheme, read_entities, split_tag, write_tags
 
 _BLANKS = " \t"  # other spaces, such as no-break spaces, may be part of a token
 _COLUMNS = 1 << 20  # no file has as many
 
 
+# A word, or a word and the values of its features.
+Token: TypeAlias = str | tuple[str, ...]
+
+
 class Sentence(NamedTuple):
     """Tokens and their tags; no tags if only tokens were read."""
 
-    tokens: list[str]
+    tokens: list[Token]
     tags: list[str]
 
 
@@ -29,20 +33,26 @@ def read_sentences(
     *,
     token_column: int = 0,
     tag_column: int | None = -1,
-    scheme: str = "IOB2",
+    feature_columns: Sequence[int] = (),
+    scheme: str | None = "IOB2",
 ) -> Iterator[Sentence]:
     """Iterate over the sentences of a file without reading all of it first.
 
     Parameters
     ----------
     path : path
-        A UTF-8 file. ``.jsonl``: an object with "tokens" and "tags" per line. Any other: a token
+        A UTF-8 file. ``.jsonl``: an object with "tokens" and "tags" per line, where a token may be
+        a list of a word and the values of its features. Any other: a token
         per line, in columns separated by tabs or, without tabs, by spaces; a sentence ends at a
         line that is empty, has only tabs and spaces, or begins with ``-DOCSTART-``.
     token_column, tag_column : int, default the first and the last
         Counted from 0, or from the end if negative. ``tag_column=None`` reads tokens alone.
-    scheme : {"IOB2", "BIOES"}
-        Scheme of the returned tags; the file's tags may be IOB1, IOB2, BIOES or BILOU.
+    feature_columns : sequence of int
+        Columns of features, such as parts of speech or marks of a gazetteer. A token is then a
+        tuple of the word and their values. Not for ``.jsonl``.
+    scheme : {"IOB2", "BIOES"} or None
+        Scheme of the returned tags; the file's tags may be IOB1, IOB2, BIOES or BILOU. None
+        returns them as they are.
 
     Raises
     ------
@@ -55,11 +65,15 @@ def read_sentences(
     checks.integer("token_column", token_column, -_COLUMNS)
     if tag_column is not None:
         checks.integer("tag_column", tag_column, -_COLUMNS)
+    for column in checks.integer_array("feature_columns", feature_columns, dimensions=1).tolist():
+        checks.integer("feature_columns", column, -_COLUMNS)
+    if scheme is not None:
+        check_scheme(scheme)
     lines, name = read_lines(path), str(path)
     if path.suffix == ".jsonl":
         yield from _from_json(lines, name, tag_column is not None, scheme)
     else:
-        yield from parse_columns(lines, name, token_column, tag_column, scheme)
+        yield from parse_columns(lines, name, token_column, tag_column, scheme, feature_columns)
 
 
 def read_lines(path=None) -> Iterator[str]:
@@ -90,19 +104,20 @@ def parse_columns(
     name: str,
     token_column: int = 0,
     tag_column: int | None = -1,
-    scheme: str = "IOB2",
+    scheme: str | None = "IOB2",
+    feature_columns: Sequence[int] = (),
 ) -> Iterator[Sentence]:
     """`read_sentences` for lines from any source; ``name`` is used in error messages."""
-    wanted = [token_column] if tag_column is None else [token_column, tag_column]
+    wanted = [token_column, *feature_columns, *([] if tag_column is None else [tag_column])]
     needed = max(c + 1 if c >= 0 else -c for c in wanted)
     if tag_column is not None:
         needed = max(needed, 2)
-    tokens: list[str] = []
+    tokens: list[Token] = []
     tags: list[str] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip(_BLANKS) or line.startswith("-DOCSTART-"):
             if tokens:
-                yield Sentence(tokens, write_tags(read_entities(tags), len(tags), scheme))
+                yield Sentence(tokens, _in_scheme(tags, scheme))
                 tokens, tags = [], []
             continue
         columns = line.split("\t") if "\t" in line else [c for c in line.split(" ") if c]
@@ -114,11 +129,16 @@ def parse_columns(
         token = columns[token_column].strip(_BLANKS)
         if not token:
             raise ValueError(f"{name}, line {number} has an empty token: {line!r}")
-        tokens.append(token)
+        features = [columns[c].strip(_BLANKS) for c in feature_columns]
+        tokens.append((token, *features) if features else token)
         if tag_column is not None:
             tags.append(_checked(columns[tag_column].strip(_BLANKS), name, number))
     if tokens:
-        yield Sentence(tokens, write_tags(read_entities(tags), len(tags), scheme))
+        yield Sentence(tokens, _in_scheme(tags, scheme))
+
+
+def _in_scheme(tags: list[str], scheme: str | None) -> list[str]:
+    return tags if scheme is None else write_tags(read_entities(tags), len(tags), scheme)
 
 
 def _checked(tag: str, name: str, number: int) -> str:
@@ -129,7 +149,7 @@ def _checked(tag: str, name: str, number: int) -> str:
     return tag
 
 
-def _from_json(lines, name: str, with_tags: bool, scheme: str) -> Iterator[Sentence]:
+def _from_json(lines, name: str, with_tags: bool, scheme: str | None) -> Iterator[Sentence]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -141,17 +161,21 @@ def _from_json(lines, name: str, with_tags: bool, scheme: str) -> Iterator[Sente
             raise ValueError(
                 f'{name}, line {number} must be {{"tokens": [...], "tags": [...]}}: {error!r}'
             ) from None
-        for what, values in (("tokens", tokens), ("tags", tags)):
+        words = tokens
+        if isinstance(tokens, list):  # JSON has no tuples
+            tokens = [tuple(t) if isinstance(t, list) and t else t for t in tokens]
+            words = [t[0] if isinstance(t, tuple) else t for t in tokens]
+        for what, values in (("tokens", words), ("tags", tags)):
             if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
                 raise ValueError(f"{name}, line {number}: {what} must be a list of strings")
-        if any(not t or "\t" in t or "\n" in t for t in tokens):
+        if any(not t or "\t" in t or "\n" in t for t in words):
             raise ValueError(f"{name}, line {number}: a token is empty or has a tab or line break")
         if with_tags and len(tokens) != len(tags):
             raise ValueError(f"{name}, line {number} has {len(tokens)} tokens but {len(tags)} tags")
         for tag in tags:
             _checked(tag, name, number)
         if tokens:
-            yield Sentence(tokens, write_tags(read_entities(tags), len(tags), scheme))
+            yield Sentence(tokens, _in_scheme(tags, scheme))
 
 
 def _is_list(value) -> bool:
@@ -172,14 +196,36 @@ def checked_lists(name: str, value: Any, of: str) -> Any:
     return value
 
 
-def checked_sentences(name: str, X) -> list[Sequence[str]]:
-    """Check ``X``, a sequence of token sequences, and return it as a list; errors name ``name``."""
-    X = checked_lists(name, X, "tokens")
+def checked_sentences(name: str, X, features: int | None = None) -> list[Sequence[Token]]:
+    """Check ``X``, a sequence of token sequences, and return it as a list; errors name ``name``.
+
+    Tokens must have this number of ``features`` (by default that of the first one) beside the word.
+    """
+    X = list(checked_lists(name, X, "tokens"))
     for i, x in enumerate(X):
         # NumPy's strings, a subclass of str, are allowed.
-        if "" in x or not all(issubclass(kind, str) for kind in set(map(type, x))):
-            raise TypeError(f"{name}[{i}] must hold strings that are not empty, got {x!r}")
-    return list(X)
+        if all(issubclass(kind, str) for kind in set(map(type, x))):
+            if "" in x:
+                raise TypeError(f"{name}[{i}] must hold strings that are not empty, got {x!r}")
+            found = [0] * bool(len(x))
+        else:
+            for token in x:
+                parts = [token] if isinstance(token, str) else token
+                if not (isinstance(parts, tuple | list) and all(isinstance(p, str) for p in parts)
+                        and parts and parts[0]):  # fmt: skip
+                    raise TypeError(
+                        f"{name}[{i}] must hold strings that are not empty, or tuples of a word "
+                        f"and its features, got {token!r:.80}"
+                    )
+            X[i] = x = [token if isinstance(token, str) else tuple(token) for token in x]
+            found = [0 if isinstance(token, str) else len(token) - 1 for token in x]
+        features = found[0] if features is None and found else features
+        wrong = [n for n in found if n != features]
+        if wrong:
+            raise ValueError(
+                f"{name}[{i}] must have {features} features for each token, got {wrong[0]}"
+            )
+    return X
 
 
 def named_tags(name: str, y: Any, names: Sequence[str] | None) -> Any:

@@ -1,4 +1,4 @@
-"""Text as streams of characters: vocabulary, encoding, batches for truncated BPTT."""
+"""Text as streams of units: characters, encoding, batches for truncated BPTT."""
 
 import sys
 from collections.abc import Iterator
@@ -44,6 +44,9 @@ class Vocabulary:
         The unknown symbol, then the known characters, one per entry.
     """
 
+    unit = "character"
+    unknown = 0
+
     def __init__(self, symbols: list[str]):
         if not symbols or symbols[0] != UNKNOWN or any(len(s) != 1 for s in symbols):
             raise ValueError("symbols must be single characters, the first the unknown symbol")
@@ -60,7 +63,7 @@ class Vocabulary:
 
         ``min_count`` defaults to one in 100,000 characters, at least 1 and at most 100.
         """
-        _check_text(text)
+        check_text(text)
         if min_count is None:
             min_count = min(100, max(1, len(text) // 100_000))
         checks.integer("min_count", min_count)
@@ -76,7 +79,7 @@ class Vocabulary:
 
     def encode(self, text: str) -> np.ndarray:
         """The index of each character, int64 [len(text)]."""
-        _check_text(text)
+        check_text(text)
         out = np.empty(len(text), np.int64)
         for first, codes in _blocks(text):
             self._table.take(codes, mode="clip", out=out[first : first + len(codes)])
@@ -88,8 +91,13 @@ class Vocabulary:
         checks.below("ids", "id", ids, len(self))
         return "".join(self.symbols[i] for i in ids)
 
+    def config(self) -> dict[str, str]:
+        """What `vocabularies.vocabulary_of` makes it from again."""
+        return {"symbols": "".join(self.symbols)}
 
-def _check_text(text) -> None:
+
+def check_text(text) -> None:
+    """Refuse what is no str."""
     if not isinstance(text, str):
         raise TypeError(f"text must be a str, got {type(text).__name__}")
 
@@ -103,15 +111,16 @@ def _blocks(text: str) -> Iterator[tuple[int, np.ndarray]]:
 
 
 class Chunk(NamedTuple):
-    """Consecutive characters of several streams; the next chunk continues where this one ends."""
+    """Consecutive units of several streams; the next chunk continues where this one ends."""
 
     ids: np.ndarray  # [T, B]
-    targets: np.ndarray  # [T, B]: the character after each
+    targets: np.ndarray  # [T, B]: the unit after each
     first: bool  # whether the streams begin here
+    rate: float = 1.0  # factor of the learning rate, see `fastrnn.trainer.Data`
 
 
 class TextStream:
-    """A text split into B streams that are read in parallel, T characters at a time.
+    """A text split into B streams that are read in parallel, T units at a time.
 
     Parameters
     ----------
@@ -119,22 +128,33 @@ class TextStream:
     batch : int
         B; stream b is the b-th of B equal parts.
     bptt : int
-        T, the characters that gradients are propagated over. The last chunk may be shorter.
+        T, the units that gradients are propagated over. The last chunk may be shorter.
+    variable : bool, default False
+        Draw the length of each chunk anew in each epoch, so that the same units do not always
+        begin a chunk: a normal distribution with a standard deviation of 5 (T/8 if that is less)
+        around T or, in one of twenty cases, T/2. The learning rate is scaled by the length
+        (Merity et al. 2018, section 3.2). The number of chunks stays the same.
+    seed : int, default 0
+        Of these lengths.
 
     Raises
     ------
     ValueError
-        The text is too short for one character and its successor in every stream.
+        The text is too short for one unit and its successor in every stream.
     """
 
-    def __init__(self, ids: np.ndarray, batch: int, bptt: int):
+    def __init__(
+        self, ids: np.ndarray, batch: int, bptt: int, *, variable: bool = False, seed: int = 0
+    ):
         ids = checks.integer_array("ids", ids, dimensions=1)
         self.batch = checks.integer("batch", batch)
         self.bptt = checks.integer("bptt", bptt)
+        self.variable = checks.flag("variable", variable)
+        self.seed = checks.integer("seed", seed, 0)
         self.length = (len(ids) - 1) // self.batch
         if self.length < 1:
             raise ValueError(
-                f"ids: the text has {len(ids)} characters, batch {batch} needs at least {batch + 1}"
+                f"ids: the text has {len(ids)} units, batch {batch} needs at least {batch + 1}"
             )
         n = self.length * self.batch
         self._ids = ids[:n].reshape(self.batch, -1)
@@ -144,11 +164,25 @@ class TextStream:
         """Number of chunks."""
         return -(-self.length // self.bptt)
 
+    def _bounds(self, epoch: int) -> np.ndarray:
+        """Where the chunks begin, and where the last one ends."""
+        if not self.variable:
+            return np.minimum(np.arange(len(self) + 1) * self.bptt, self.length)
+        rng = np.random.default_rng([self.seed, epoch])
+        n, t = len(self), self.bptt
+        lengths = rng.normal(np.where(rng.random(n) < 0.05, t / 2, t), min(5, t / 8))
+        ends = np.cumsum(np.maximum(lengths, t / 8))
+        # Scaled to the whole text, at least one unit each.
+        ends = np.rint(ends * ((self.length - n) / ends[-1])).astype(np.int64) + np.arange(1, n + 1)
+        return np.concatenate([[0], ends])
+
     def batches(self, epoch: int = 0, skip: int = 0) -> Iterator[Chunk]:
-        """The chunks in order, without the first ``skip``; every epoch is the same."""
+        """The chunks of an epoch in order, without the first ``skip``; the same on every call."""
+        bounds = self._bounds(epoch)
         for k in range(skip, len(self)):
-            part = slice(k * self.bptt, (k + 1) * self.bptt)
+            part = slice(bounds[k], bounds[k + 1])
             ids, targets = (
                 np.ascontiguousarray(of[:, part].T) for of in (self._ids, self._targets)
             )
-            yield Chunk(ids, targets, k == 0)
+            rate = len(ids) / self.bptt if self.variable else 1.0
+            yield Chunk(ids, targets, k == 0, rate)

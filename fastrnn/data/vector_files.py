@@ -11,7 +11,16 @@ from typing import IO, cast
 import numpy as np
 
 _Read = tuple[list[str], np.ndarray]
+_FASTTEXT = 793712314
 _MOST = 1 << 16  # bytes of a word, or of a header
+
+
+def is_fasttext(path: Path) -> bool:
+    """Whether a file is a model of fastText, which begins with a number of its own."""
+    if path.suffix != ".bin" or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) == _FASTTEXT.to_bytes(4, "little")
 
 
 def read_packed(path: Path) -> _Read:

@@ -25,7 +25,7 @@ from fastrnn.extras import needs
 from fastrnn.types import Input
 from fastrnn.types import Path as FilePath
 
-from .vector_files import read_packed
+from .vector_files import is_fasttext, read_packed
 
 _CUT = 2.0  # standard deviations
 _CHUNK = 1 << 16  # rows per chunk in computing mean and std
@@ -212,6 +212,34 @@ class WordVectors:
         return out
 
 
+class FastTextVectors(WordVectors):
+    """Vectors of fastText, where a word that the table lacks has the mean of its character n-grams
+    (Bojanowski et al. 2017), in its own case. Arguments but the first are those of `WordVectors`.
+
+    Parameters
+    ----------
+    vectors : gensim.models.fasttext.FastTextKeyedVectors
+    """
+
+    def __init__(self, vectors, **options):
+        super().__init__(vectors.index_to_key, vectors.vectors, **options)
+        self._ngrams = vectors
+
+    def unknown(self, word: str) -> np.ndarray:
+        """The vector of a word that the table lacks."""
+        return self._ngrams.get_vector(word).astype(np.float32)
+
+    def save(self, folder: FilePath) -> None:
+        """Not possible: the n-grams are in fastText's own file.
+
+        Raises
+        ------
+        ValueError
+            Always.
+        """
+        raise ValueError(f"the n-grams of {self.source} cannot be saved: keep that file")
+
+
 def load_vectors(source: FilePath | Mapping[str, Input], *, seed: int = 0) -> WordVectors:
     """Load the vectors of a file, a folder or the ``[glove]`` extra.
 
@@ -220,7 +248,9 @@ def load_vectors(source: FilePath | Mapping[str, Input], *, seed: int = 0) -> Wo
     source : path, "glove" or mapping of str to array [E]
         ``"glove"``: GloVe 6B, 400,000 words in 50 dimensions. A folder: ``vectors.npy`` [V, E]
         and ``words.txt`` with one word per line. A ``.npy`` file: the same, with ``words.txt``
-        beside it. A ``.bin`` file: word2vec's binary format. Any other file: UTF-8 text with a
+        beside it. A ``.bin`` file: the binary format of word2vec or, with the extra
+        ``[fasttext]``, of fastText, whose n-grams give unknown words a vector. Any other file:
+        UTF-8 text with a
         word and its values on each line (GloVe), optionally after a line with V and E (word2vec,
         fastText). Text and ``.bin`` may be in a ``.gz``, or in a ``.zip``: of several files in
         it, name one as if the archive were a folder, ``glove.6B.zip/glove.6B.50d.txt``.
@@ -234,7 +264,7 @@ def load_vectors(source: FilePath | Mapping[str, Input], *, seed: int = 0) -> Wo
     ValueError
         The file is damaged; the message names it and, in a text file, the line.
     ImportError
-        "glove" is not installed; the message says how to install it.
+        "glove", or the reader of fastText, is not installed; the message says how to install it.
     """
     if isinstance(source, str) and source == "glove":
         return _glove(seed)
@@ -248,6 +278,8 @@ def load_vectors(source: FilePath | Mapping[str, Input], *, seed: int = 0) -> Wo
     path = Path(source)
     if path.is_dir():
         path = path / "vectors.npy"
+    if is_fasttext(path):
+        return _fasttext(path, seed)
     if path.suffix != ".npy":
         words, table = read_packed(path)
         return WordVectors(words, table, seed=seed, source=str(path))
@@ -285,6 +317,18 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: byte {error.start} ({error.reason})") from None
+
+
+def _fasttext(path: Path, seed: int) -> WordVectors:
+    try:
+        from gensim.models.fasttext import load_facebook_vectors
+    except ImportError:
+        raise ImportError(needs(f"{path} is of fastText and needs gensim", "fasttext")) from None
+    try:
+        vectors = load_facebook_vectors(str(path))
+    except Exception as error:  # gensim raises many kinds
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return FastTextVectors(vectors, seed=seed, source=str(path))
 
 
 def _glove(seed: int) -> WordVectors:

@@ -190,9 +190,9 @@ class Backend(Protocol):
     def embedding_backward(self, dy: Array, ids: Any, rows: int) -> Array:
         """The gradient of the whole table, [rows, E]."""
 
-    def cross_entropy(self, logits: Array, targets: Any, counts: Any) -> tuple[float, Array, int]:
-        """``(mean loss in nats, dlogits, number of targets that count)`` for logits [N, V]; targets
-        that count (bool [N]) are in range."""
+    def cross_entropy(self, logits: Array, targets: Any, weights: Any) -> tuple[float, Array]:
+        """``(loss, dlogits)`` for logits [N, V]: the sum over the rows of weights [N] (float64)
+        times the loss in nats. Targets whose weight is not 0 are in range."""
 
     # Optimizers: one pass over the flat vectors [n], in place
 

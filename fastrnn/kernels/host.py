@@ -142,18 +142,14 @@ def embedding_backward(dy: np.ndarray, ids: np.ndarray, rows: int) -> np.ndarray
     return scatter_add_rows(dy, ids, out=np.zeros((rows, dy.shape[1]), dy.dtype))
 
 
-def cross_entropy(logits: np.ndarray, targets: np.ndarray, counts: np.ndarray):
-    """``(mean loss, dlogits, number of targets that count)`` for logits [N, V]."""
-    count = int(counts.sum())
-    rows = np.arange(targets.size)
-    safe = np.where(counts, targets, 0)
-    classes = logits.shape[1]
-    p = logits - logits.max(axis=1, keepdims=True, initial=-np.inf if classes else 0)
-    right = p[rows, safe]
+def cross_entropy(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray):
+    """``(loss, dlogits)`` for logits [N, V], see kernels/backend.py."""
+    counts = np.flatnonzero(weights)
+    p = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
+    right = p[counts, targets[counts]]
     np.exp(p, out=p)
     total = p.sum(axis=1)
-    losses = np.log(total, dtype=np.float64) - right
-    loss = float(losses[counts].sum() / max(count, 1))
-    p *= ((counts / max(count, 1)) / total).astype(p.dtype)[:, None]
-    p[rows[counts], targets[counts]] -= p.dtype.type(1 / max(count, 1))
-    return loss, p, count
+    losses = np.log(total[counts], dtype=np.float64) - right
+    p *= (weights / total).astype(p.dtype)[:, None]
+    p[counts, targets[counts]] -= weights[counts].astype(p.dtype)
+    return float(losses @ weights[counts]), p

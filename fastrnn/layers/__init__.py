@@ -5,5 +5,6 @@ from .dropout import Dropout
 from .embedding import Embedding
 from .linear import Linear
 from .rnn import GRU, LSTM, RNN
+from .softmax import AdaptiveSoftmax
 
-__all__ = ["CRF", "GRU", "LSTM", "RNN", "Dropout", "Embedding", "Linear"]
+__all__ = ["CRF", "GRU", "LSTM", "RNN", "AdaptiveSoftmax", "Dropout", "Embedding", "Linear"]

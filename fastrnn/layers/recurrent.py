@@ -41,6 +41,7 @@ class Recurrent(PackedLayer, Generic[S]):
         activations: Sequence[str] | None = None,
         zoneout: float | tuple[float, ...] = 0.0,
         recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
         constants: Mapping[str, float] | None = None,
         dtype: DType = "float32",
         precision: Precision = "float32",
@@ -70,6 +71,7 @@ class Recurrent(PackedLayer, Generic[S]):
         self.activations = None if activations is None else tuple(activations)
         self.zoneout = self._checked_zoneout(zoneout)
         self.recurrent_dropout = checks.number("recurrent_dropout", recurrent_dropout, 0.0, 1.0)
+        self.weight_dropout = checks.number("weight_dropout", weight_dropout, 0.0, 1.0)
         if not isinstance(constants, Mapping | None):
             raise TypeError(f"constants must be a mapping, got {type(constants).__name__}")
         self.constants = {
@@ -154,8 +156,10 @@ class Recurrent(PackedLayer, Generic[S]):
         return [(rows, batch, size) for size in sizes]
 
     def _pack(self, precision):
+        return self._stack(precision, self._kernels.parameters_on(self.parameters), {})
+
+    def _stack(self, precision, by_name: Mapping[str, Any], dropped: dict[str, int]) -> Stack:
         kernels, h = self._kernels, self.hidden_size
-        by_name = kernels.parameters_on(self.parameters)
         constants = {
             name: kernels.to_device(np.full(h, value, self.dtype))
             for name, value in self.constants.items()
@@ -170,7 +174,26 @@ class Recurrent(PackedLayer, Generic[S]):
             )
             for layer in range(self.num_layers)
         ]
-        return Stack(kernels, layers, self.directions, self.dropout)
+        made_from = id(self.parameters), self.parameters.version
+        return Stack(kernels, layers, self.directions, self.dropout, dropped, made_from)
+
+    def _training_stack(self) -> Stack:
+        """The weights of a training step, with those of h dropped out."""
+        if not self.weight_dropout:
+            return self._weights()
+        by_name, dropped = dict(self._kernels.parameters_on(self.parameters)), {}
+        for name in by_name:
+            if name.startswith("weight_hh"):
+                by_name[name] = self._kernels.copy(by_name[name])
+                dropped[name] = new_key(self.rng)
+                self._kernels.dropout(by_name[name], self.weight_dropout, dropped[name])
+        return self._stack(self.precision, by_name, dropped)
+
+    def _is_current(self, stack: Stack) -> bool:
+        """Whether the parameters are those that ``stack`` was made from."""
+        if stack.dropped:
+            return stack.made_from == (id(self.parameters), self.parameters.version)
+        return stack is self._weights()
 
     def _masks(self, packed: PackedBatch, training: bool) -> StepMasks | None:
         """Zoneout and recurrent dropout for one layer and one call."""
@@ -212,7 +235,8 @@ class Recurrent(PackedLayer, Generic[S]):
             keys.append(new_key(self.rng) if layer and training and self.dropout else None)
             masks.append(self._masks(packed, training))
         state = self._zero_state(packed.batch) if state is None else state
-        return self._weights().forward(x, packed, state, training=training, keys=keys, masks=masks)
+        weights = self._training_stack() if training else self._weights()
+        return weights.forward(x, packed, state, training=training, keys=keys, masks=masks)
 
     def _rows_planned(self, x, packed: PackedBatch, state: State | None):
         """The same for equally long sequences by the plan of their shape, or None."""
@@ -231,7 +255,7 @@ class Recurrent(PackedLayer, Generic[S]):
 
     def rows_backward(self, tape: Tape, dy, dstate: State | None = None, *, need_dx: bool = True):
         """Gradients of `rows_forward`: ``(dx [N, I] or None, dstate of the start, grads)``."""
-        if tape.stack is not self._weights():
+        if not self._is_current(tape.stack):
             raise ValueError(
                 "tape is of another layer, or the parameters changed since its forward"
             )
@@ -243,6 +267,8 @@ class Recurrent(PackedLayer, Generic[S]):
             for suffix, named in zip(self._suffixes(layer), of_layer, strict=True)
             for name, value in named.items()
         }
+        for name, key in tape.stack.dropped.items():
+            self._kernels.dropout(grads[name], self.weight_dropout, key)
         return dx, dstate, grads
 
     def _zero_state(self, batch: int) -> State:
@@ -456,6 +482,7 @@ class Recurrent(PackedLayer, Generic[S]):
             "dropout": self.dropout,
             **({"zoneout": self.zoneout} if any(self.zoneout) else {}),
             **({"recurrent_dropout": self.recurrent_dropout} if self.recurrent_dropout else {}),
+            **({"weight_dropout": self.weight_dropout} if self.weight_dropout else {}),
             "dtype": self.dtype.name,
             **({"precision": self.precision} if self.precision != "float32" else {}),
             "backend": self.backend,

@@ -52,6 +52,9 @@ class LSTM(Recurrent[tuple[np.ndarray, np.ndarray]]):
     recurrent_dropout : float, default 0.0
         Dropout probability of h on its way to the next step, in `forward` only. The mask of a
         sequence is the same at every step (Gal & Ghahramani 2016).
+    weight_dropout : float, default 0.0
+        Dropout probability of each number of the weights of h, in `forward` only, with one mask for
+        the whole batch and all steps (DropConnect, Merity et al. 2018).
     constants : mapping of str to float, optional
         ``{"cell_clip": 3.0}`` for the variant "clipped".
     dtype : {"float32", "float64"}

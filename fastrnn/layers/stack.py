@@ -38,11 +38,24 @@ class Stack:
         D.
     dropout : float
         Of the input of each layer but the first, in training.
+    dropped : dict of str to int, optional
+        The keys of the dropout of weights, by the names of the parameters.
+    made_from : tuple, optional
+        What identifies the parameters.
     """
 
-    def __init__(self, kernels: Backend, layers: list, directions: int, dropout: float):
+    def __init__(
+        self,
+        kernels: Backend,
+        layers: list,
+        directions: int,
+        dropout: float,
+        dropped: dict[str, int] | None = None,
+        made_from: tuple = (),
+    ):
         self.kernels, self.layers = kernels, layers
         self.directions, self.dropout = directions, dropout
+        self.dropped, self.made_from = dropped or {}, made_from
         self._plans: dict[tuple, Any] = {}
 
     def planned(self, x: np.ndarray, state, unbatched: bool, size_of: Callable):

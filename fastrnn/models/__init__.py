@@ -1,6 +1,7 @@
 """Models: networks of layers, with their loss and its gradient."""
 
+from .ensemble import TaggerEnsemble
 from .language_model import LanguageModel
 from .tagger import Tagger
 
-__all__ = ["LanguageModel", "Tagger"]
+__all__ = ["LanguageModel", "Tagger", "TaggerEnsemble"]

@@ -19,7 +19,7 @@ from fastrnn.optim import RowGradient
 from fastrnn.packed import PackedBatch
 from fastrnn.types import BackendName, DType, Precision
 
-from .characters import CharacterBiLSTM
+from .characters import CharacterBiLSTM, CharacterCNN, CharacterEncoder
 
 
 class BiLSTMTagger(UsesBackend):
@@ -35,9 +35,11 @@ class BiLSTMTagger(UsesBackend):
     tags : int
         K, the number of tags.
     characters : int, default 0
-        Number of distinct characters; 0 omits the character BiLSTM.
+        Number of distinct characters; 0 omits all encoders of characters.
     char_dim, char_hidden : int, default 25
-        Size of character embeddings, and units per direction of the character BiLSTM.
+        Size of character embeddings, and units per direction of the character BiLSTM; 0 for none.
+    char_filters, char_width : int, default 0 and 3
+        Filters of the character CNN (0 for none), and characters that each sees.
     hidden_size, num_layers : int, default 100 and 1
         Units per direction, and layers, of the BiLSTM over tokens.
     dropout : float, default 0.5
@@ -48,6 +50,9 @@ class BiLSTMTagger(UsesBackend):
     crf : bool, default False
     allowed : array of bool, optional
         See `CRF`.
+    class_weight : array [K], optional
+    label_smoothing : float, default 0.0
+        See `cross_entropy`; without a CRF.
     dtype, precision, backend, seed
         See `LSTM`.
 
@@ -55,7 +60,7 @@ class BiLSTMTagger(UsesBackend):
     ----------
     parameters : Parameters
         Those of all layers in one vector: ``lstm.*``, ``linear.*``, ``char_embedding.*``,
-        ``char_lstm.*``, ``crf.*``.
+        ``char_lstm.*``, ``cnn_embedding.*``, ``char_cnn.*``, ``crf.*``.
     """
 
     def __init__(
@@ -67,12 +72,16 @@ class BiLSTMTagger(UsesBackend):
         characters: int = 0,
         char_dim: int = 25,
         char_hidden: int = 25,
+        char_filters: int = 0,
+        char_width: int = 3,
         hidden_size: int = 100,
         num_layers: int = 1,
         dropout: float = 0.5,
         input_dropout: float = 0.25,
         crf: bool = False,
         allowed=None,
+        class_weight: np.ndarray | None = None,
+        label_smoothing: float = 0.0,
         dtype: DType = "float32",
         precision: Precision = "float32",
         backend: BackendName = "cpu",
@@ -81,17 +90,26 @@ class BiLSTMTagger(UsesBackend):
         self.dropout = checks.number("dropout", dropout, 0.0, 1.0)
         self.input_dropout = checks.number("input_dropout", input_dropout, 0.0, 1.0)
         self.rng = checks.generator("seed", seed)
-        seeds = [int(s) for s in self.rng.integers(2**31, size=5)]
+        self.class_weight, self.label_smoothing = class_weight, label_smoothing
+        seeds = [int(s) for s in self.rng.integers(2**31, size=7)]
         options: dict[str, Any] = {"dtype": dtype, "backend": backend}
         self._kernels = get_backend(backend)
         products = options | {"precision": precision}
         layers: dict[str, Any] = {}
-        self.characters: CharacterBiLSTM | None = None
-        if characters:
-            part = CharacterBiLSTM(characters, char_dim, char_hidden, seeds=seeds[:2], **products)
-            layers |= {"char_embedding": part.embedding, "char_lstm": part.lstm}
-            self.characters = part
-            features += 2 * char_hidden
+        self.encoders: list[CharacterEncoder] = []
+        if characters and char_hidden:
+            self.encoders.append(
+                CharacterBiLSTM(characters, char_dim, char_hidden, seeds=seeds[:2], **products)
+            )
+        if characters and char_filters:
+            self.encoders.append(
+                CharacterCNN(
+                    characters, char_dim, char_filters, char_width, seeds=seeds[5:], **products
+                )
+            )
+        for encoder in self.encoders:
+            layers |= encoder.layers
+            features += encoder.size
         self.lstm = LSTM(
             features, hidden_size, num_layers, bidirectional=True,
             dropout=dropout if num_layers > 1 else 0.0, seed=seeds[2], **products,
@@ -122,8 +140,8 @@ class BiLSTMTagger(UsesBackend):
     @precision.setter
     def precision(self, value: Precision) -> None:
         self.lstm.precision = self.linear.precision = value
-        if self.characters is not None:
-            self.characters.lstm.precision = value
+        for encoder in self.encoders:
+            encoder.products.precision = value
 
     def _mask(self, packed: PackedBatch, width: int, p: float) -> np.ndarray | None:
         """The factors of each sequence's rows, [B, width], on the host, or None."""
@@ -135,15 +153,16 @@ class BiLSTMTagger(UsesBackend):
         return kernels.to_host(mask)
 
     def _input(self, batch: Batch, *, training: bool = False):
-        """``(x, tape of the character BiLSTM)``; x is the input of the BiLSTM over tokens."""
-        x, tape = batch.inputs, None
+        """``(x, tapes of the encoders)``; x is the input of the BiLSTM over tokens."""
+        x, parts, tapes = batch.inputs, [], []
         if self.tables:
             x = insert(x, self.tables["words"], batch.words)
-        if self.characters is not None:
+        for encoder in self.encoders:
             assert batch.spelling is not None
-            spelled, tape = self.characters.forward(batch.spelling, training=training)
-            x = np.concatenate([x, spelled], axis=1)
-        return x, tape
+            y, tape = encoder.forward(batch.spelling, training=training)
+            parts.append(y)
+            tapes.append(tape)
+        return np.concatenate([x, *parts], axis=1) if parts else x, tapes
 
     # Training: the interface `fastrnn.trainer.Model`.
 
@@ -154,7 +173,7 @@ class BiLSTMTagger(UsesBackend):
         call overwrites.
         """
         packed, kernels = batch.packed, self._kernels
-        x, spelling = self._input(batch, training=True)
+        x, tapes = self._input(batch, training=True)
         mask_in = self._mask(packed, x.shape[1], self.input_dropout)
         x = kernels.to_device(x.copy() if mask_in is not None and x is batch.inputs else x)
         if mask_in is not None:
@@ -166,7 +185,10 @@ class BiLSTMTagger(UsesBackend):
         scores = self.linear.rows_forward(h, training=True)
         grads: dict[str, np.ndarray] = {}
         if self.crf is None:
-            loss, d_scores, _ = cross_entropy(scores, batch.tags, ignore_index=None)
+            loss, d_scores, _ = cross_entropy(
+                scores, batch.tags, ignore_index=None, weight=self.class_weight,
+                label_smoothing=self.label_smoothing,
+            )  # fmt: skip
         else:
             loss, d_scores, own = self.crf.rows_loss(scores, batch.tags, packed)
             grads |= {f"crf.{k}": v for k, v in own.items()}
@@ -174,7 +196,7 @@ class BiLSTMTagger(UsesBackend):
         grads |= {f"linear.{k}": v for k, v in own.items()}
         if mask_out is not None:
             kernels.scale(dh, mask_out, packed.ranks)
-        need_dx = self.characters is not None or bool(self.tables)
+        need_dx = bool(self.encoders or self.tables)
         d_input, _, own = self.lstm.rows_backward(tape, dh, need_dx=need_dx)
         grads |= {f"lstm.{k}": v for k, v in own.items()}
         if need_dx and mask_in is not None:
@@ -184,10 +206,12 @@ class BiLSTMTagger(UsesBackend):
             table = self.tables["words"]
             sums = sum_rows(dx, batch.words, table.shape[1], len(table))
             self._row_gradients = {"words": RowGradient(table, *sums)}
-        if self.characters is not None:
+        first = batch.inputs.shape[1]
+        for encoder, own_tape in zip(self.encoders, tapes, strict=True):
             assert batch.spelling is not None
-            d_spelled = np.ascontiguousarray(dx[:, batch.inputs.shape[1] :])
-            grads |= self.characters.backward(batch.spelling, spelling, d_spelled)
+            d_spelled = np.ascontiguousarray(dx[:, first : first + encoder.size])
+            grads |= encoder.backward(batch.spelling, own_tape, d_spelled)
+            first += encoder.size
         return loss, self.parameters.flatten(grads, self._gradient), packed.size
 
     def row_gradients(self) -> dict[str, RowGradient]:
@@ -217,7 +241,16 @@ class BiLSTMTagger(UsesBackend):
 
     def probabilities(self, batch: Batch) -> np.ndarray:
         """The probability of each tag at each row, [N, K]."""
+        return self._probabilities(self._scores(batch), batch)
+
+    def best(self, batch: Batch) -> np.ndarray:
+        """What `decode` returns, and the probability of it, float64 [N, 2]."""
         scores = self._scores(batch)
+        p = self._probabilities(scores, batch)
+        ids = p.argmax(axis=1) if self.crf is None else self.crf.rows_decode(scores, batch.packed)
+        return np.stack([ids, p[np.arange(len(p)), ids]], axis=1)
+
+    def _probabilities(self, scores, batch: Batch) -> np.ndarray:
         if self.crf is None:
             from scipy.special import softmax  # takes long to import
 

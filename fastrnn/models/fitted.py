@@ -1,6 +1,7 @@
 """A fitted `Tagger`: its settings, words and network, and their files."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,14 +24,78 @@ _AT_ONCE = 4096  # tokens per batch in inference
 _REMEMBERED = 1 << 17  # distinct tokens whose features are cached
 
 
-class FittedTagger:
+# Parameters that came later, with the values that taggers without them have.
+_BEFORE = {
+    "char_filters": 0, "char_width": 3, "class_weight": None, "label_smoothing": 0.0,
+    "schedule": "constant", "warmup_ratio": 0.0,
+}  # fmt: skip
+
+
+def allowed_pairs(tags: Sequence[str], scheme: str) -> np.ndarray:
+    """Whether a tag may follow another, as `CRF` takes it."""
+    ends = [*tags, "O"]  # the start and the end act like an O
+    return np.array([[may_follow(a, b, scheme) for b in ends] for a in ends])
+
+
+class Labeller(ABC):
+    """Turns classes of tokens into tags and entities.
+
+    Parameters
+    ----------
+    tags : list of str
+        The classes.
+    scheme, writes : str
+        Their scheme, and that of the tags to return.
+    features : list of list of str
+        The known values of each feature of a token.
+    """
+
+    def __init__(self, tags: list[str], scheme: str, writes: str, features: list[list[str]]):
+        for name in (scheme, writes):
+            check_scheme(name)
+        self.tags, self.scheme, self.writes, self.features = tags, scheme, writes, features
+        self._codes = TagCodes.of(tags)
+
+    @abstractmethod
+    def probabilities(self, X) -> list[np.ndarray]:
+        """The probability of each of ``tags`` for each token."""
+
+    @abstractmethod
+    def _best(self, X) -> tuple[np.ndarray, np.ndarray, Tokens]:
+        """The class of each token, its probability, and where the sentences are."""
+
+    def _ids(self, X) -> tuple[np.ndarray, Tokens]:
+        ids, _, tokens = self._best(X)
+        return ids, tokens
+
+    def tag(self, X) -> list[list[str]]:
+        """The tags of sentences."""
+        ids, tokens = self._ids(X)
+        found = self._codes.strict_entities(ids, tokens.lengths, self.scheme)
+        flat = write_tags(found, len(ids), self.writes)
+        return [flat[a : a + n] for a, n in _bounds(tokens)]
+
+    def entities(self, X) -> list[list[tuple[str, int, int, float]]]:
+        """``(type, first token, last token + 1, confidence)`` of each entity of each sentence."""
+        ids, p, tokens = self._best(X)
+        out: list[list[tuple[str, int, int, float]]] = [[] for _ in tokens.lengths]
+        ends = np.cumsum(tokens.lengths)
+        for e in self._codes.strict_entities(ids, tokens.lengths, self.scheme):
+            s = int(np.searchsorted(ends, e.first, side="right"))
+            first, confidence = int(tokens.starts[s]), float(p[e.first : e.last].min())
+            out[s].append((e.type, e.first - first, e.last - first, confidence))
+        return out
+
+
+class FittedTagger(Labeller):
     """A tagger's network with all that is needed to prepare its input.
 
     Parameters
     ----------
     config : dict
         JSON-compatible: "params", the parameters of the `Tagger`; "tags", the classes of the
-        network; "words", whose vectors are trained; "symbols", the known characters; "writes",
+        network; "words", whose vectors are trained; "symbols", the known characters; "features",
+        the known values of each; "class_weights" of the tags, or None; "writes",
         the scheme of the returned tags; and "vectors", the `WordVectors.facts` of the vectors.
         A file also has "vectors_path", where the vectors are as seen from its folder.
     vectors : WordVectors
@@ -43,15 +108,12 @@ class FittedTagger:
         self, config: dict, vectors: WordVectors, backend: BackendName, *, new: bool = True
     ):
         self.config, self.vectors = config, vectors
-        p, self.tags, self.writes = config["params"], config["tags"], config["writes"]
-        self.scheme = p["scheme"]
-        for scheme in (self.scheme, self.writes):
-            check_scheme(scheme)
-        self._codes = TagCodes.of(self.tags)
+        p = config["params"] = _BEFORE | config["params"]
+        super().__init__(config["tags"], p["scheme"], config["writes"], config.get("features", []))
         allowed = None
         if p["crf"] and p["constrain"]:
-            ends = [*self.tags, "O"]  # the start and the end act like an O
-            allowed = np.array([[may_follow(a, b, self.scheme) for b in ends] for a in ends])
+            allowed = allowed_pairs(self.tags, self.scheme)
+        weights = config.get("class_weights")
         words, self._symbols = config["words"], config["symbols"]
         self._trained = {word: row for row, word in enumerate(words)}
         self.lexicon = self.new_lexicon()
@@ -59,9 +121,12 @@ class FittedTagger:
         self.network = BiLSTMTagger(
             self.lexicon.table.shape[1], len(self.tags), words=initial if words else None,
             characters=len(self._symbols), char_dim=p["char_dim"],
-            char_hidden=p["char_hidden"] or 1, hidden_size=p["hidden_size"],
+            char_hidden=p["char_hidden"], char_filters=p["char_filters"],
+            char_width=p["char_width"], hidden_size=p["hidden_size"],
             num_layers=p["num_layers"], dropout=p["dropout"], input_dropout=p["input_dropout"],
-            crf=p["crf"], allowed=allowed, dtype=p["dtype"], seed=p["seed"],
+            crf=p["crf"], allowed=allowed, label_smoothing=p["label_smoothing"],
+            class_weight=None if weights is None else np.array(weights, np.float64),
+            dtype=p["dtype"], seed=p["seed"],
             precision=p.get("precision", "float32"), backend=backend,
         )  # fmt: skip
 
@@ -75,7 +140,8 @@ class FittedTagger:
     def new_lexicon(self) -> Lexicon:
         """A new, empty lexicon."""
         characters = Vocabulary(list(self._symbols)) if self._symbols else None
-        return Lexicon(self.vectors, characters, self._trained, self.config["params"]["dtype"])
+        dtype = self.config["params"]["dtype"]
+        return Lexicon(self.vectors, characters, self._trained, dtype, self.features)
 
     # Inference
 
@@ -94,12 +160,14 @@ class FittedTagger:
             out[batch.positions] = values
         return np.empty(0, np.int64) if out is None else out, tokens
 
-    def tag(self, X) -> list[list[str]]:
-        """The tags of sentences."""
-        ids, tokens = self._by_token(X, self.network.decode)
-        entities = self._codes.strict_entities(ids, tokens.lengths, self.scheme)
-        flat = write_tags(entities, len(ids), self.writes)
-        return [flat[a : a + n] for a, n in _bounds(tokens)]
+    def _ids(self, X):
+        return self._by_token(X, self.network.decode)
+
+    def _best(self, X):
+        both, tokens = self._by_token(X, self.network.best)
+        if not len(both):
+            return both, np.empty(0), tokens
+        return both[:, 0].astype(np.int64), both[:, 1], tokens
 
     def probabilities(self, X) -> list[np.ndarray]:
         """The probability of each of ``tags`` for each token."""
@@ -161,11 +229,18 @@ class FittedTagger:
         weights = load_arrays(weights_path)[0]
         hidden_size, num_layers = sizes_of_stack(weights, "lstm.")
         char_hidden, _ = sizes_of_stack(weights, "char_lstm.")
-        sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "char_hidden": char_hidden}
-        if char_hidden:
-            sizes["char_dim"] = width(weights, "char_embedding.weight")
-        check_sizes(path, config["params"], sizes)
-        dimension = width(weights, "lstm.weight_ih_l0") - CASES - 2 * char_hidden
+        char_filters = width(weights, "char_cnn.bias")
+        sizes = {
+            "hidden_size": hidden_size, "num_layers": num_layers, "char_hidden": char_hidden,
+            "char_filters": char_filters,
+        }  # fmt: skip
+        for encoder, name in ((char_hidden, "char"), (char_filters, "cnn")):
+            if encoder:
+                sizes["char_dim"] = width(weights, f"{name}_embedding.weight")
+        check_sizes(path, _BEFORE | config["params"], sizes)
+        values = sum(map(len, config.get("features", [])))
+        others = CASES + values + 2 * char_hidden + char_filters
+        dimension = width(weights, "lstm.weight_ih_l0") - others
         check_sizes(path, known, {"dimension": dimension})
         try:
             fitted = cls(config, vectors, backend, new=False)

@@ -1,45 +1,75 @@
-"""A character language model: embedding or one-hot input, stacked LSTM, linear, softmax."""
+"""A language model: embedding or one-hot input, stacked recurrent layers, softmax."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fastrnn import checks, parameters
 from fastrnn.checkpoint import load_arrays, load_json, save_arrays, save_json
-from fastrnn.data.text import Chunk, TextStream, Vocabulary
+from fastrnn.data.text import Chunk, TextStream
+from fastrnn.data.vocabularies import AnyVocabulary, vocabulary_of
 from fastrnn.kernels.backend import UsesBackend, get_backend
 from fastrnn.kernels.options import Embedded
-from fastrnn.layers import LSTM, Embedding, Linear
+from fastrnn.layers import GRU, LSTM, RNN, AdaptiveSoftmax, Embedding
 from fastrnn.layers.dropout import new_key
-from fastrnn.losses import cross_entropy
+from fastrnn.layers.recurrent import Recurrent
+from fastrnn.layers.softmax import Softmax
 from fastrnn.packed import PackedBatch
 from fastrnn.types import BackendName, DType, Precision
 from fastrnn.types import Path as FilePath
 
+from .sampling import check_sampling, draw
 from .sizes import check_sizes, sizes_of_stack, width
+
+CELLS: dict[str, type[Recurrent]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+CELL_OPTIONS = (
+    "variant", "nonlinearity", "proj_size", "bias", "activations", "zoneout", "recurrent_dropout",
+    "constants",
+)  # fmt: skip
 
 # Standard deviation of the first layer's input weights when the input is one-hot. Only one of
 # the V inputs is 1, so the gates receive one column of these weights, not a sum over V: with the
 # usual bound for V inputs they would at first hardly depend on the character. With an embedding
 # of standard normal rows and Glorot weights, the gates' inputs have about this deviation.
 ONE_HOT_STD = 0.5
+# Of tied weights, which are also those of the logits.
+TIED_STD = 0.05
+
+# What may differ from the saved model when it is loaded: it does not change the weights' shapes.
+_FREE = ("dropout", "input_dropout", "weight_dropout", "seed")
 
 
 class LanguageModel(UsesBackend):
-    """Predicts the next character of a text.
+    """Predicts the next unit of a text: a character, a word or a byte-pair token.
 
     Parameters
     ----------
-    vocabulary : Vocabulary
+    vocabulary : Vocabulary, WordVocabulary or BytePairs
+        Of V units.
     embedding_dim : int, default 64
         E, or 0 for one-hot input, which selects a column of the first layer's input weights
         without a matrix product.
     hidden_size : int, default 512
     num_layers : int, default 1
+    cell : {"lstm", "gru", "rnn"}, default "lstm"
+    cell_options : mapping, optional
+        Further arguments of `LSTM`, `GRU` or `RNN`: variant, nonlinearity, proj_size, bias,
+        activations, zoneout, recurrent_dropout and constants.
+    tied : bool, default False
+        Whether the embedding's weight is that of the logits, too (Press & Wolf 2017);
+        ``embedding_dim`` must be the size of the recurrent layer's output.
+    cutoffs : sequence of int, optional
+        Use an `AdaptiveSoftmax` with these cutoffs, for a large V.
     dropout : float, default 0.0
-        Dropout between LSTM layers and before the linear layer, in training.
+        Dropout between recurrent layers and before the softmax, in training. With
+        ``input_dropout`` of the same value this is the dropout of Zaremba et al. (2014).
+    input_dropout : float, default 0.0
+        Dropout of the embedding's output.
+    weight_dropout : float, default 0.0
+        Dropout of the recurrent weights (Merity et al. 2018), see `LSTM`.
     dtype : {"float32", "float64"}
     precision : {"float32", "bf16", "int8"}, default "float32"
         What products are computed in, see `LSTM`; int8 is for inference.
@@ -50,27 +80,44 @@ class LanguageModel(UsesBackend):
     Attributes
     ----------
     parameters : Parameters
-        Those of all layers in one vector: ``embedding.*``, ``lstm.*``, ``linear.*``.
+        Those of all layers in one vector: ``embedding.*``, ``lstm.*`` (or the other cell's name),
+        ``linear.*`` (``softmax.*`` if it is adaptive; tied weights are only ``embedding.weight``).
     """
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
+        vocabulary: AnyVocabulary,
         *,
         embedding_dim: int = 64,
         hidden_size: int = 512,
         num_layers: int = 1,
+        cell: Literal["lstm", "gru", "rnn"] = "lstm",
+        cell_options: Mapping[str, Any] | None = None,
+        tied: bool = False,
+        cutoffs: Sequence[int] | None = None,
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
         dtype: DType = "float32",
         precision: Precision = "float32",
         backend: BackendName = "cpu",
         seed: int | None = None,
     ):
-        if not isinstance(vocabulary, Vocabulary):
+        if not isinstance(vocabulary, AnyVocabulary):
             raise TypeError(f"vocabulary must be a Vocabulary, got {type(vocabulary).__name__}")
         self.vocabulary = vocabulary
         self.embedding_dim = checks.integer("embedding_dim", embedding_dim, 0)
+        self.cell = checks.choice("cell", cell, CELLS)
+        if not isinstance(cell_options, Mapping | None):
+            raise TypeError(f"cell_options must be a mapping, got {type(cell_options).__name__}")
+        self.cell_options = dict(cell_options or {})
+        for name in self.cell_options:
+            checks.choice("cell_options", name, CELL_OPTIONS)
+        self.tied = checks.flag("tied", tied)
         self.dropout = checks.number("dropout", dropout, 0.0, 1.0)
+        self.input_dropout = checks.number("input_dropout", input_dropout, 0.0, 1.0)
+        if self.input_dropout and not embedding_dim:
+            raise ValueError(f"input_dropout must be 0 for a one-hot input, got {input_dropout}")
         self.rng = checks.generator("seed", seed)
         size, num_layers = len(vocabulary), checks.integer("num_layers", num_layers)
         seeds = [int(s) for s in self.rng.integers(2**31, size=3)]
@@ -80,25 +127,59 @@ class LanguageModel(UsesBackend):
         self.embedding = None
         if embedding_dim:
             self.embedding = Embedding(size, embedding_dim, seed=seeds[0], **options)
-        self.lstm = LSTM(
+        # "recurrent", as the models' layer may be of any cell.
+        self.recurrent = CELLS[cell](
             embedding_dim or size,
             hidden_size,
             num_layers,
             dropout=dropout if num_layers > 1 else 0.0,
+            weight_dropout=weight_dropout,
             seed=seeds[1],
+            **self.cell_options,
             **products,
         )
-        self.linear = Linear(hidden_size, size, seed=seeds[2], **products)
-        self.lstm.rng = self.rng  # one generator, so that only one state must be saved
+        self.recurrent.rng = self.rng  # one generator, so that only one state must be saved
+        outputs = self.recurrent.output_size
+        if self.tied and (embedding_dim != outputs or cutoffs is not None):
+            raise ValueError(
+                f"tied weights need an embedding_dim of {outputs}, the size of the recurrent "
+                f"layer's output, and no cutoffs; got {embedding_dim} and {cutoffs}"
+            )
+        self.softmax: Softmax | AdaptiveSoftmax
+        if cutoffs is None:
+            self.softmax = Softmax(outputs, size, seed=seeds[2], **products)
+        else:
+            self.softmax = AdaptiveSoftmax(outputs, size, cutoffs, seed=seeds[2], **products)
         if not embedding_dim:
-            w = self.lstm.parameters["weight_ih_l0"]
-            values = self.lstm.state_dict()
-            values["weight_ih_l0"] = self.rng.normal(0, ONE_HOT_STD, w.shape)
-            self.lstm.load_state_dict(values)
-        layers = {"embedding": self.embedding, "lstm": self.lstm, "linear": self.linear}
-        self.parameters = parameters.join({k: v for k, v in layers.items() if v is not None})
+            self._set("recurrent", "weight_ih_l0", ONE_HOT_STD)
+        if self.tied:
+            self._set("embedding", "weight", TIED_STD)
+        self._join()
         self._gradient = self._kernels.empty(self.parameters.size, self.parameters.dtype)
-        self._state: tuple[np.ndarray, np.ndarray] | None = None
+        self._state: tuple[Any, ...] | None = None
+
+    def _set(self, layer: str, name: str, std: float) -> None:
+        """Initialise a weight with normal numbers."""
+        own = getattr(self, layer).parameters
+        values = own.state_dict()
+        values[name] = self.rng.normal(0, std, values[name].shape)
+        own.load_state_dict(values)
+
+    def _join(self) -> None:
+        """Move all layers' parameters into one vector; tied weights have one place in it."""
+        softmax = "linear" if isinstance(self.softmax, Softmax) else "softmax"
+        layers: dict[str, Any] = {"embedding": self.embedding} if self.embedding else {}
+        layers |= {self.cell: self.recurrent, softmax: self.softmax}
+        if not self.tied:
+            self.parameters = parameters.join(layers)
+            return
+        self.softmax.parameters = parameters.Parameters(
+            {"bias": self.softmax.parameters["bias"]}, self.softmax.dtype
+        )
+        self.parameters = parameters.join(layers)
+        self.softmax.parameters = self.parameters.renamed(
+            {"weight": "embedding.weight", "bias": "linear.bias"}
+        )
 
     def __getstate__(self):
         return super().__getstate__() | {"_gradient": None, "_state": self.carried()}
@@ -111,27 +192,30 @@ class LanguageModel(UsesBackend):
     @property
     def precision(self) -> Precision:
         """What products are computed in, see `LSTM`; it may be set at any time."""
-        return self.lstm.precision
+        return self.recurrent.precision
 
     @precision.setter
     def precision(self, value: Precision) -> None:
-        self.lstm.precision = self.linear.precision = value
+        self.recurrent.precision = self.softmax.precision = value
 
-    def _input(self, ids: np.ndarray) -> Any:
-        size = len(self.vocabulary)
-        embedded = self._kernels.takes_embedded and size < len(ids)
+    def _input(self, ids: np.ndarray, key: int | None = None) -> Any:
+        size, fused = len(self.vocabulary), self.recurrent.cell.program is None
+        embedded = self._kernels.takes_embedded and fused and size < len(ids) and key is None
         if self.embedding is not None and not embedded:
-            return self.embedding.rows_forward(ids)
+            x = self.embedding.rows_forward(ids)
+            if key is not None:
+                self._kernels.dropout(x, self.input_dropout, key)
+            return x
         ids = checks.integer_array("ids", ids)
         checks.below("ids", "id", ids, size)  # the kernels do not check
-        if self.embedding is not None:  # fewer products than with a vector for each character
+        if self.embedding is not None:  # fewer products than with a vector for each unit
             return Embedded(self.embedding.parameters["weight"], ids)
         return self._kernels.to_device(ids)
 
     # Training
 
     def loss_and_gradient(self, chunk: Chunk) -> tuple[float, np.ndarray, int]:
-        """Mean loss in nats per character, its gradient, and the number of characters.
+        """Mean loss in nats per unit, its gradient, and the number of units.
 
         The state continues from the previous chunk unless the streams begin here; the gradient
         stops at the chunk's start (truncated BPTT, Williams & Peng 1990). The gradient is
@@ -141,116 +225,182 @@ class LanguageModel(UsesBackend):
         packed, ids = PackedBatch(steps, batch), chunk.ids.reshape(-1)
         if chunk.first or self._state is None or self._state[0].shape[1] != batch:
             self._state = None
-        x = self._input(ids)
-        h, self._state, tape = self.lstm.rows_forward(x, packed, self._state, training=True)
+        key_in = new_key(self.rng) if self.input_dropout else None
+        x = self._input(ids, key_in)
+        h, self._state, tape = self.recurrent.rows_forward(x, packed, self._state, training=True)
         key = new_key(self.rng) if self.dropout else None
         if key is not None:
             self._kernels.dropout(h, self.dropout, key)
-        loss, dlogits, count = cross_entropy(
-            self.linear.rows_forward(h, training=True),
-            chunk.targets.reshape(-1),
-            ignore_index=None,
-        )
-        dh, linear = self.linear.rows_backward(h, dlogits)
+        loss, dh, own = self.softmax.rows_loss(h, chunk.targets.reshape(-1))
         if key is not None:
             self._kernels.dropout(dh, self.dropout, key)
-        dx, _, lstm = self.lstm.rows_backward(tape, dh, need_dx=self.embedding is not None)
-        grads = {f"lstm.{k}": v for k, v in lstm.items()}
-        grads |= {f"linear.{k}": v for k, v in linear.items()}
+        dx, _, grads = self.recurrent.rows_backward(tape, dh, need_dx=self.embedding is not None)
+        grads = {f"{self.cell}.{k}": v for k, v in grads.items()}
         if self.embedding is not None:
-            if not isinstance(x, Embedded):
+            if key_in is not None:
+                self._kernels.dropout(dx, self.input_dropout, key_in)
+            every = np.arange(len(self.vocabulary))
+            shared = isinstance(x, Embedded)  # dx is then the gradient of the table already
+            if self.tied:  # one table, so one sum
+                dx = self._kernels.concatenate([dx, own.pop("weight")])
+                ids = np.concatenate([every if shared else ids, every])
+            if self.tied or not shared:
                 dx = self.embedding.rows_backward(ids, dx)["weight"]
             grads["embedding.weight"] = dx
-        return loss, self.parameters.flatten(grads, self._gradient), count
+        prefix = "linear" if isinstance(self.softmax, Softmax) else "softmax"
+        grads |= {f"{prefix}.{k}": v for k, v in own.items()}
+        return loss, self.parameters.flatten(grads, self._gradient), packed.size
 
     def carried(self) -> dict[str, np.ndarray]:
         """The state that the next chunk starts from."""
         if self._state is None:
             return {}
-        h, c = map(self._kernels.to_host, self._state)
-        return {"h": h, "c": c}
+        names = self.recurrent.cell.states
+        return dict(zip(names, map(self._kernels.to_host, self._state), strict=True))
 
     def carry(self, carried: dict[str, np.ndarray]) -> None:
         """Restore the state returned by `carried`."""
-        to_device = self._kernels.to_device
-        self._state = (to_device(carried["h"]), to_device(carried["c"])) if carried else None
+        names = self.recurrent.cell.states if carried else ()
+        self._state = tuple(self._kernels.to_device(carried[name]) for name in names) or None
 
     # Inference
 
-    def bits_per_character(
-        self, text: str | np.ndarray, *, batch: int = 64, bptt: int = 100
-    ) -> float:
-        """Mean of ``-log2 p(character | preceding characters)`` over a text.
+    def cross_entropy(self, text: str | np.ndarray, *, batch: int = 64, bptt: int = 100) -> float:
+        """Mean of ``-log p(unit | preceding units)`` over a text, in nats.
 
         Parameters
         ----------
         text : str or int array
-            At least two characters.
+            At least two units.
         batch : int, default 64
             The text is read as this many streams of equal length, each from a zero state that is
             then carried along; fewer for a short text. The remainder at the end, less than one
-            character per stream, is not read.
+            unit per stream, is not read.
         bptt : int, default 100
-            Characters at a time. It changes the result only by rounding, except for a text of
-            less than ``2 * batch * bptt`` characters, where it limits the number of streams.
+            Units at a time. It changes the result only by rounding, except for a text of
+            less than ``2 * batch * bptt`` units, where it limits the number of streams.
         """
-        ids = self.vocabulary.encode(text) if isinstance(text, str) else text
-        ids = checks.integer_array("text", ids, dimensions=1)
-        checks.below("text", "id", ids, len(self.vocabulary))
+        ids = self._ids(text)
         batch, bptt = checks.integer("batch", batch), checks.integer("bptt", bptt)
-        if len(ids) < 2:
-            raise ValueError(f"text must have at least 2 characters, got {len(ids)}")
         stream = TextStream(ids, min(batch, max(1, len(ids) // (2 * bptt))), bptt)
         state, total, seen = None, 0.0, 0
         for chunk in stream.batches():
             packed = PackedBatch(*chunk.ids.shape)
             x = self._input(chunk.ids.reshape(-1))
-            h, state, _ = self.lstm.rows_forward(x, packed, state)
-            logits = self.linear.rows_forward(h)
-            loss, _, count = cross_entropy(logits, chunk.targets.reshape(-1), ignore_index=None)
-            total, seen = total + loss * count, seen + count
-        return total / seen / math.log(2)
+            h, state, _ = self.recurrent.rows_forward(x, packed, state)
+            loss = self.softmax.rows_loss(h, chunk.targets.reshape(-1), training=False)[0]
+            total, seen = total + loss * len(h), seen + len(h)
+        return total / seen
+
+    def _ids(self, text: str | np.ndarray) -> np.ndarray:
+        ids = self.vocabulary.encode(text) if isinstance(text, str) else text
+        ids = checks.integer_array("text", ids, dimensions=1)
+        checks.below("text", "id", ids, len(self.vocabulary))
+        if len(ids) < 2:
+            raise ValueError(f"text must have at least 2 {self.vocabulary.unit}s, got {len(ids)}")
+        return ids
+
+    def perplexity(self, text: str | np.ndarray, *, batch: int = 64, bptt: int = 100) -> float:
+        """The exponential of `cross_entropy`; it depends on what a unit is."""
+        return math.exp(self.cross_entropy(text, batch=batch, bptt=bptt))
+
+    def bits_per_character(
+        self, text: str | np.ndarray, *, batch: int = 64, bptt: int = 100
+    ) -> float:
+        """`cross_entropy` in bits for each character of the text, whatever the units are.
+
+        It compares models of different units as long as no unit of the text is unknown. Of a text
+        given as indices, each unit counts as a character.
+        """
+        nats = self.cross_entropy(text, batch=batch, bptt=bptt)
+        units = len(self._ids(text)) / len(text)
+        return nats * units / math.log(2)
+
+    def score(self, text: str, *, prime: str = "\n") -> list[tuple[str, float]]:
+        """The log-probability of each unit of a text in nats, given all units before it.
+
+        Parameters
+        ----------
+        text : str
+        prime : str, default a line break
+            Read before the text; at least one unit.
+
+        Returns
+        -------
+        list of (unit, log-probability)
+            Units as `decode` of the vocabulary shows them: an unknown one as the unknown symbol.
+        """
+        before = self._prime(prime)
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a str, got {type(text).__name__}")
+        targets = self.vocabulary.encode(text)
+        ids = np.concatenate([before, targets])[:-1]
+        state, out = None, list[float]()
+        for first in range(0, len(ids), 1024):
+            part = ids[first : first + 1024]
+            h, state, _ = self.recurrent.rows_forward(
+                self._input(part), PackedBatch(len(part), 1), state
+            )
+            log_p = self.softmax.rows_log_prob(h)
+            for row, at in enumerate(
+                range(first - len(before) + 1, first + len(part) - len(before) + 1)
+            ):
+                if at >= 0:
+                    out.append(float(log_p[row, targets[at]]))
+        return [(self.vocabulary.decode([i]), p) for i, p in zip(targets, out, strict=True)]
+
+    def _prime(self, prime: str) -> np.ndarray:
+        if not isinstance(prime, str):
+            raise TypeError(f"prime must be a str, got {type(prime).__name__}")
+        ids = self.vocabulary.encode(prime)
+        if not len(ids):
+            raise ValueError(f"prime must have at least one {self.vocabulary.unit}")
+        return ids
 
     def sample(
-        self, length: int, *, prime: str = "\n", temperature: float = 1.0, seed: int | None = None
+        self,
+        length: int,
+        *,
+        prime: str = "\n",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
     ) -> str:
-        """Generate ``length`` characters that continue ``prime``.
+        """Generate ``length`` units that continue ``prime``.
 
         Parameters
         ----------
         length : int
         prime : str, default a line break
-            Read first and not part of the result; at least one character.
+            Read first and not part of the result; at least one unit.
         temperature : float, default 1.0
-            Logits are divided by it; 0 takes the most likely character each time.
+            Logits are divided by it; 0 takes the most likely unit each time.
+        top_k : int, optional
+            Choose only among the ``top_k`` most likely units (Fan et al. 2018).
+        top_p : float, optional
+            Choose only among the most likely units that together have at least this probability
+            (Holtzman et al. 2020); above 0, at most 1. It follows ``top_k``.
         seed : int, optional
 
         Raises
         ------
         ValueError
-            ``prime`` is empty or ``temperature`` negative.
+            ``prime`` is empty, or another argument is out of its range.
         """
-        from scipy.special import softmax  # takes long to import
-
         checks.integer("length", length, 0)
-        checks.number("temperature", temperature, 0.0, math.inf)
-        if not isinstance(prime, str):
-            raise TypeError(f"prime must be a str, got {type(prime).__name__}")
-        if not prime:
-            raise ValueError("prime must have at least one character")
+        check_sampling(temperature, top_k, top_p)
         rng = checks.generator("seed", seed)
-        ids = self.vocabulary.encode(prime)
-        h, state, _ = self.lstm.rows_forward(self._input(ids), PackedBatch(len(ids), 1))
+        ids = self._prime(prime)
+        h, state, _ = self.recurrent.rows_forward(self._input(ids), PackedBatch(len(ids), 1))
         one, out = PackedBatch(1, 1), []
         for _ in range(length):
-            logits = self._kernels.to_host(self.linear.rows_forward(h[-1:]))[0].astype(np.float64)
-            logits[0] = -np.inf  # never generate the unknown symbol
-            if temperature == 0:
-                pick = int(logits.argmax())
-            else:
-                pick = int(rng.choice(len(logits), p=softmax(logits / temperature)))
-            out.append(pick)
-            h, state, _ = self.lstm.rows_forward(self._input(np.array([pick])), one, state)
+            log_p = self.softmax.rows_log_prob(h[-1:])[0]
+            if self.vocabulary.unknown is not None:
+                log_p[self.vocabulary.unknown] = -np.inf
+            out.append(draw(rng, log_p, temperature, top_k, top_p))
+            x = self._input(np.array(out[-1:]))
+            h, state, _ = self.recurrent.rows_forward(x, one, state)
         return self.vocabulary.decode(out)
 
     # Files
@@ -259,11 +409,17 @@ class LanguageModel(UsesBackend):
         """The settings from which `load` rebuilds the model, apart from the weights."""
         return {
             "model": "LanguageModel",
-            "symbols": "".join(self.vocabulary.symbols),
+            **self.vocabulary.config(),
             "embedding_dim": self.embedding_dim,
-            "hidden_size": self.lstm.hidden_size,
-            "num_layers": self.lstm.num_layers,
+            "hidden_size": self.recurrent.hidden_size,
+            "num_layers": self.recurrent.num_layers,
+            "cell": self.cell,
+            "cell_options": self.cell_options,
+            "tied": self.tied,
+            "cutoffs": getattr(self.softmax, "cutoffs", None),
             "dropout": self.dropout,
+            "input_dropout": self.input_dropout,
+            "weight_dropout": self.recurrent.weight_dropout,
             "dtype": self.parameters.dtype.name,
             "precision": self.precision,
         }
@@ -275,7 +431,12 @@ class LanguageModel(UsesBackend):
 
     @classmethod
     def load(
-        cls, folder: FilePath, *, precision: Precision | None = None, backend: BackendName = "cpu"
+        cls,
+        folder: FilePath,
+        *,
+        precision: Precision | None = None,
+        backend: BackendName = "cpu",
+        **changed: Any,
     ) -> "LanguageModel":
         """Load the model from a folder written by `save` or by ``fastrnn train lm``.
 
@@ -285,6 +446,8 @@ class LanguageModel(UsesBackend):
         precision : {"float32", "bf16", "int8"}, optional
             Another one than the model was saved with.
         backend : {"cpu", "cuda", "reference"}
+        changed
+            Other values of ``dropout``, ``input_dropout``, ``weight_dropout`` or ``seed``.
 
         Raises
         ------
@@ -294,6 +457,8 @@ class LanguageModel(UsesBackend):
             A file is damaged or belongs to another model; the message names it.
         """
         get_backend(backend)
+        for name in changed:
+            checks.choice("changed", name, _FREE)
         folder = checks.path("folder", folder)
         path = folder / "config.json"
         config = load_json(path)
@@ -301,7 +466,7 @@ class LanguageModel(UsesBackend):
             raise ValueError(f"{path} does not belong to a language model")
         weights_path = folder / "weights.safetensors"
         weights = load_arrays(weights_path)[0]
-        hidden_size, num_layers = sizes_of_stack(weights, "lstm.")
+        hidden_size, num_layers = sizes_of_stack(weights, f"{config.get('cell', 'lstm')}.")
         check_sizes(path, config, {
             "hidden_size": hidden_size, "num_layers": num_layers,
             "embedding_dim": width(weights, "embedding.weight"),
@@ -309,8 +474,8 @@ class LanguageModel(UsesBackend):
         if precision is not None:  # then the backend need not have the other one
             config.pop("precision", None)
         try:
-            vocabulary = Vocabulary(list(config.pop("symbols")))
-            model = cls(vocabulary, **config, backend=backend)
+            vocabulary = vocabulary_of(config)
+            model = cls(vocabulary, **config | changed, backend=backend)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
         path = weights_path

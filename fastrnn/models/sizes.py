@@ -18,11 +18,12 @@ def width(weights: Arrays, name: str) -> int:
 
 
 def sizes_of_stack(weights: Arrays, prefix: str) -> tuple[int, int]:
-    """``(hidden_size, num_layers)`` of the LSTM whose parameters begin with ``prefix``."""
+    """``(hidden_size, num_layers)`` of the layer whose parameters begin with ``prefix``."""
     layers = 0
     while f"{prefix}weight_hh_l{layers}" in weights:
         layers += 1
-    return width(weights, f"{prefix}weight_hh_l0"), layers
+    projected = width(weights, f"{prefix}weight_hr_l0")
+    return projected or width(weights, f"{prefix}weight_hh_l0"), layers
 
 
 def check_sizes(path: Path, settings: Mapping, sizes: Mapping[str, int]) -> None:

@@ -1,39 +1,44 @@
 """`Tagger`: a named-entity tagger with an interface like scikit-learn's."""
 
-import inspect
 import json
+import math
 import tempfile
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 
 from fastrnn import checks
 from fastrnn.checkpoint import only_one
-from fastrnn.data.batches import SentenceBatches
+from fastrnn.data.batches import SentenceBatches, word_of
 from fastrnn.data.sentences import checked_sentences, checked_tags, named_tags
 from fastrnn.data.tags import all_tags, check_scheme, read_entities, split_tag, write_tags
 from fastrnn.data.text import Vocabulary
 from fastrnn.data.vectors import WordVectors, load_vectors
 from fastrnn.kernels.backend import training_precisions
-from fastrnn.metrics import EntityScores, entity_scores
-from fastrnn.optim import OPTIMIZERS
+from fastrnn.metrics import entity_scores
+from fastrnn.optim import OPTIMIZERS, Constant, Cosine
 from fastrnn.trainer import Trainer
 from fastrnn.types import BackendName, DType, Input, Precision
 from fastrnn.types import Path as FilePath
 
 from .bilstm import BiLSTMTagger
+from .estimator import Estimator
 from .fitted import FittedTagger, read_config
+from .predictor import Predictor, Sentences, Tags
 
 UNKNOWN = ("normal", "mean")
+SCHEDULES = ("constant", "cosine")
 
-# Columns of pandas and pyarrow, too.
-Sentences: TypeAlias = Sequence[Sequence[str]] | Any
-Tags: TypeAlias = Sequence[Sequence[str]] | Sequence[Sequence[int]] | Any
+
+def _features(token: str | tuple[str, ...]) -> int:
+    """How many features a token has."""
+    return 0 if isinstance(token, str) else len(token) - 1
 
 
 def _f1(fitted: FittedTagger, X: Sentences, y: Sequence[Sequence[str]]) -> float:
@@ -41,7 +46,7 @@ def _f1(fitted: FittedTagger, X: Sentences, y: Sequence[Sequence[str]]) -> float
     return 100 * entity_scores(y, fitted.tag(X), scheme=fitted.writes).micro.f1
 
 
-class Tagger:
+class Tagger(Estimator, Predictor):
     """A BiLSTM that tags the entities in sentences.
 
     Parameters
@@ -61,13 +66,22 @@ class Tagger:
         Units per direction, and layers, of the BiLSTM.
     char_hidden : int, default 0
         Units of a BiLSTM over the characters of a word, in each direction; 0 for none.
+    char_filters, char_width : int, default 0 and 3
+        Filters of a CNN over the characters of a word (0 for none; it may stand beside the
+        BiLSTM), and how many characters each sees, an odd number.
     char_dim : int, default 25
+        Size of character embeddings.
     crf : bool, default False
         Use a linear-chain CRF instead of a softmax for each token.
     constrain : bool, default True
         With a CRF, forbid what the scheme does not allow, such as I after O.
     dropout, input_dropout : float, default 0.5 and 0.25
         Dropout of the BiLSTM's output and of its input, with one mask for all tokens of a sentence.
+    class_weight : mapping of str to float or "balanced", optional
+        The weight of "O" and of each entity type in the loss, 1 for those that are not named;
+        "balanced" weights each class by the inverse of its frequency. Without a CRF.
+    label_smoothing : float, default 0.0
+        See `cross_entropy`. Without a CRF.
     tag_names : sequence of str, optional
         The names of tags that are given as integers, as datasets of Hugging Face have them.
     scheme : {"BIOES", "IOB2"}
@@ -75,6 +89,10 @@ class Tagger:
         BILOU, else IOB2.
     optimizer : {"adam", "adamw", "sgd"}
     lr : float, default 3e-3
+    schedule : {"constant", "cosine"}
+        Cosine: the learning rate falls to 0 along half a cosine.
+    warmup_ratio : float, default 0.0
+        The share of all steps in which it first rises from 0, in [0, 1); with "cosine".
     max_norm : float or None, default 5.0
         Gradients with a larger norm are scaled down to this norm.
     epochs, patience : int, default 10 and 0
@@ -110,15 +128,21 @@ class Tagger:
         hidden_size: int = 100,
         num_layers: int = 1,
         char_hidden: int = 0,
+        char_filters: int = 0,
+        char_width: int = 3,
         char_dim: int = 25,
         crf: bool = False,
         constrain: bool = True,
         dropout: float = 0.5,
         input_dropout: float = 0.25,
+        class_weight: Mapping[str, float] | Literal["balanced"] | None = None,
+        label_smoothing: float = 0.0,
         tag_names: Sequence[str] | None = None,
         scheme: Literal["BIOES", "IOB2"] = "BIOES",
         optimizer: Literal["adam", "adamw", "sgd"] = "adam",
         lr: float = 3e-3,
+        schedule: Literal["constant", "cosine"] = "constant",
+        warmup_ratio: float = 0.0,
         max_norm: float | None = 5.0,
         epochs: int = 10,
         patience: int = 0,
@@ -135,10 +159,13 @@ class Tagger:
         self.word_dim, self.unknown, self.fine_tune = word_dim, unknown, fine_tune
         self.hidden_size, self.num_layers = hidden_size, num_layers
         self.char_hidden, self.char_dim = char_hidden, char_dim
+        self.char_filters, self.char_width = char_filters, char_width
         self.crf, self.constrain = crf, constrain
         self.dropout, self.input_dropout = dropout, input_dropout
+        self.class_weight, self.label_smoothing = class_weight, label_smoothing
         self.tag_names = tag_names
         self.scheme, self.optimizer, self.lr, self.max_norm = scheme, optimizer, lr, max_norm
+        self.schedule, self.warmup_ratio = schedule, warmup_ratio
         self.epochs, self.patience = epochs, patience
         self.batch_size, self.max_tokens, self.max_len = batch_size, max_tokens, max_len
         self.seed, self.vector_seed = seed, vector_seed
@@ -146,52 +173,9 @@ class Tagger:
         self._loaded: tuple[Any, Any, WordVectors] | None = None
         self._fitted: FittedTagger | None = None
 
-    # scikit-learn's conventions: parameters are stored as given and checked in `fit`.
-
-    @classmethod
-    def _names(cls) -> list[str]:
-        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The parameters by name."""
-        return {name: getattr(self, name) for name in self._names()}
-
-    def set_params(self, **params: Any) -> "Tagger":
-        """Change parameters, for the next `fit`."""
-        unknown = sorted(params.keys() - set(self._names()))
-        if unknown:
-            raise ValueError(f"unknown parameters: {', '.join(unknown)}")
-        for name, value in params.items():
-            setattr(self, name, value)
-        return self
-
-    def __sklearn_tags__(self):
-        # scikit-learn asks for this, so it is there.
-        from sklearn.utils import InputTags, Tags, TargetTags
-
-        return Tags(
-            estimator_type=None, target_tags=TargetTags(required=True),
-            input_tags=InputTags(two_d_array=False, string=True),
-        )  # fmt: skip
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return self._fitted is not None
-
     def __getstate__(self):
         """Without the trainer and the vectors before `fit`, which ``vectors`` names."""
         return {k: v for k, v in vars(self).items() if k != "trainer_"} | {"_loaded": None}
-
-    def __repr__(self) -> str:
-        defaults = inspect.signature(type(self).__init__).parameters
-        params = self.get_params()
-        if isinstance(self.vectors, Mapping):
-            params["vectors"] = f"a mapping of {len(self.vectors):,} words"
-        shown = [
-            f"{k}={v!r}"
-            for k, v in params.items()
-            if v is not defaults[k].default and repr(v) != repr(defaults[k].default)
-        ]
-        return f"Tagger({', '.join(shown)})"
 
     # Training
 
@@ -211,7 +195,8 @@ class Tagger:
         Parameters
         ----------
         X : sequence of sequence of str
-            The tokens of each sentence.
+            The tokens of each sentence. A token may also be a tuple of a word and the values of
+            further features, such as its part of speech; all tokens then have as many.
         y : sequence of sequence of str or int
             Their tags, in any scheme; integers are positions in ``tag_names``.
         dev : (X, y), optional
@@ -253,7 +238,9 @@ class Tagger:
             if not isinstance(dev, (tuple, list)) or len(dev) != 2:
                 raise ValueError("dev must be a pair (X, y)")
             dev = (
-                checked_sentences("dev[0]", dev[0]),
+                checked_sentences(
+                    "dev[0]", dev[0], next((_features(x[0]) for x in X if len(x)), None)
+                ),
                 checked_tags(
                     "dev[1]",
                     checks.as_list(dev[0]),
@@ -270,7 +257,8 @@ class Tagger:
 
         fitted = FittedTagger(self._config(X, y, writes), self._vectors(), self.backend)
         if report is not None and len(fitted.vectors):
-            unknown, words, lacking, tokens = fitted.vectors.count_unknown(X)
+            plain = [list(map(word_of, x)) for x in X]
+            unknown, words, lacking, tokens = fitted.vectors.count_unknown(plain)
             report(
                 f"{unknown:,} of {words:,} words have no vector, {lacking / tokens:.1%} of tokens"
             )
@@ -284,7 +272,7 @@ class Tagger:
         with tempfile.TemporaryDirectory() as scratch:
             trainer = Trainer(
                 fitted.network, OPTIMIZERS[self.optimizer](self.lr), data, run or scratch,
-                max_norm=self.max_norm,
+                max_norm=self.max_norm, schedule=self._schedule(self.epochs * len(data)),
                 evaluate=None if dev is None else partial(_f1, fitted, *dev),
                 metric="valid_f1", maximize=True, patience=self.patience or None,
                 checkpoint_every=len(data), progress=progress, report=report,
@@ -299,20 +287,30 @@ class Tagger:
 
     def _check_params(self) -> None:
         """Check what would otherwise fail late, or under another name."""
-        check_scheme(self.scheme)
-        checks.choice("optimizer", self.optimizer, OPTIMIZERS)
-        checks.choice("unknown", self.unknown, UNKNOWN)
-        checks.choice("precision", self.precision, training_precisions(self.backend))
         for name in "fine_tune", "crf", "constrain":
             checks.flag(name, getattr(self, name))
+        check_scheme(self.scheme)
+        checks.choice("optimizer", self.optimizer, OPTIMIZERS)
+        checks.choice("schedule", self.schedule, SCHEDULES)
+        checks.number("warmup_ratio", self.warmup_ratio, 0.0, 1.0)
+        if self.warmup_ratio and self.schedule == "constant":
+            raise ValueError("warmup_ratio needs the schedule cosine")
+        checks.number("label_smoothing", self.label_smoothing, 0.0, 1.0)
+        if self.crf and (self.label_smoothing or self.class_weight is not None):
+            raise ValueError("label_smoothing and class_weight need crf=False")
+        checks.choice("unknown", self.unknown, UNKNOWN)
+        checks.choice("precision", self.precision, training_precisions(self.backend))
         for name, least in (
             ("word_dim", 1), ("hidden_size", 1), ("num_layers", 1), ("char_hidden", 0),
-            ("char_dim", 1), ("epochs", 1), ("patience", 0), ("batch_size", 1), ("max_tokens", 1),
-            ("max_len", 1), ("seed", 0), ("vector_seed", 0),
+            ("char_filters", 0), ("char_width", 1), ("char_dim", 1), ("epochs", 1),
+            ("patience", 0), ("batch_size", 1), ("max_tokens", 1), ("max_len", 1),
+            ("seed", 0), ("vector_seed", 0),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None or name not in ("max_tokens", "max_len"):
                 checks.integer(name, value, least)
+        if self.char_width % 2 == 0:
+            raise ValueError(f"char_width must be odd, got {self.char_width}")
         names = self.tag_names
         if names is not None:
             if isinstance(names, str) or not isinstance(names, Sequence | np.ndarray):
@@ -338,7 +336,8 @@ class Tagger:
         if trainer.checkpoint.exists():
             before, now = read_config(run / "config.json"), fitted.config
             # All but the first may be changed.
-            free = ("params", "epochs", "patience", "lr", "precision")
+            free = ["params", "patience", "lr", "precision"]
+            free += ["epochs"] if self.schedule == "constant" else []
             others = {k for k in now if before.get(k) != now[k]}
             params = {k: v for k, v in now["params"].items() if k != "vectors"}  # moved, perhaps
             others |= {k for k, v in params.items() if before["params"].get(k) != v}
@@ -351,9 +350,15 @@ class Tagger:
     def _config(self, X, y, writes: str) -> dict:
         """The config of `FittedTagger`, with a checksum of the training data."""
         vectors = self._vectors()
-        words = sorted({str(vectors.key(w)) for x in X for w in x}) if self.fine_tune else []
+        plain = [word_of(token) for x in X for token in x]
+        words = sorted({str(vectors.key(w)) for w in plain}) if self.fine_tune else []
         types = sorted({split_tag(t)[1] for ts in y for t in ts} - {""})
-        text = "".join(w for x in X for w in x) if self.char_hidden else ""
+        text = "".join(plain) if self.char_hidden or self.char_filters else ""
+        tags = all_tags(types, self.scheme)
+        rows = zip(
+            *(token[1:] for x in X for token in x if not isinstance(token, str)), strict=True
+        )
+        features = [sorted(set(values)) for values in rows]
         source = vectors.source if self.vectors is not None else None
         if source and source != "glove":
             source = str(Path(source).resolve())
@@ -367,13 +372,40 @@ class Tagger:
         return {
             "model": "Tagger",
             "params": params,
-            "tags": all_tags(types, self.scheme),
+            "tags": tags,
             "words": words,
             "symbols": "".join(Vocabulary.of(text, min_count=1).symbols) if text else "",
+            "features": features,
+            "class_weights": self._class_weights(tags, y),
             "writes": writes,
             "vectors": vectors.facts(),
             "data": zlib.crc32(repr((X, y)).encode("utf-8", "surrogatepass")),
         }
+
+    def _schedule(self, steps: int) -> Constant:
+        """The schedule of a run of this many steps."""
+        if self.schedule == "constant":
+            return Constant()
+        return Cosine(steps, warmup=int(self.warmup_ratio * steps))
+
+    def _class_weights(self, tags: list[str], y) -> list[float] | None:
+        """The weight of each of ``tags``."""
+        given = self.class_weight
+        if given is None:
+            return None
+        if isinstance(given, str):
+            checks.choice("class_weight", given, ("balanced",))
+            counts = Counter(tag for ts in y for tag in ts)
+            share = counts.total() / len(counts)
+            return [share / counts[tag] if tag in counts else 1.0 for tag in tags]
+        if not isinstance(given, Mapping):
+            raise TypeError(f"class_weight must be a mapping, got {type(given).__name__}")
+        types = [split_tag(tag)[1] or "O" for tag in tags]
+        for name in given:
+            checks.choice("class_weight", name, dict.fromkeys(types))
+        return [
+            checks.number("class_weight", given.get(name, 1.0), 0.0, math.inf) for name in types
+        ]
 
     def _cut(self, pairs, limit: int):
         longer = sum(len(x) > limit for x, _ in pairs)
@@ -424,34 +456,6 @@ class Tagger:
     def network_(self) -> BiLSTMTagger:
         """The network."""
         return self.fitted_.network
-
-    @property
-    def classes_(self) -> list[str]:
-        """The tags in the order of the columns of `predict_proba`, "O" first."""
-        return self.fitted_.tags
-
-    def predict(self, X: Sentences) -> list[list[str]]:
-        """The tags of sentences. Those of a sentence never depend on the other sentences.
-
-        Tags of the network that form no entity in its scheme, such as an end without a beginning,
-        become O.
-        """
-        return self.fitted_.tag(checked_sentences("X", X))
-
-    def predict_proba(self, X: Sentences) -> list[np.ndarray]:
-        """The probability of each of `classes_` for each token, ``[n, K]`` for each sentence."""
-        return self.fitted_.probabilities(checked_sentences("X", X))
-
-    def evaluate(self, X: Sentences, y: Tags) -> EntityScores:
-        """Entity scores of `predict` against the correct tags, in any scheme."""
-        writes = self.fitted_.writes
-        X = checked_sentences("X", X)
-        y = checked_tags("y", X, named_tags("y", y, self.tag_names), writes)
-        return entity_scores(y, self.fitted_.tag(X), scheme=writes)
-
-    def score(self, X: Sentences, y: Tags) -> float:
-        """Micro-averaged entity F1, from 0 to 1."""
-        return self.evaluate(X, y).micro.f1
 
     # Files
 

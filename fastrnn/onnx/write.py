@@ -9,7 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fastrnn.cells.activations import ACTIVATIONS, parse
 from fastrnn.checkpoint import write_bytes
+from fastrnn.layers import Linear
 from fastrnn.layers.recurrent import Recurrent
+from fastrnn.layers.softmax import Softmax
 from fastrnn.models import LanguageModel, Tagger
 from fastrnn.models.bilstm import BiLSTMTagger
 
@@ -46,7 +48,8 @@ def save(model, path) -> None:
     Raises
     ------
     ValueError
-        ONNX has no operator for the cell, or the layer uses zoneout; the message names it.
+        ONNX has no operator for the cell or the softmax, or the layer uses zoneout; the message
+        names it.
     TypeError
         ``model`` is none of these.
     """
@@ -122,14 +125,16 @@ def _write_layer(graph: _Graph, layer: Recurrent) -> None:
 def _write_language_model(graph: _Graph, model: LanguageModel) -> None:
     kind, size = _TYPES[model.parameters.dtype.name], len(model.vocabulary)
     ids = graph.input("ids", TensorProto.INT64, ["T", "B"])
-    initial, final = _states(graph, model.lstm)
+    if not isinstance(model.softmax, Softmax):
+        raise ValueError("ONNX has no adaptive softmax")
+    initial, final = _states(graph, model.recurrent)
     if model.embedding is not None:
         table = model.parameters["embedding.weight"]
     else:  # a one-hot input is a row of the identity
         table = np.eye(size, dtype=model.parameters.dtype)
     x = graph.node("Gather", [graph.constant("embedding.weight", table), ids], ["x"])
-    h = _recurrent(graph, model.lstm, x, "", initial, final)
-    _linear(graph, model.parameters, h, "logits")
+    h = _recurrent(graph, model.recurrent, x, "", initial, final)
+    _linear(graph, model.softmax, h, "logits")
     graph.output("logits", kind, ["T", "B", size])
 
 
@@ -138,14 +143,14 @@ def _write_tagger(graph: _Graph, network: BiLSTMTagger) -> None:
     x = graph.input("x", kind, ["T", "B", lstm.input_size])
     lengths = graph.input("lengths", TensorProto.INT32, ["B"])
     h = _recurrent(graph, lstm, x, lengths, [], [])
-    _linear(graph, network.parameters, h, "scores")
+    _linear(graph, network.linear, h, "scores")
     graph.output("scores", kind, ["T", "B", network.linear.out_features])
 
 
-def _linear(graph: _Graph, parameters, x: str, out: str) -> None:
-    weight = graph.constant("linear.weight", parameters["linear.weight"].T)
+def _linear(graph: _Graph, layer: Linear, x: str, out: str) -> None:
+    weight = graph.constant("linear.weight", layer.parameters["weight"].T)
     product = graph.node("MatMul", [x, weight], ["product"])
-    graph.node("Add", [product, graph.constant("linear.bias", parameters["linear.bias"])], [out])
+    graph.node("Add", [product, graph.constant("linear.bias", layer.parameters["bias"])], [out])
 
 
 def _recurrent(graph: _Graph, layer: Recurrent, x: str, lengths: str, initial, final) -> str:

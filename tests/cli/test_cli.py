@@ -219,7 +219,7 @@ def test_errors_are_one_line(texts, run, tmp_path):
     assert fastrnn("train", "lm", missing, code=1) == f"fastrnn: no such file: {missing}\n"
     said = fastrnn("train", "lm", texts / "a.txt", "--out", tmp_path / "x", "--optimizer", "best",
                    code=1)  # fmt: skip
-    assert said == "fastrnn: --optimizer must be one of sgd, adam, adamw; got 'best'\n"
+    assert said == "fastrnn: --optimizer must be one of sgd, asgd, adam, adamw; got 'best'\n"
     assert "no such file" in fastrnn("sample", tmp_path, code=1)
     assert "no such file" in fastrnn("plot", tmp_path, code=1)
     assert "against must be" in fastrnn("plot", run, "--against", "time", code=1)

@@ -24,8 +24,9 @@ from fastrnn import optim
 from fastrnn.data.sentences import read_sentences
 from fastrnn.data.text import TextStream, Vocabulary
 from fastrnn.data.vectors import WordVectors, load_vectors
+from fastrnn.data.vocabularies import WordVocabulary
 from fastrnn.metrics import entity_scores
-from fastrnn.models import LanguageModel, Tagger
+from fastrnn.models import LanguageModel, Tagger, TaggerEnsemble
 from fastrnn.parameters import Parameters
 from fastrnn.plots import plot_runs
 
@@ -34,6 +35,7 @@ LSTM = fastrnn.LSTM(5, 4, seed=0)
 GRU = fastrnn.GRU(5, 4, bidirectional=True, batch_first=True, seed=0)
 LINEAR, EMBEDDING = fastrnn.Linear(5, 2, seed=0), fastrnn.Embedding(7, 3, seed=0)
 CRF, DROPOUT = fastrnn.CRF(3, seed=0), fastrnn.Dropout(0.5, seed=0)
+ADAPTIVE = fastrnn.AdaptiveSoftmax(5, 9, [3, 6], seed=0)
 IDS = np.array([[0, 1, 2], [3, 4, 0]])
 VOCABULARY = Vocabulary.of("abcab", min_count=1)
 MODEL = LanguageModel(VOCABULARY, embedding_dim=3, hidden_size=4, seed=0)
@@ -126,7 +128,8 @@ TARGETS = {
     "LSTM": Target(fastrnn.LSTM, dict(
         input_size=5, hidden_size=4, num_layers=1, variant=None, proj_size=0, bias=True,
         batch_first=False, dropout=0.0, bidirectional=False, activations=None, zoneout=0.0,
-        recurrent_dropout=0.0, constants=None, dtype="float32", precision="bf16", backend="cpu",
+        recurrent_dropout=0.0, weight_dropout=0.0, constants=None, dtype="float32",
+        precision="bf16", backend="cpu",
         seed=0)),
     "GRU": Target(fastrnn.GRU, dict(input_size=5, hidden_size=4, num_layers=2, dropout=0.5)),
     "RNN": Target(fastrnn.RNN, dict(input_size=5, hidden_size=4, nonlinearity="tanh")),
@@ -158,17 +161,28 @@ TARGETS = {
     "CRF decode": Target(CRF.decode, dict(scores=X[..., :3], lengths=[1, 2, 3])),
     "CRF marginals": Target(CRF.marginals, dict(scores=X[..., :3], lengths=None)),
     "cross_entropy": Target(fastrnn.cross_entropy, dict(
-        logits=X, targets=np.zeros((4, 3), int), ignore_index=-100),
-        {"logits": ("targets",)}),
+        logits=X, targets=np.zeros((4, 3), int), ignore_index=-100, weight=np.ones(5),
+        label_smoothing=0.1),
+        {"logits": ("targets", "weight")}),
+    "AdaptiveSoftmax": Target(fastrnn.AdaptiveSoftmax, dict(
+        in_features=5, n_classes=9, cutoffs=[3, 6], div_value=2.0, head_bias=True,
+        dtype="float32", precision="float32", backend="cpu", seed=0)),
+    "AdaptiveSoftmax forward": Target(ADAPTIVE.forward, dict(
+        h=X, targets=np.zeros((4, 3), int)), {"h": ("targets",)}),
+    "AdaptiveSoftmax backward": Target(ADAPTIVE.backward, dict(
+        tape=ADAPTIVE.forward(X, np.zeros((4, 3), int))[1])),
+    "AdaptiveSoftmax log_prob": Target(ADAPTIVE.log_prob, dict(h=X)),
     "SGD": Target(fastrnn.SGD, dict(lr=0.1, momentum=0.5, weight_decay=0.1, nesterov=True)),
     "Adam": Target(fastrnn.Adam, dict(lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)),
     "AdamW": Target(fastrnn.AdamW, dict(lr=0.1, weight_decay=0.01)),
+    "ASGD": Target(optim.ASGD, dict(lr=0.1, weight_decay=0.0, start=None, patience=2)),
     "SGD step": Target(step(fastrnn.SGD), dict(
         parameters=FRESH, gradient=np.ones(6, "f"), lr=0.1, max_norm=1.0, rows={},
         row=(np.array([1, 2]), np.ones((2, 2), "f"))), {"row": ("rows", "t")}),
     "Adam step": Target(step(fastrnn.Adam), dict(
         gradient=dict(weight=np.ones((2, 2), "f"), bias=np.ones(2, "f")), lr=None,
         max_norm=None), {"gradient": ("weight", "bias")}),
+    "StepDecay": Target(optim.StepDecay, dict(every=3, gamma=0.5, start=None, warmup=2)),
     "Cosine": Target(optim.Cosine, dict(total=10, warmup=2, final=0.1)),
     "ReduceOnPlateau": Target(optim.ReduceOnPlateau, dict(shrink=0.5, patience=2, least=0.1)),
     "pad_sequences": Target(fastrnn.pad_sequences, dict(
@@ -184,12 +198,19 @@ TARGETS = {
     "from_torch": Target(fastrnn.from_torch, dict(source=LSTM.state_dict()),
                          {"source": ("weight_ih_l0", "no such file")}),
     "LanguageModel": Target(LanguageModel, dict(
-        vocabulary=VOCABULARY, embedding_dim=3, hidden_size=4, num_layers=1, dropout=0.0,
-        dtype="float32", backend="cpu", seed=0)),
-    "LanguageModel sample": Target(MODEL.sample, dict(length=3, prime="a", temperature=0.5,
-                                                      seed=0)),
+        vocabulary=VOCABULARY, embedding_dim=4, hidden_size=4, num_layers=1, cell="lstm",
+        cell_options=None, tied=True, cutoffs=None, dropout=0.0, input_dropout=0.1,
+        weight_dropout=0.1, dtype="float32", backend="cpu", seed=0), {
+            "embedding_dim": ("tied", "input_dropout"), "hidden_size": ("tied",),
+            "cutoffs": ("tied",)}),
+    "LanguageModel sample": Target(MODEL.sample, dict(
+        length=3, prime="a", temperature=0.5, top_k=3, top_p=0.9, seed=0)),
+    "LanguageModel score": Target(MODEL.score, dict(text="ab", prime="a")),
+    "WordVocabulary.of": Target(WordVocabulary.of, dict(text="a b", size=5, lower=False,
+                                                        tokenised=True)),
     "bits_per_character": Target(MODEL.bits_per_character, dict(text="abcabc", batch=2, bptt=2)),
-    "TextStream": Target(TextStream, dict(ids=np.arange(9), batch=2, bptt=2)),
+    "TextStream": Target(TextStream, dict(ids=np.arange(9), batch=2, bptt=2, variable=True,
+                                          seed=0)),
     "Vocabulary.of": Target(Vocabulary.of, dict(text="abc", min_count=1)),
     "Vocabulary.encode": Target(VOCABULARY.encode, dict(text="abc")),
     "Vocabulary.decode": Target(VOCABULARY.decode, dict(ids=[0, 1])),
@@ -204,11 +225,13 @@ TARGETS = {
     "Tagger parameter": Target(lambda **params: Tagger(**dict(
         word_dim=4, hidden_size=4, epochs=1) | params).fit(SENTENCES, TAGS), dict(
             vectors=None, word_dim=4, unknown="normal", fine_tune=True, hidden_size=4,
-            num_layers=1, char_hidden=2, char_dim=2, crf=True, constrain=True, dropout=0.5,
-            input_dropout=0.25, tag_names=None, scheme="IOB2", optimizer="sgd", lr=0.1,
+            num_layers=1, char_hidden=2, char_filters=2, char_width=3, char_dim=2,
+            class_weight=None, label_smoothing=0.1, schedule="cosine", warmup_ratio=0.1, crf=False,
+            constrain=True, dropout=0.5, input_dropout=0.25, tag_names=None, scheme="IOB2", optimizer="sgd", lr=0.1,
             max_norm=None, epochs=1, patience=0, batch_size=2, max_tokens=None, max_len=None,
             seed=0, vector_seed=0, dtype="float32", backend="cpu"),
-            {"vectors": ("no such file", "words")}),
+            {"vectors": ("no such file", "words"), "crf": ("label_smoothing",),
+             "schedule": ("warmup_ratio",)}),
     "Trainer": Target(trainer, dict(
         max_norm=1.0, schedule=optim.Constant(), evaluate=lambda: 1.0, metric="valid_loss",
         maximize=False, evaluate_every=1, patience=2, checkpoint_every=1, progress=False,
@@ -228,6 +251,9 @@ TARGETS = {
                                  {"folder": ("no such file",), "backend": ("no such file",)}),
     "Tagger.load": Target(Tagger.load, dict(folder=FOLDER / "tagger", backend="cpu"),
                           {"folder": ("no such file",), "backend": ("no such file",)}),
+    "Tagger entities": Target(TAGGER.entities, dict(texts=["Ann ran."], tokenize=str.split),
+                              {"tokenize": ("int",)}),  # functions are called
+    "TaggerEnsemble": Target(TaggerEnsemble, dict(taggers=[TAGGER, TAGGER])),
     "Tagger predict": Target(TAGGER.predict, dict(X=SENTENCES)),
     "Tagger predict_proba": Target(TAGGER.predict_proba, dict(X=SENTENCES)),
     "Tagger evaluate": Target(TAGGER.evaluate, dict(X=SENTENCES, y=TAGS), {"X": ("y",)}),

@@ -251,8 +251,8 @@ def test_models_pickle_and_copy(make):
     assert twin.sample(20, seed=0) == model.sample(20, seed=0)
     # All layers of a copy still share one vector.
     twin.parameters.writing()[:] = 0
-    assert not twin.lstm.parameters["weight_hh_l0"].any()
-    assert model.lstm.parameters["weight_hh_l0"].any()
+    assert not twin.recurrent.parameters["weight_hh_l0"].any()
+    assert model.recurrent.parameters["weight_hh_l0"].any()
     X, y = [["Take", "aspirin"], ["Rest"]] * 4, [["O", "B-Drug"], ["O"]] * 4
     tagger = Tagger(word_dim=4, hidden_size=4, epochs=2, char_hidden=3, crf=True).fit(X, y)
     twin = make(tagger)

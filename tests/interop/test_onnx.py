@@ -291,8 +291,8 @@ def test_saved_language_model(embedding_dim, tmp_path, rng):
         if not embedding_dim
         else model.embedding(ids)
     )
-    y, (h, c) = model.lstm(x, tuple(state))
-    np.testing.assert_allclose(got["logits"], model.linear(y), atol=2e-5)
+    y, (h, c) = model.recurrent(x, tuple(state))
+    np.testing.assert_allclose(got["logits"], model.softmax(y), atol=2e-5)
     np.testing.assert_allclose(got["h_n"], h, atol=2e-5)
     np.testing.assert_allclose(got["c_n"], c, atol=2e-5)
 

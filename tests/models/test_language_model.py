@@ -60,7 +60,7 @@ def test_streams_cover_the_text_in_order(n):
 
 
 def test_a_text_too_short_is_refused():
-    with pytest.raises(ValueError, match="has 3 characters, batch 3 needs at least 4"):
+    with pytest.raises(ValueError, match="has 3 units, batch 3 needs at least 4"):
         TextStream(np.arange(3), 3, 4)
 
 

@@ -262,7 +262,7 @@ def test_precision(tagger, tmp_path):
     model.save(tmp_path)
     again = Tagger.load(tmp_path)
     assert again.precision == again.network_.precision == "bf16"
-    assert again.network_.characters.lstm.precision == "bf16"
+    assert again.network_.encoders[0].lstm.precision == "bf16"
     wanted = model.predict_proba(X)
     for precision in "bf16", "float32", "int8":
         other = Tagger.load(tmp_path, precision=precision)
@@ -556,7 +556,7 @@ def test_commands_refuse_what_is_wrong(run, files):
     said = command(*train, files / "train.conll", "--out", run, "--resume", "--hidden", 9, code=1)
     assert "cannot be resumed with other options: --hidden was 16" in said
     said = command("tag", run, files / "dev.conll", "--format", "xml", code=1)
-    assert "--format must be columns, jsonl or lines" in said
+    assert "--format must be columns, jsonl, lines or text" in said
     assert "no such file" in command("tag", files / "nothing", code=1)
 
 

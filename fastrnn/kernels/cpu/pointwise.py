@@ -37,17 +37,15 @@ def insert(x: np.ndarray, table: np.ndarray, indices: np.ndarray) -> np.ndarray:
     return out
 
 
-def cross_entropy(logits: np.ndarray, targets: np.ndarray, counts: np.ndarray):
+def cross_entropy(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray):
     """See kernels/backend.py."""
     if logits.dtype not in (np.float32, np.float64):  # longer or shorter floats
-        return host.cross_entropy(logits, targets, counts)
-    count = int(np.count_nonzero(counts))
-    weights = counts * logits.dtype.type(1 / max(count, 1))
+        return host.cross_entropy(logits, targets, weights)
     losses, out = np.empty(len(logits)), buffers.empty(logits.shape, logits.dtype)
-    args = (np.ascontiguousarray(logits), targets, weights, losses, out)
+    args = (np.ascontiguousarray(logits), targets, weights.astype(logits.dtype), losses, out)
     kernel = find("pointwise.cross_entropy", logits.dtype)
     parallel_for(Job(kernel, args, len(logits), logits.size * _EXP_COST))
-    return float(losses.sum() / max(count, 1)), out, count
+    return float((losses * weights).sum()), out
 
 
 def all_finite(x: np.ndarray) -> bool:

@@ -63,9 +63,10 @@ def scale(x, mask: np.ndarray, indices: np.ndarray) -> None:
 def cross_entropy_kernel(dtype) -> Kernel:
     real, threads = np.dtype(dtype).type, _ROW
 
-    def cross_entropy(logits: F1, targets: I1, rows: I, classes: I, share: F, losses: F1, out: F1):
-        """A block takes one row at a time. Targets below 0 do not count; ``share`` is one over the
-        number of those that do."""
+    def cross_entropy(
+        logits: F1, targets: I1, weights: F1, rows: I, classes: I, losses: F1, out: F1
+    ):
+        """A block takes one row at a time. Where a weight is 0, the target is not looked at."""
         shared = cuda.shared.array(threads, dtype)
         t = cuda.threadIdx.x
         for row in range(cuda.blockIdx.x, rows, cuda.gridDim.x):
@@ -86,30 +87,28 @@ def cross_entropy_kernel(dtype) -> Kernel:
             total = real(0)
             for j in range(threads):
                 total += shared[j]
-            scale = share if target >= 0 else share - share
+            scale = weights[row]
             for j in range(t, classes, threads):
                 p = exp(logits[at + j] - most) / total * scale
                 out[at + j] = p - scale if j == target else p
             if t == 0:
                 losses[row] = real(0)
-                if target >= 0:
+                if scale != 0:
                     losses[row] = log(total) + most - logits[at + target]
             cuda.syncthreads()
 
     return Kernel(cross_entropy, threads, dtype)
 
 
-def cross_entropy(logits, targets, counts) -> tuple[float, Any, int]:
-    """`losses.cross_entropy` of logits [N, V]; targets [N] that count are in range."""
+def cross_entropy(logits, targets, weights) -> tuple[float, Any]:
+    """See kernels/backend.py."""
     rows, classes = logits.shape
-    count = int(counts.sum())
     losses, out = empty(rows, logits.dtype), empty(logits.shape, logits.dtype)
-    share = logits.dtype.type(1 / max(count, 1))
-    valid = to_device(np.where(counts, targets, -1))
+    there = to_device(targets), to_device(weights.astype(logits.dtype))
     cross_entropy_kernel(logits.dtype)(
-        (min(rows, 1 << 16), 1), logits, valid, rows, classes, share, losses, out
+        (min(rows, 1 << 16), 1), logits, *there, rows, classes, losses, out
     )
-    return float(to_host(losses).sum(dtype=np.float64)) / max(count, 1), out, count
+    return float((to_host(losses) * weights).sum()), out
 
 
 def embedding_forward(table, ids: np.ndarray):
