@@ -2,10 +2,11 @@
 
     pytest benchmarks --benchmark-json=benchmarks/results/NAME.json
     python -m benchmarks.report benchmarks/results/NAME.json [--readme README.md]
+                                [--pictures docs/performance]
 
-writes NAME.md, NAME-ratios.png, NAME-peak.png and NAME-growth.png next to the JSON, and removes
-from the JSON what is not needed (the individual timings, the machine's name); ``--readme`` also
-puts the summary between the two marks in that file.
+writes NAME.md next to the JSON, and removes from the JSON what is not needed (the individual
+timings, the machine's name). ``--readme`` puts a short summary between the two marks in that file,
+``--pictures`` draws ratios.svg, cases.svg, peak.svg and growth.svg in that folder.
 """
 
 import argparse
@@ -48,17 +49,19 @@ def main() -> None:
     )
     parser.add_argument("json", type=Path)
     parser.add_argument("--readme", type=Path)
+    parser.add_argument("--pictures", type=Path)
     arguments = parser.parse_args()
     rows, heading = read(arguments.json)
     summary = f"{heading}\n\n{report.summary(rows)}\n"
     text = f"{summary}\n{report.table(rows)}\n"
     arguments.json.with_suffix(".md").write_text(text)
-    for name in ("ratios", "peak", "growth"):
-        out = arguments.json.with_name(f"{arguments.json.stem}-{name}.png")
-        getattr(report, f"plot_{name}")(rows, out)
+    if arguments.pictures:
+        for name in ("ratios", "cases", "peak", "growth"):
+            getattr(report, f"plot_{name}")(rows, arguments.pictures / f"{name}.svg")
     print(text)
     if arguments.readme:
-        put_between(arguments.readme, MARKS, summary)
+        short = f"{heading}\n\n{report.short(rows)}\n"
+        put_between(arguments.readme, MARKS, short)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fastrnn import checks
-from fastrnn.extras import needs
+from fastrnn.pictures import COLOURS, Picture
 from fastrnn.types import Path as FilePath
 
 _LOSSES = ("valid_loss", "valid_bpc")  # metrics that are drawn on the axis of the loss
@@ -98,19 +98,19 @@ def plot_runs(
         }
     paths = {str(label): checks.path("runs", run) for label, run in runs.items()}
     histories = {label: read_history(run) for label, run in paths.items()}
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError(needs("plots need matplotlib", "plot")) from None
-
     metrics = {label: _metric(lines) for label, lines in histories.items()}
+    scores = sorted({name for name in metrics.values() if name and name not in _LOSSES})
+    with Picture(8, 4.5 + 2.2 * bool(scores)) as picture:
+        _draw(picture.figure, histories, metrics, scores, against, title, unit)
+        picture.save(out)
+    return out
+
+
+def _draw(figure, histories, metrics, scores, against, title, unit) -> None:
+    """The curves of `plot_runs`."""
     bits = "valid_bpc" in metrics.values()
     # A loss in nats is drawn in bits where the evaluation is in bits.
     scale = 1 / math.log(2) if bits else 1.0
-    scores = sorted({name for name in metrics.values() if name and name not in _LOSSES})
-    figure = Figure(figsize=(8, 5 + 2.5 * bool(scores)), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(
         1 + bool(scores), sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + bool(scores)]
     )[:, 0]
@@ -145,21 +145,21 @@ def plot_runs(
     panels[-1].set_xlabel("step" if against == "step" else "seconds of training")
     axes.set_ylabel("bits per character" if bits else f"loss ({unit})" if unit else "loss")
     if scores:
-        named = ", ".join(name.removeprefix("valid_").upper() for name in scores)
-        panels[1].set_ylabel(f"{named} (percent)" if scores == ["valid_f1"] else named)
+        named = {"valid_f1": "F1 (percent)"}
+        labels = [named.get(name, name.removeprefix("valid_")) for name in scores]
+        panels[1].set_ylabel(", ".join(labels))
+        if scores == ["valid_perplexity"]:
+            panels[1].set_yscale("log")
     if title:
         axes.set_title(title)
     for panel in panels:
-        panel.grid(alpha=0.25)
-    axes.plot([], [], color="grey", alpha=0.3, label="each batch")
+        panel.grid()
+    axes.plot([], [], color=COLOURS[-1], alpha=0.3, label="each batch")
     if any(name in _LOSSES for name in metrics.values()):
-        axes.plot([], [], "o", color="grey", label="evaluation")
+        axes.plot([], [], "o", color=COLOURS[-1], label="evaluation")
     if has_means:
-        axes.plot([], [], "D", color="grey", markerfacecolor="none", label="mean of an epoch")
+        axes.plot([], [], "D", color=COLOURS[-1], markerfacecolor="none", label="mean of an epoch")
     axes.legend(loc="best")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
-    return out
 
 
 def _metric(lines: list[dict]) -> str:

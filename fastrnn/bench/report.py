@@ -8,7 +8,9 @@ from itertools import groupby
 from math import exp, log, nan
 from pathlib import Path
 
-COLOURS = {"torch": "C1", "onnxruntime": "C2", "jax": "C3", "keras": "C4"}
+from fastrnn.pictures import COLOURS, INK, Picture
+
+PEERS = ("torch", "onnxruntime", "jax", "keras")
 
 
 def duration(seconds: float) -> str:
@@ -93,7 +95,7 @@ def summary(rows: list[dict]) -> str:
     for others the ratio of each case. The last column is the limit set by the machine: the ratio
     to torch if ours ran at the multiply-add peak."""
     peers = list(dict.fromkeys(p.split(",")[0].split(" ")[0] for row in rows for p in row["peers"]))
-    peers = [p for p in peers if p in COLOURS]
+    peers = [p for p in peers if p in PEERS]
     lines = [
         f"| | {' | '.join(peers)} | the best of each case | of the FMA peak "
         "| torch, if all of the peak |",
@@ -124,7 +126,7 @@ def _of_kind(row: dict, kind: str | None) -> float | None:
     times = [
         seconds
         for peer, seconds in row["peers"].items()
-        if (peer.startswith(kind) if kind else peer.startswith(tuple(COLOURS)))
+        if (peer.startswith(kind) if kind else peer.startswith(PEERS))
     ]
     return min(times) / row["ours"] if times else None
 
@@ -166,50 +168,121 @@ def heading(rows: list[dict], cpu: str, date: str) -> str:
     )
 
 
-def _axes(width: float, height: float, columns: int = 1):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, squeeze=False)
-
-
 def _label(row: dict) -> str:
     return f"{row['group'].split(',')[0]} {row['name']}"
 
 
 def plot_ratios(rows: list[dict], out: Path) -> None:
-    """Each peer's time over ours, one row per case; right of the line, ours is faster."""
+    """At a glance: for each group of cases the mean and the range of the ratios to PyTorch and to
+    the fastest package of all; to the right of 1x, ours is faster."""
+    series = {"PyTorch": "torch", "the fastest of all packages": None}
+    shown = {name: members for name, members in glance(rows).items() if members}
+    with Picture(7.5, 0.32 * len(shown) + 1.3) as picture:
+        axes = picture.figure.subplots()
+        for number, (label, kind) in enumerate(series.items()):
+            for y, members in enumerate(shown.values()):
+                found = [r for row in members if (r := _of_kind(row, kind))]
+                if not found:
+                    continue
+                at, colour = y + 0.16 * (2 * number - 1), COLOURS[number]
+                axes.plot([min(found), max(found)], [at, at], color=colour, linewidth=2)
+                axes.plot(geometric_mean(found), at, "o", color=colour)
+            axes.plot([], [], "o-", color=COLOURS[number], label=label)
+        axes.axvline(1, color=INK, linewidth=1)
+        axes.set_yticks(range(len(shown)), list(shown))
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_xscale("log")
+        axes.set_xlim(0.45, 16)
+        ticks = (0.5, 1, 2, 5, 10)
+        axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+        axes.minorticks_off()
+        axes.grid(axis="x")
+        axes.set_xlabel("time of the other package over ours: mean and range")
+        picture.figure.legend(loc="outside upper center", ncols=2)
+        picture.save(out)
+
+
+# The groups at a glance: a label, and what the names of its cases begin with.
+_GLANCE = {
+    "LSTM inference": ("LSTM inference",), "GRU inference": ("GRU inference",),
+    "RNN inference": ("RNN inference",), "LSTM training": ("LSTM training, (T",),
+    "GRU training": ("GRU training, (T",), "RNN training": ("RNN training, (T",),
+    "ragged BiLSTM training": ("ragged BiLSTM training, (B",),
+    "one step of one sequence": ("one step of one sequence, 1",),
+    "training in bf16": (
+        "LSTM training in bf16", "GRU training in bf16", "RNN training in bf16",
+        "ragged BiLSTM training in bf16",
+    ),
+    "language model, training": ("language model",), "tagger": ("tagger",),
+    "fastrnn.torch": ("fastrnn.torch",),
+}  # fmt: skip
+
+
+def glance(rows: list[dict]) -> dict[str, list[dict]]:
+    """The cases of each group in `plot_ratios`."""
+    return {
+        label: [
+            row for row in rows
+            if row["group"].startswith(starts) and "grows" not in row["group"]
+            and _of_kind(row, None)
+        ]
+        for label, starts in _GLANCE.items()
+    }  # fmt: skip
+
+
+def short(rows: list[dict]) -> str:
+    """The table behind `plot_ratios`."""
+    lines = [
+        "| | cases | PyTorch | the fastest of all packages | of the FMA peak |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for label, members in glance(rows).items():
+        if not members:
+            continue
+        cells = [str(len(members))]
+        for kind in ("torch", None):
+            cells.append(_spread([r for row in members if (r := _of_kind(row, kind))]))
+        shares = [share for row in members if (share := peak_share(row))]
+        cells.append(f"{min(shares):.0%} - {max(shares):.0%}" if shares else "")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot_cases(rows: list[dict], out: Path) -> None:
+    """Each package's time over ours, a line for each case."""
     rows = [row for row in rows if "grows" not in row["group"] and row["peers"]]
-    figure, ((axes,),) = _axes(9, 0.2 * len(rows) + 1.2)
-    shown: set[str] = set()
-    for y, row in enumerate(rows):
-        for peer, seconds in row["peers"].items():
-            kind = next((name for name in COLOURS if peer.startswith(name)), "other")
-            label = kind if kind not in shown else None
-            shown.add(kind)
-            axes.plot(seconds / row["ours"], y, "o", color=COLOURS.get(kind, "C7"), label=label)
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=7)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xscale("log")
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("the peer's time over ours")
-    axes.legend()
-    figure.savefig(out, dpi=110)
+    with Picture(9, 0.2 * len(rows) + 1.2) as picture:
+        axes = picture.figure.subplots()
+        shown: set[str] = set()
+        for y, row in enumerate(rows):
+            for peer, seconds in row["peers"].items():
+                kind = next((name for name in PEERS if peer.startswith(name)), "other")
+                colour = COLOURS[PEERS.index(kind)] if kind in PEERS else COLOURS[-1]
+                label = kind if kind not in shown else None
+                shown.add(kind)
+                axes.plot(seconds / row["ours"], y, "o", color=colour, label=label)
+        axes.axvline(1, color=INK, linewidth=1)
+        axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=7)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xscale("log")
+        axes.grid(axis="x")
+        axes.set_xlabel("time of the other package over ours")
+        axes.legend()
+        picture.save(out)
 
 
 def plot_peak(rows: list[dict], out: Path) -> None:
     """Share of the multiply-add peak."""
     rows = [row for row in rows if row["flops"] and "grows" not in row["group"]]
-    figure, ((axes,),) = _axes(8, 0.2 * len(rows) + 1.2)
-    axes.barh([_label(row) for row in rows], [100 * (peak_share(row) or 0) for row in rows])
-    axes.tick_params(axis="y", labelsize=7)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("% of the multiply-add peak of the run, for the precision of the case")
-    figure.savefig(out, dpi=110)
+    with Picture(9, 0.2 * len(rows) + 1.2) as picture:
+        axes = picture.figure.subplots()
+        axes.barh([_label(row) for row in rows], [100 * (peak_share(row) or 0) for row in rows])
+        axes.tick_params(axis="y", labelsize=7)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(0, 100)
+        axes.grid(axis="x")
+        axes.set_xlabel("% of the multiply-add peak of the run, for the precision of the case")
+        picture.save(out)
 
 
 def plot_growth(rows: list[dict], out: Path) -> None:
@@ -217,20 +290,25 @@ def plot_growth(rows: list[dict], out: Path) -> None:
     grown = [(name, members) for name, members in groups(rows) if "grows" in name]
     if not grown:
         return
-    figure, axes = _axes(4 * len(grown), 3.6, len(grown))
-    for ax, (name, members) in zip(axes[0], grown, strict=True):
-        letter = re.search(r"as (\w) grows", name)
-        assert letter
-        place = {"T": 0, "B": 1, "H": 3}[letter.group(1)]
-        x = [int(row["name"].strip("()").split(",")[place]) for row in members]
-        ax.plot(x, [row["ours"] * 1e3 for row in members], "o-", label="fastrnn")
-        for peer in dict.fromkeys(p for row in members for p in row["peers"]):
-            times = [row["peers"].get(peer, nan) * 1e3 for row in members]
-            ax.plot(x, times, "o-", label=peer)
-        ax.set_xscale("log", base=2)
-        ax.set_yscale("log")
-        ax.set_xlabel(letter.group(1))
-        ax.set_ylabel("ms, training")
-        ax.grid(alpha=0.3)
-        ax.legend()
-    figure.savefig(out, dpi=110)
+    with Picture(3.4 * len(grown), 3.2) as picture:
+        axes = picture.figure.subplots(1, len(grown), squeeze=False)
+        for ax, (name, members) in zip(axes[0], grown, strict=True):
+            _draw_growth(ax, name, members)
+        picture.save(out)
+
+
+def _draw_growth(ax, name: str, members: list[dict]) -> None:
+    letter = re.search(r"as (\w) grows", name)
+    assert letter
+    place = {"T": 0, "B": 1, "H": 3}[letter.group(1)]
+    x = [int(row["name"].strip("()").split(",")[place]) for row in members]
+    ax.plot(x, [row["ours"] * 1e3 for row in members], "o-", label="fastrnn")
+    for peer in dict.fromkeys(p for row in members for p in row["peers"]):
+        times = [row["peers"].get(peer, nan) * 1e3 for row in members]
+        ax.plot(x, times, "o-", label=peer)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set_xlabel(letter.group(1))
+    ax.set_ylabel("ms, training")
+    ax.grid()
+    ax.legend()
