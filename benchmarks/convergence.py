@@ -179,7 +179,7 @@ def main():
     for name, (title, members) in PICTURES.items():
         shown = {RUNS[m][0]: arguments.runs / f"{m}-0" for m in members}
         if all((run / "history.jsonl").exists() for run in shown.values()):
-            plot_runs(shown, DOCS / f"{name}.png", title=title)
+            plot_runs(shown, DOCS / f"{name}.svg", title=title)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 from report import put_between
 
 from fastrnn.data.sentences import read_sentences
-from fastrnn.models import Tagger
+from fastrnn.models import Tagger, TaggerEnsemble
 from fastrnn.plots import plot_runs, read_history
 from fastrnn.runtime.threads import set_num_threads
 
@@ -28,38 +28,50 @@ FILES = {
 }
 LONGEST = 154  # length that sentences are padded to in the padded runs
 
-ONE = {"batch_size": 1, "optimizer": "sgd", "lr": 0.1, "max_norm": None, "fine_tune": False}
-CHARS, CRF, MEAN = {"char_hidden": 25}, {"crf": True}, {"unknown": "mean"}
+PLAIN = {"char_filters": 0, "crf": False, "unknown": "normal"}
+ONE = PLAIN | {
+    "batch_size": 1, "optimizer": "sgd", "lr": 0.1, "max_norm": None, "fine_tune": False,
+    "epochs": 3,
+}  # fmt: skip
+LSTM = {"char_filters": 0, "char_hidden": 25}
 
 # name: (corpus, label, parameters of Tagger, change to the data)
 RUNS = {
-    "tagger": ("bc5cdr", "`Tagger()`: Adam 3e-3, dropout of the input 0.25", {}, ""),
+    "tagger": ("bc5cdr", "`Tagger()`", {}, ""),
+    "train-dev": ("bc5cdr", "also trained on the development set, last epoch", {}, "dev"),
+    "no-crf": ("bc5cdr", "softmax, no CRF", {"crf": False}, ""),
+    "no-chars": ("bc5cdr", "no characters", {"char_filters": 0}, ""),
+    "lstm": ("bc5cdr", "BiLSTM of 2 x 25 units over the characters, no CNN", LSTM, ""),
+    "both": ("bc5cdr", "BiLSTM and CNN over the characters", {"char_hidden": 25}, ""),
+    "normal": ("bc5cdr", "random vectors for unknown words", {"unknown": "normal"}, ""),
+    "frozen": ("bc5cdr", "vectors not trained", {"fine_tune": False}, ""),
+    "cosine": ("bc5cdr", "cosine schedule with warm-up",
+               {"schedule": "cosine", "warmup_ratio": 0.1}, ""),
     "slow": ("bc5cdr", "Adam 1e-3, no dropout of the input",
              {"lr": 1e-3, "input_dropout": 0.0}, ""),
-    "iob2": ("bc5cdr", "IOB2 inside instead of BIOES", {"scheme": "IOB2"}, ""),
-    "slow-iob2": ("bc5cdr", "Adam 1e-3, no dropout of the input, IOB2 inside",
-                  {"lr": 1e-3, "input_dropout": 0.0, "scheme": "IOB2"}, ""),
-    "crf": ("bc5cdr", "with a CRF", CRF, ""),
-    "chars": ("bc5cdr", "with characters", CHARS, ""),
-    "chars-crf": ("bc5cdr", "with characters and a CRF", CHARS | CRF, ""),
-    "one-vector": ("bc5cdr", "one vector for all unknown words", MEAN, ""),
-    "frozen": ("bc5cdr", "vectors not trained", {"fine_tune": False}, ""),
-    "frozen-one-vector": ("bc5cdr", "vectors not trained, one for all unknown words",
-                          {"fine_tune": False} | MEAN, ""),
-    "padded": ("bc5cdr", f"padded to {LONGEST}, padding learnt as O", {}, "padded"),
-    "one": ("bc5cdr", "one sentence at a time, SGD 0.1", ONE | {"epochs": 3}, ""),
-    "one-padded": ("bc5cdr", f"the same, padded to {LONGEST}, padding learnt as O",
-                   ONE | {"epochs": 3}, "padded"),
+    "iob2": ("bc5cdr", "IOB2 inside, not BIOES", {"scheme": "IOB2"}, ""),
+    "plain": ("bc5cdr", "plain: no characters, softmax, random vectors", PLAIN, ""),
+    "plain-mean": ("bc5cdr", "plain, one vector for all unknown words",
+                   PLAIN | {"unknown": "mean"}, ""),
+    "plain-frozen": ("bc5cdr", "plain, vectors not trained", PLAIN | {"fine_tune": False}, ""),
+    "plain-frozen-mean": ("bc5cdr", "plain, vectors not trained, one for all unknown words",
+                          PLAIN | {"fine_tune": False, "unknown": "mean"}, ""),
+    "padded": ("bc5cdr", f"plain, padded to {LONGEST}, padding learnt as O", PLAIN, "padded"),
+    "one": ("bc5cdr", "plain, one sentence at a time, SGD 0.1", ONE, ""),
+    "one-padded": ("bc5cdr", f"the same, padded to {LONGEST}, padding learnt as O", ONE, "padded"),
     "wnut": ("wnut17", "`Tagger()`", {}, ""),
-    "wnut-crf": ("wnut17", "with a CRF", CRF, ""),
-    "wnut-chars": ("wnut17", "with characters", CHARS, ""),
-    "wnut-chars-crf": ("wnut17", "with characters and a CRF", CHARS | CRF, ""),
+    "wnut-no-crf": ("wnut17", "softmax, no CRF", {"crf": False}, ""),
+    "wnut-no-chars": ("wnut17", "no characters", {"char_filters": 0}, ""),
+    "wnut-lstm": ("wnut17", "BiLSTM of 2 x 25 units over the characters, no CNN", LSTM, ""),
+    "wnut-cosine": ("wnut17", "cosine schedule with warm-up",
+                    {"schedule": "cosine", "warmup_ratio": 0.1}, ""),
+    "wnut-plain": ("wnut17", "plain: no characters, softmax, random vectors", PLAIN, ""),
 }  # fmt: skip
 PICTURES = {
-    "batches": ("One sentence at a time, and 32 of like length", ["one", "tagger"], "seconds"),
-    "masking": ("Padding learnt as O, and no padding", ["padded", "tagger"], "step"),
+    "batches": ("One sentence at a time, and 32 of like length", ["one", "plain"], "seconds"),
+    "masking": ("Padding learnt as O, and no padding", ["padded", "plain"], "step"),
     "curve": ("Each batch, and each epoch", ["tagger"], "step"),
-    "unknown": ("Unknown words", ["frozen-one-vector", "frozen"], "step"),
+    "unknown": ("Unknown words", ["plain-frozen-mean", "plain-frozen"], "step"),
 }
 
 
@@ -84,6 +96,8 @@ def train(name, seed, folder, corpus, vectors):
     (X, y), dev, test = corpus
     if change == "padded":
         X, y = padded(X, y)
+    if change == "dev":
+        (X, y), dev = (X + dev[0], y + dev[1]), None
     model = Tagger(vectors, seed=seed, **options)
     model.fit(X, y, dev=dev, run=folder, resume=True)
     if model.trainer_.stopped == "interrupted":
@@ -91,6 +105,12 @@ def train(name, seed, folder, corpus, vectors):
     scores = model.evaluate(*test)
     facts = {"test_f1": 100 * scores.micro.f1, "valid_f1": model.trainer_.best}
     (folder / "scores.json").write_text(json.dumps(facts) + "\n")
+
+
+def ensemble(name, runs: Path, test, vectors) -> float:
+    """F1 of the finished runs of all seeds as one."""
+    folders = [runs / f"{name}-{seed}" for seed in SEEDS]
+    return 100 * TaggerEnsemble.load(folders, vectors=vectors).score(*test)
 
 
 def summary(runs: Path) -> dict:
@@ -106,11 +126,12 @@ def summary(runs: Path) -> dict:
         out[name] = {
             "corpus": corpus, "label": label, "epochs": options.get("epochs", 10),
             "test_f1": [round(s["test_f1"], 2) for s in scores],
-            "valid_f1": [round(s["valid_f1"], 2) for s in scores],
+            "valid_f1": [s["valid_f1"] and round(s["valid_f1"], 2) for s in scores],
             "mean": round(statistics.mean(s["test_f1"] for s in scores), 2),
             "spread": round(statistics.stdev(s["test_f1"] for s in scores), 2),
             # Mean change of the loss from batch to batch, in the second half of the run.
             "jump": round(float(np.abs(loss[len(loss) // 2 :]).mean()), 4),
+            "seconds": round(history[-1]["seconds"], 1),
             "epoch_loss": [round(h["epoch_loss"], 4) for h in history if "epoch_loss" in h],
         }  # fmt: skip
     return out
@@ -130,6 +151,8 @@ def table(results: dict, corpus: str) -> str:
                 f"| {run['label']} | {run['epochs']} | {seeds} | {run['mean']:.2f} | "
                 f"{run['spread']:.2f} |"
             )
+            if "ensemble" in run:
+                lines.append(f"| the three as an ensemble | | | {run['ensemble']:.2f} | |")
     return "\n".join(lines) + "\n"
 
 
@@ -154,6 +177,12 @@ def main():
                 train(name, seed, folder, corpora[RUNS[name][0]], arguments.vectors)
                 print(folder.name, (folder / "scores.json").read_text().strip(), flush=True)
     results = summary(arguments.runs)
+    for name in ("tagger", "wnut"):
+        if name in results and RUNS[name][0] in corpora:
+            test = corpora[RUNS[name][0]][2]
+            results[name]["ensemble"] = round(
+                ensemble(name, arguments.runs, test, arguments.vectors), 2
+            )
     DOCS.mkdir(parents=True, exist_ok=True)
     (DOCS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     for corpus in FILES:
@@ -163,7 +192,7 @@ def main():
         shown = {RUNS[m][1].replace("`", ""): arguments.runs / f"{m}-0" for m in members
                  if m in results}  # fmt: skip
         if len(shown) == len(members):
-            plot_runs(shown, DOCS / f"{name}.png", title=title, against=against)
+            plot_runs(shown, DOCS / f"{name}.svg", title=title, against=against)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,13 @@ def entity_scores(
         The number of sentences or their lengths differ, or a tag is invalid.
     TypeError
         A tag is not a string.
+
+    Examples
+    --------
+    >>> from fastrnn.metrics import entity_scores
+    >>> scores = entity_scores([["B-PER", "I-PER", "O"]], [["B-PER", "O", "O"]])
+    >>> scores.micro.f1, scores.accuracy
+    (0.0, 0.6666666666666666)
     """
     true, predicted = (
         checked_lists(name, y, "tags") for name, y in (("true", true), ("predicted", predicted))

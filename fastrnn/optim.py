@@ -336,6 +336,15 @@ class Adam(Optimizer):
         Added outside the square root.
     weight_decay : float, default 0.0
         Added to the gradient as ``weight_decay * w``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrnn
+    >>> layer, adam = fastrnn.Linear(2, 1, seed=0), fastrnn.Adam(0.01)
+    >>> grads = {"weight": np.full((1, 2), 3.0), "bias": np.array([4.0])}
+    >>> round(adam.step(layer.parameters, grads, max_norm=1.0), 3)
+    5.831
     """
 
     slots = ("first_moment", "second_moment")
@@ -412,6 +421,12 @@ class Cosine(Constant):
         Warm-up steps.
     final : float, default 0.0
         The factor at the end.
+
+    Examples
+    --------
+    >>> from fastrnn.optim import Cosine
+    >>> [round(Cosine(8, warmup=2).factor(step), 2) for step in range(0, 9, 2)]
+    [0.5, 1.0, 0.75, 0.25, 0.0]
     """
 
     def __init__(self, total: int, *, warmup: int = 0, final: float = 0.0):
@@ -442,6 +457,12 @@ class StepDecay(Constant):
         By default ``every``.
     warmup : int, default 0
         Steps of a linear warm-up before.
+
+    Examples
+    --------
+    >>> from fastrnn.optim import StepDecay
+    >>> [StepDecay(10, start=20).factor(step) for step in (0, 19, 20, 30)]
+    [1.0, 1.0, 0.5, 0.25]
     """
 
     def __init__(

@@ -91,16 +91,18 @@ def train_tagger(
     word_dim: Annotated[int, typer.Option(min=1, help="Word vector size without --vectors.")] = 50,
     unknown: Annotated[
         str,
-        typer.Option(help="Vectors of words not in --vectors: normal (random), or mean (better)."),
-    ] = "normal",
+        typer.Option(
+            help="Vectors of words not in --vectors: mean (one for all), or normal (random)."
+        ),
+    ] = "mean",
     fine_tune: Annotated[bool, typer.Option(help="Also train the word vectors.")] = True,
     hidden: Annotated[int, typer.Option(min=1, help="BiLSTM units per direction.")] = 100,
     layers: Annotated[int, typer.Option(min=1, help="BiLSTM layers.")] = 1,
     chars: Annotated[int, typer.Option(min=0, help="Character BiLSTM units; 0: none.")] = 0,
     char_dim: Annotated[int, typer.Option(min=1, help="Size of character embeddings.")] = 25,
-    char_filters: Annotated[int, typer.Option(min=0, help="Character CNN filters; 0: none.")] = 0,
-    char_width: Annotated[int, typer.Option(min=1, help="Characters a filter sees; odd.")] = 3,
-    crf: Annotated[bool, typer.Option(help="Use a CRF, not a softmax.")] = False,
+    char_filters: Annotated[int, typer.Option(min=0, help="Character CNN filters; 0: none.")] = 50,
+    char_width: Annotated[int, typer.Option(min=1, help="Characters a filter sees; odd.")] = 5,
+    crf: Annotated[bool, typer.Option(help="Use a CRF, not a softmax.")] = True,
     constrain: Annotated[bool, typer.Option(help="The CRF forbids invalid tag pairs.")] = True,
     dropout: Annotated[float, typer.Option(help="Dropout after each BiLSTM layer.")] = 0.5,
     input_dropout: Annotated[float, typer.Option(help="Dropout of the BiLSTM's input.")] = 0.25,

@@ -42,6 +42,13 @@ class Vocabulary:
     ----------
     symbols : list of str
         The unknown symbol, then the known characters, one per entry.
+
+    Examples
+    --------
+    >>> from fastrnn.data.text import Vocabulary
+    >>> vocabulary = Vocabulary.of("abracadabra")
+    >>> vocabulary.encode("cab").tolist(), vocabulary.decode([1, 2])
+    ([3, 1, 2], 'ab')
     """
 
     unit = "character"
@@ -141,6 +148,14 @@ class TextStream:
     ------
     ValueError
         The text is too short for one unit and its successor in every stream.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrnn.data.text import TextStream
+    >>> chunk = next(TextStream(np.arange(9), batch=2, bptt=3).batches())
+    >>> chunk.ids.T.tolist(), chunk.targets.T.tolist()
+    ([[0, 1, 2], [4, 5, 6]], [[1, 2, 3], [5, 6, 7]])
     """
 
     def __init__(

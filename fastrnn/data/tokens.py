@@ -34,6 +34,13 @@ def token_spans(text: str, tokenize: Tokenizer | None = None) -> list[tuple[int,
     ------
     ValueError
         A token of ``tokenize`` is not in the text.
+
+    Examples
+    --------
+    >>> from fastrnn.data.tokens import token_spans
+    >>> text = "Take 2.5 mg (daily)."
+    >>> [text[a:b] for a, b in token_spans(text)]
+    ['Take', '2.5', 'mg', '(', 'daily', ')', '.']
     """
     if tokenize is None:
         return [match.span() for match in TOKEN.finditer(text)]

@@ -46,6 +46,14 @@ class WordVectors:
         Seed of the vectors of unknown words.
     source : str, default ""
         Where the table came from, for error messages.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastrnn.data.vectors import WordVectors
+    >>> vectors = WordVectors(["the", "cat"], np.eye(2), seed=0)
+    >>> vectors(["The", "cat", "tac"]).shape, vectors.row("tac")
+    ((3, 2), -1)
     """
 
     def __init__(

@@ -42,6 +42,15 @@ class WordVocabulary:
     tokenised : bool, default False
         Whether the tokens of a text are what blanks separate, as in the Penn Treebank. Otherwise
         words, punctuation marks and other symbols are. A line break is a token in any case.
+
+    Examples
+    --------
+    >>> from fastrnn.data.vocabularies import WordVocabulary
+    >>> words = WordVocabulary.of("The cat saw the dog, and the dog saw the cat.", size=5)
+    >>> words.symbols
+    ['<unk>', 'the', 'cat', 'saw', 'dog']
+    >>> words.decode(words.encode("the dog saw me"))
+    'the dog saw <unk>'
     """
 
     unit = "word"

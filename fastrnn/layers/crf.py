@@ -39,6 +39,15 @@ class CRF(UsesBackend, Layer):
     ------
     ValueError, TypeError
         An argument is out of its range or of the wrong type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrnn
+    >>> crf = fastrnn.CRF(3, seed=0)
+    >>> scores = np.eye(3)[[[0], [2], [1]]] * 9.0  # [T, B, K]
+    >>> crf.decode(scores).tolist()
+    [[0], [2], [1]]
     """
 
     def __init__(

@@ -37,6 +37,14 @@ class Dropout(UsesBackend):
     ------
     ValueError
         ``p`` is out of its range, or there is no such backend.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrnn
+    >>> y, tape = fastrnn.Dropout(0.5, seed=0).forward(np.ones(1000))
+    >>> sorted(set(y.tolist()))
+    [0.0, 2.0]
     """
 
     def __init__(self, p: float = 0.5, *, backend: BackendName = "cpu", seed: int | None = None):

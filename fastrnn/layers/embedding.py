@@ -28,6 +28,15 @@ class Embedding(PackedLayer):
     ------
     ValueError, TypeError
         An argument is out of its range or of the wrong type.
+
+    Examples
+    --------
+    >>> import fastrnn
+    >>> embedding = fastrnn.Embedding(10, 3, seed=0)
+    >>> y, tape = embedding.forward([[1, 2], [3, 1]])
+    >>> rows, gradients = embedding.backward(tape, y, sparse=True)["weight"]
+    >>> y.shape, rows.tolist()
+    ((2, 2, 3), [1, 2, 3])
     """
 
     def __init__(

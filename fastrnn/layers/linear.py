@@ -30,6 +30,16 @@ class Linear(PackedLayer):
     ------
     ValueError, TypeError
         An argument is out of its range or of the wrong type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrnn
+    >>> linear = fastrnn.Linear(4, 2, seed=0)
+    >>> y, tape = linear.forward(np.ones((3, 4)))
+    >>> dx, grads = linear.backward(tape, np.ones_like(y))
+    >>> y.shape, dx.shape, grads["weight"].shape
+    ((3, 2), (3, 4), (2, 4))
     """
 
     def __init__(

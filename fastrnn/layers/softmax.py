@@ -59,6 +59,16 @@ class AdaptiveSoftmax(UsesBackend, Layer):
     ------
     ValueError, TypeError
         An argument is out of its range or of the wrong type.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastrnn
+    >>> softmax = fastrnn.AdaptiveSoftmax(16, 1000, [100, 500], seed=0)
+    >>> loss, tape = softmax.forward(np.ones((3, 16)), [0, 250, 999])
+    >>> dh, grads = softmax.backward(tape)
+    >>> dh.shape, softmax.log_prob(np.ones(16)).shape
+    ((3, 16), (1000,))
     """
 
     def __init__(

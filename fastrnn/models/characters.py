@@ -11,6 +11,7 @@ from fastrnn._gather import gather_rows, scatter_add_rows
 from fastrnn.data.batches import Spelling
 from fastrnn.kernels import host
 from fastrnn.kernels.backend import UsesBackend, get_backend
+from fastrnn.kernels.cpu.pointwise import largest, largest_gradient
 from fastrnn.layers import LSTM, Embedding, Linear
 
 
@@ -112,21 +113,17 @@ class CharacterCNN(UsesBackend):
     def forward(self, spelling, *, training=False):
         """See `CharacterEncoder`."""
         windows, starts = self._windows(spelling)
-        x = self.embedding.rows_forward(windows.reshape(-1)).reshape(len(windows), -1)
+        x = self.embedding.rows_forward(windows.reshape(-1))
+        x = x.reshape(len(windows), self.conv.in_features)
         y = self._kernels.to_host(self.conv.rows_forward(x, training=training))
-        most = np.maximum.reduceat(y, starts, axis=0)
-        return gather_rows(most, spelling.tokens), (windows, starts, x, y, most)
+        most, where = largest(y, starts)
+        return gather_rows(most, spelling.tokens), (windows, starts, x, where)
 
     def backward(self, spelling, tape, dy):
         """See `CharacterEncoder`."""
-        windows, starts, x, y, most = tape
-        d_most = _sum_by_token(spelling, dy)
-        lengths = np.diff(starts, append=len(y))
-        # Where equal windows have the same output, they share its gradient.
-        chosen = y == np.repeat(most, lengths, axis=0)
-        d_most /= np.add.reduceat(chosen, starts, axis=0, dtype=dy.dtype)
-        d_conv = self._kernels.to_device(chosen * np.repeat(d_most, lengths, axis=0))
-        dx, grads = self.conv.rows_backward(x, d_conv)
+        windows, starts, x, where = tape
+        d_conv = largest_gradient(_sum_by_token(spelling, dy), starts, where)
+        dx, grads = self.conv.rows_backward(x, self._kernels.to_device(d_conv))
         dx = dx.reshape(windows.size, self.embedding.embedding_dim)
         out = {f"char_cnn.{k}": v for k, v in grads.items()}
         of_embedding = self.embedding.rows_backward(windows.reshape(-1), dx)
@@ -134,17 +131,17 @@ class CharacterCNN(UsesBackend):
 
     def _windows(self, spelling: Spelling) -> tuple[np.ndarray, np.ndarray]:
         """The ids that each position of each distinct token sees, [n, width], and where each token
-        begins."""
+        begins and the last one ends."""
         packed, half = spelling.packed, self.width // 2
         lengths = np.empty_like(packed.lengths)
         lengths[slice(None) if packed.sorted_indices is None else packed.sorted_indices] = (
             packed.lengths
         )
-        ends = np.cumsum(lengths)
-        starts = ends - lengths
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        starts, n = bounds[:-1], int(bounds[-1])
         # Tokens one after the other with padding between them: token s begins at first[s].
         first = starts + half * (1 + np.arange(len(starts)))
-        ids = np.full(ends[-1] + half * (1 + len(starts)), self._padding)
-        at = np.arange(ends[-1]) + np.repeat(first - starts, lengths)
+        ids = np.full(n + half * (1 + len(starts)), self._padding)
+        at = np.arange(n) + np.repeat(first - starts, lengths)
         ids[at[packed.flat_indices(starts)]] = spelling.ids
-        return ids[at[:, None] + np.arange(-half, half + 1)], starts
+        return ids[at[:, None] + np.arange(-half, half + 1)], bounds

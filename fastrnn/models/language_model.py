@@ -82,6 +82,18 @@ class LanguageModel(UsesBackend):
     parameters : Parameters
         Those of all layers in one vector: ``embedding.*``, ``lstm.*`` (or the other cell's name),
         ``linear.*`` (``softmax.*`` if it is adaptive; tied weights are only ``embedding.weight``).
+
+    Examples
+    --------
+    >>> from fastrnn import Adam, Trainer
+    >>> from fastrnn.data.text import TextStream, Vocabulary
+    >>> from fastrnn.models import LanguageModel
+    >>> text = "a rose is a rose is a rose. " * 40
+    >>> model = LanguageModel(Vocabulary.of(text), embedding_dim=8, hidden_size=32, seed=0)
+    >>> data = TextStream(model.vocabulary.encode(text), batch=8, bptt=20)
+    >>> Trainer(model, Adam(0.02), data, "roses", progress=False).train(steps=60)
+    >>> model.sample(14, prime="a rose is", temperature=0)
+    ' a rose is a r'
     """
 
     def __init__(

@@ -32,7 +32,7 @@ from .estimator import Estimator
 from .fitted import FittedTagger, read_config
 from .predictor import Predictor, Sentences, Tags
 
-UNKNOWN = ("normal", "mean")
+UNKNOWN = ("mean", "normal")
 SCHEDULES = ("constant", "cosine")
 
 
@@ -55,24 +55,25 @@ class Tagger(Estimator, Predictor):
         Word vectors, as for `load_vectors`. With None the table is empty: every word is unknown.
     word_dim : int, default 50
         Size of the word vectors if ``vectors`` is None.
-    unknown : {"normal", "mean"}
-        The vector of a word that the table lacks: random, drawn from a normal distribution as a
-        function of the word and ``vector_seed``; or one vector for all, with the mean of all
-        values in the table as each component, which is better by more than a point of F1 in
-        docs/tagging.md. No effect if ``vectors`` is a `WordVectors`.
+    unknown : {"mean", "normal"}
+        The vector of a word that the table lacks: one for all, with the mean of all values in the
+        table as each component; or random, drawn from a normal distribution as a function of the
+        word and ``vector_seed``. With vectors, the first is better, see docs/tagging.md; without
+        any, words are always told apart by random ones. No effect if ``vectors`` is a
+        `WordVectors`.
     fine_tune : bool, default True
         Also train the vectors of the training set's words; a batch changes only those it has.
     hidden_size, num_layers : int, default 100 and 1
         Units per direction, and layers, of the BiLSTM.
     char_hidden : int, default 0
         Units of a BiLSTM over the characters of a word, in each direction; 0 for none.
-    char_filters, char_width : int, default 0 and 3
+    char_filters, char_width : int, default 50 and 5
         Filters of a CNN over the characters of a word (0 for none; it may stand beside the
         BiLSTM), and how many characters each sees, an odd number.
     char_dim : int, default 25
         Size of character embeddings.
-    crf : bool, default False
-        Use a linear-chain CRF instead of a softmax for each token.
+    crf : bool, default True
+        Use a linear-chain CRF, not a softmax for each token.
     constrain : bool, default True
         With a CRF, forbid what the scheme does not allow, such as I after O.
     dropout, input_dropout : float, default 0.5 and 0.25
@@ -116,6 +117,15 @@ class Tagger(Estimator, Predictor):
         Set by `fit`; its ``stopped`` says why training ended.
     history_ : list of dict
         Set by `fit`: the lines of the history, see `Trainer`.
+
+    Examples
+    --------
+    >>> from fastrnn.models import Tagger
+    >>> X = [["Ann", "saw", "Bob"], ["He", "ran"]] * 20
+    >>> y = [["B-PER", "O", "B-PER"], ["O", "O"]] * 20
+    >>> tagger = Tagger(epochs=3).fit(X, y, progress=False)
+    >>> tagger.predict([["Bob", "ran"]])
+    [['B-PER', 'O']]
     """
 
     def __init__(
@@ -123,15 +133,15 @@ class Tagger(Estimator, Predictor):
         vectors: "FilePath | Mapping[str, Input] | WordVectors | None" = None,
         *,
         word_dim: int = 50,
-        unknown: Literal["normal", "mean"] = "normal",
+        unknown: Literal["mean", "normal"] = "mean",
         fine_tune: bool = True,
         hidden_size: int = 100,
         num_layers: int = 1,
         char_hidden: int = 0,
-        char_filters: int = 0,
-        char_width: int = 3,
+        char_filters: int = 50,
+        char_width: int = 5,
         char_dim: int = 25,
-        crf: bool = False,
+        crf: bool = True,
         constrain: bool = True,
         dropout: float = 0.5,
         input_dropout: float = 0.25,
@@ -432,7 +442,7 @@ class Tagger(Estimator, Predictor):
                 vectors = WordVectors.none(self.word_dim, seed=self.vector_seed)
             else:
                 vectors = load_vectors(self.vectors, seed=self.vector_seed)
-            if self.unknown == "mean":
+            if self.unknown == "mean" and len(vectors):
                 vectors = vectors.with_moments(vectors.mean, 0.0)
             self._loaded = self.vectors, key, vectors
         return self._loaded[2]

@@ -269,6 +269,25 @@ def test_cross_entropy_is_that_of_the_reference(rng, dtype, classes):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("width", [1, 15, 50])
+def test_largest_of_runs(rng, dtype, width):
+    lengths = rng.integers(1, 9, 40)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    x = rng.integers(-3, 4, (starts[-1], width)).astype(dtype)  # with ties
+    dy = rng.standard_normal((40, width)).astype(dtype)
+    for threads in (1, 3):
+        fastrnn.set_num_threads(threads)
+        out, where = pointwise.largest(x, starts)
+        dx = pointwise.largest_gradient(dy, starts, where)
+        wanted = np.zeros_like(x)
+        for s in range(40):
+            run = x[starts[s] : starts[s + 1]]
+            assert np.array_equal(out[s], run.max(axis=0))
+            wanted[starts[s] + run.argmax(axis=0), np.arange(width)] = dy[s]
+        assert np.array_equal(dx, wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_scale_and_insert(rng, dtype):
     x, mask = rng.standard_normal((41, 19)).astype(dtype), rng.standard_normal((5, 19))
     indices, mask = rng.integers(0, 5, 41), mask.astype(dtype)

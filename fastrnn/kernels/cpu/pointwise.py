@@ -37,6 +37,26 @@ def insert(x: np.ndarray, table: np.ndarray, indices: np.ndarray) -> np.ndarray:
     return out
 
 
+def largest(x: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest number of each column in each run of rows of x, and the first row that has it.
+
+    Run s has the rows from ``starts[s]`` up to ``starts[s + 1]``, at least one.
+    """
+    runs, width = len(starts) - 1, x.shape[1]
+    out, where = buffers.empty((runs, width), x.dtype), np.empty(runs * width, np.int64)
+    kernel = find("pointwise.largest", x.dtype)
+    parallel_for(Job(kernel, (x, starts, out, where), runs, x.size * MOVE_COST))
+    return out, where
+
+
+def largest_gradient(dy: np.ndarray, starts: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """The gradient of x for that of the first result of `largest`."""
+    out = buffers.empty((int(starts[-1]), dy.shape[1]), dy.dtype)
+    kernel = find("pointwise.largest_gradient", dy.dtype)
+    parallel_for(Job(kernel, (dy, starts, where, out), len(dy), out.size * MOVE_COST))
+    return out
+
+
 def cross_entropy(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray):
     """See kernels/backend.py."""
     if logits.dtype not in (np.float32, np.float64):  # longer or shorter floats

@@ -51,6 +51,35 @@ def insert(x: F2, table: F2, indices: I1, out: F2, first: I, last: I):
 
 
 @kernel
+def largest(x: F2, starts: I1, out: F2, where: I1, first: I, last: I):
+    """``out[s]`` is the largest number of each column in the rows ``[starts[s], starts[s + 1])`` of
+    x, at least one, and ``where`` the first row that has it."""
+    x_p, out_p, where_p, width = pointer(x), pointer(out), pointer(where), x.shape[1]
+    for s in range(first, last):
+        row = s * width
+        for k in range(width):
+            out_p[row + k] = x_p[starts[s] * width + k]
+            where_p[row + k] = starts[s]
+        for p in range(starts[s] + 1, starts[s + 1]):
+            at = p * width
+            for k in range(width):
+                if x_p[at + k] > out_p[row + k]:
+                    out_p[row + k] = x_p[at + k]
+                    where_p[row + k] = p
+
+
+@kernel
+def largest_gradient(dy: F2, starts: I1, where: I1, out: F2, first: I, last: I):
+    """The gradient of x for that of ``out`` of `largest`."""
+    dy_p, where_p, out_p, width = pointer(dy), pointer(where), pointer(out), dy.shape[1]
+    for s in range(first, last):
+        for i in range(starts[s] * width, starts[s + 1] * width):
+            out_p[i] = dy_p[0] * 0
+        for k in range(width):
+            out_p[where_p[s * width + k] * width + k] = dy_p[s * width + k]
+
+
+@kernel
 def cross_entropy(
     logits: F2, targets: I1, weights: F1, losses: D1, out: F2, first: I, last: I
 ):  # fmt: skip
