@@ -47,14 +47,16 @@ def _vocabulary(text: str, o: dict[str, Any]) -> "AnyVocabulary":
     return WordVocabulary.of(text, size=o["vocab_size"], lower=o["lower"], tokenised=o["tokenised"])
 
 
-def _new_model(text: str, o: dict[str, Any], backend: Backend) -> "LanguageModel":
+def _model(text: str, o: dict[str, Any], backend: Backend, begun: Path | None) -> "LanguageModel":
+    """The model of a run: new, with the weights of another run, or of the folder ``begun``."""
     from fastrnn.models import LanguageModel
 
     dropout = {name: o[name] for name in ("dropout", "input_dropout", "weight_dropout")}
+    known = {"precision": o["precision"], "backend": backend, "seed": o["seed"]}
+    if begun is not None:
+        return LanguageModel.from_config(begun / "config.json", **known)
     if o["from_run"] is not None:
-        return LanguageModel.load(
-            o["from_run"], precision=o["precision"], backend=backend, seed=o["seed"], **dropout
-        )
+        return LanguageModel.load(o["from_run"], **known, **dropout)
     return LanguageModel(
         _vocabulary(text, o),
         embedding_dim=o["embed"],
@@ -113,7 +115,8 @@ def train_language_model(
     ):
         if o[name] not in choices:
             raise ValueError(f"--{name} must be one of {', '.join(choices)}; got {o[name]!r}")
-    model = _new_model(text, o, backend)
+    begun = resume and (out / "checkpoint.safetensors").exists()
+    model = _model(text, o, backend, out if begun else None)
     vocabulary = model.vocabulary
     data = TextStream(
         vocabulary.encode(text), o["batch"], o["bptt"], variable=o["variable_bptt"], seed=o["seed"]

@@ -472,29 +472,47 @@ class LanguageModel(UsesBackend):
         for name in changed:
             checks.choice("changed", name, _FREE)
         folder = checks.path("folder", folder)
-        path = folder / "config.json"
-        config = load_json(path)
-        if not isinstance(config, dict) or config.pop("model", None) != "LanguageModel":
-            raise ValueError(f"{path} does not belong to a language model")
         weights_path = folder / "weights.safetensors"
+        config_path = folder / "config.json"
+        config = _read_config(config_path)
         weights = load_arrays(weights_path)[0]
         hidden_size, num_layers = sizes_of_stack(weights, f"{config.get('cell', 'lstm')}.")
-        check_sizes(path, config, {
+        check_sizes(config_path, config, {
             "hidden_size": hidden_size, "num_layers": num_layers,
             "embedding_dim": width(weights, "embedding.weight"),
         })  # fmt: skip
-        if precision is not None:  # then the backend need not have the other one
-            config.pop("precision", None)
-        try:
-            vocabulary = vocabulary_of(config)
-            model = cls(vocabulary, **config | changed, backend=backend)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
-        path = weights_path
+        model = cls.from_config(config_path, precision=precision, backend=backend, **changed)
         try:
             model.parameters.load_state_dict(weights)
         except ValueError as error:
-            raise ValueError(f"{path} does not fit {folder}/config.json: {error}") from error
+            raise ValueError(f"{weights_path} does not fit {config_path}: {error}") from error
+        return model
+
+    @classmethod
+    def from_config(
+        cls,
+        path: FilePath,
+        *,
+        precision: Precision | None = None,
+        backend: BackendName = "cpu",
+        **changed: Any,
+    ) -> "LanguageModel":
+        """A new model with the settings in a ``config.json``; arguments are those of `load`."""
+        config = _read_config(checks.path("path", path))
+        if precision is not None:  # then the backend need not have the other one
+            config.pop("precision", None)
+        try:
+            model = cls(vocabulary_of(config), **config | changed, backend=backend)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
         if precision is not None:
             model.precision = precision
         return model
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The settings in a ``config.json``."""
+    config = load_json(path)
+    if not isinstance(config, dict) or config.pop("model", None) != "LanguageModel":
+        raise ValueError(f"{path} does not belong to a language model")
+    return config

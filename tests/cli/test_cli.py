@@ -132,7 +132,7 @@ def test_plot_several_runs(run, tmp_path, suffix):
     assert out.read_bytes()[:4] == {"png": b"\x89PNG", "svg": b"<?xm"}[suffix]
     if suffix == "svg":
         drawn = out.read_text()
-        assert f"<!-- {run} -->" in drawn and f"<!-- {other} -->" in drawn
+        assert f">{run}</text>" in drawn and f">{other}</text>" in drawn
 
 
 def test_plot_watches(run, tmp_path):
@@ -245,6 +245,57 @@ def test_a_resumed_run_knows_its_options(text, tmp_path):
         said = fastrnn("train", "lm", "--resume", "--out", run, code=1)
         assert "options.json is damaged: it must hold an object" in said.replace("\n", " ")
     assert "train lm needs a text" in fastrnn("train", "lm", code=1)
+
+
+def test_units_scores_and_a_run_from_another(texts, tmp_path):
+    run, finer = tmp_path / "words", tmp_path / "finer"
+    small = ["--embed", 16, "--hidden", 16, "--batch", 4, "--bptt", 10, "--eval-every", 0]
+    said = fastrnn(
+        "train", "lm", texts / "a.txt", "--valid", texts / "valid.txt", "--out", run, *small,
+        "--unit", "word", "--vocab-size", 15, "--tied", "--dropout", 0.1, "--weight-dropout", 0.1,
+        "--variable-bptt", "--optimizer", "asgd", "--lr", 5, "--schedule", "decay",
+        "--decay-after", 1, "--epochs", 3, "--steps", 1,
+    )  # fmt: skip
+    assert "perplexity" in said and "words per second" in said and "15 of them different" in said
+    history = read_history(run)
+    epochs = [line for line in history if "valid_perplexity" in line]
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert epochs[-1]["valid_perplexity"] < epochs[0]["valid_perplexity"] < 20
+    full = [max(h["lr"] for h in history if h["epoch"] == epoch) for epoch in (1, 2, 3)]
+    assert full[1] < 0.7 * full[0] and full[2] < 0.7 * full[1]
+    said = fastrnn("sample", run, "--prime", "pack my", "--length", 4, "--top-k", 1)
+    assert said.startswith("pack my ") and len(said.split()) >= 5
+    assert said == fastrnn("sample", run, "--prime", "pack my", "--length", 4, "--top-p", 1e-6)
+    scored = [line.split("\t") for line in fastrnn("score", run, texts / "valid.txt").splitlines()]
+    assert [json.loads(unit) for _, unit in scored[:3]] == ["pack", "my", "box"]
+    assert fastrnn("score", run, input=TEXT[:2000]).splitlines()[0].split("\t") == scored[0]
+    assert all(float(p) < 0 for p, _ in scored)
+
+    # The best weights, other settings; what is not given stays.
+    said = fastrnn("train", "lm", "--from", run, "--out", finer, "--lr", 0.1, "--dropout", 0.0,
+                   "--optimizer", "sgd", "--epochs", 2)  # fmt: skip
+    options = load_json(finer / "options.json")
+    assert (options["lr"], options["dropout"], options["batch"]) == (0.1, 0.0, 4)
+    assert load_json(finer / "config.json")["weight_dropout"] == 0.1
+    first = read_history(finer)[0]
+    assert first["step"] == 1 and first["loss"] < history[0]["loss"]
+    shutil.rmtree(run)  # no longer needed
+    said = fastrnn("train", "lm", "--resume", "--out", finer, "--epochs", 3)
+    assert len(read_history(finer)) > len(history) * 2 / 3
+    said = fastrnn("train", "lm", "--from", finer, "--out", run, "--hidden", 9, code=1)
+    assert f"--hidden cannot be given with --from: {finer} decides" in said.replace("\n", "")
+    said = fastrnn("train", "lm", "--from", finer, "--out", finer, "--resume", code=1)
+    assert "--resume and --from exclude each other" in said
+
+
+def test_a_run_of_byte_pairs_resumes(texts, tmp_path):
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    run = tmp_path / "run"
+    options = "--unit", "bpe", "--vocab-size", 300, "--cell", "gru", "--cutoffs", "50,200"
+    fastrnn("train", "lm", texts / "a.txt", "--out", run, "--steps", 10, *options, *SMALL)
+    fastrnn("train", "lm", "--resume", "--out", run, "--steps", 20)
+    assert len(read_history(run)) == 20
+    assert len(fastrnn("sample", run, "--length", 5)) > 5
 
 
 def test_version():
