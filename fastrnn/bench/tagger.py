@@ -36,7 +36,7 @@ def _tagger(dtype="float32", backend="cpu", vectors=None):
     X, y = sentences()
     words = [f"word{i}" for i in range(WORDS)]
     model = Tagger(vectors or WordVectors.none(50), hidden_size=UNITS, dropout=DROP_OUT,
-                   input_dropout=DROP_IN, dtype=dtype)  # fmt: skip
+                   input_dropout=DROP_IN, char_filters=0, crf=False, dtype=dtype)  # fmt: skip
     config = model._config([words], [["S-C", "S-D"]], "BIOES")
     fitted = FittedTagger(config, model._vectors(), backend)
     number = {tag: i for i, tag in enumerate(fitted.tags)}

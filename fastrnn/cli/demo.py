@@ -93,9 +93,7 @@ def _tagger(out: Path, epochs: int) -> str:
 
     train, dev, test = _tagged_sentences()
     typer.echo(f"{len(train[0]):,} sentences, {sum(map(len, train[0])):,} tokens")
-    tagger = Tagger(char_hidden=25, crf=True, epochs=epochs).fit(
-        *train, dev=dev, run=out, report=typer.echo
-    )
+    tagger = Tagger(epochs=epochs).fit(*train, dev=dev, run=out, report=typer.echo)
     typer.echo(f"\nin sentences it has not seen:\n{report(tagger.evaluate(*test))}\n")
     shown = next(x for x, y in zip(*test, strict=True) if len(x) < 25 and len(set(y)) > 2)
     pairs = zip(shown, tagger.predict([shown])[0], strict=True)

@@ -12,6 +12,7 @@ from numba import cuda
 
 import fastrnn
 from cell_cases import CASES
+from fastrnn import optim
 from fastrnn.cells import CELLS as RECORDS
 from fastrnn.data.text import UNKNOWN, Chunk, TextStream, Vocabulary
 from fastrnn.kernels.backend import PRECISIONS, get_backend
@@ -502,6 +503,57 @@ def test_loss(rng, classes):
         fastrnn.cross_entropy(memory.to_device(logits[:, :1]), np.full(5, 7))
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_weighted_loss(rng, label_smoothing):
+    logits, targets = rng.standard_normal((5, 3)), np.array([0, 2, -100, 1, 1])
+    options = {"weight": [0.5, 2.0, 0.0], "label_smoothing": label_smoothing}
+    loss, gradient, _ = fastrnn.cross_entropy(memory.to_device(logits), targets, **options)
+    wanted, wanted_gradient, _ = fastrnn.cross_entropy(logits, targets, **options)
+    assert loss == pytest.approx(wanted, rel=1e-12)
+    check_close(gradient.copy_to_host(), wanted_gradient, "float64")
+
+
+def test_adaptive_softmax(rng):
+    ours, other = (
+        fastrnn.AdaptiveSoftmax(6, 9, [3, 5], backend=b, seed=0) for b in ("cuda", "cpu")
+    )
+    h = rng.standard_normal((4, 6), np.float32)
+    for targets in ([0, 4, 8, 2], [1, 1, 2, 0]):  # the second leaves clusters without a row
+        (loss, tape), (wanted, judge) = ours.forward(h, targets), other.forward(h, targets)
+        assert loss == pytest.approx(wanted, rel=1e-5)
+        check_close(tape[0], judge[0], "float32")
+        for name, gradient in judge[1].items():
+            check_close(tape[1][name], gradient, "float32", name)
+    check_close(ours.log_prob(h), other.log_prob(h), "float32")
+
+
+@pytest.mark.parametrize("options", [
+    {"tied": True, "embedding_dim": 6}, {"cutoffs": [2, 4]},
+    {"weight_dropout": 0.3, "input_dropout": 0.2, "dropout": 0.2},
+])  # fmt: skip
+def test_language_models(rng, options):
+    vocabulary = Vocabulary.of("abcdef", min_count=1)
+    sides = [
+        LanguageModel(
+            vocabulary, **{"embedding_dim": 3} | options, hidden_size=6, backend=b, seed=0
+        )
+        for b in ("cuda", "cpu")
+    ]
+    for first in (True, False):
+        chunk = Chunk(rng.integers(0, 7, (2, 2)), rng.integers(0, 7, (2, 2)), first)
+        (loss, gradient, _), (wanted, judge, _) = [m.loss_and_gradient(chunk) for m in sides]
+        assert loss == pytest.approx(wanted, rel=1e-5)
+        check_close(gradient.copy_to_host(), judge, "float32")
+
+
+def test_character_cnn(rng):
+    X, y = [["aspirin", "helps"], ["a"]], [["B-Drug", "O"], ["O"]]
+    options = {"word_dim": 3, "hidden_size": 3, "char_filters": 3, "char_dim": 2, "epochs": 1}
+    here, there = (Tagger(backend=b, **options).fit(X, y) for b in ("cpu", "cuda"))
+    for a, b in zip(here.predict_proba(X), there.predict_proba(X), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
 def test_embedding(rng):
     ours, other = (fastrnn.Embedding(6, 3, backend=b, seed=0) for b in ("cuda", "cpu"))
     ids, dy = np.array([4, 0, 4, 4, 5]), rng.standard_normal((5, 3), np.float32)
@@ -520,6 +572,7 @@ def test_embedding(rng):
         lambda: fastrnn.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
         lambda: fastrnn.AdamW(0.1, weight_decay=0.2),
         lambda: fastrnn.Adam(0.1, weight_decay=0.1),
+        lambda: optim.ASGD(0.1, start=1),
     ],
 )
 def test_optimizers(rng, make):
