@@ -2,7 +2,8 @@
 
     python benchmarks/precision.py TRAIN.txt VALID.txt --bc5cdr FOLDER --vectors VECTORS
 
-Language models as in docs/convergence.md, but for 600 steps, and the plain tagger of docs/tagging.md.
+Language models as in docs/convergence.md, but for 600 steps, and the plain tagger of
+docs/tagging.md.
 """
 
 import argparse

@@ -134,7 +134,8 @@ def _results(
     if model == "Tagger" and data is not None:
         from fastrnn.metrics import report
 
-        columns = options.get("token_column", 0), options.get("tag_column", -1)
+        known = {"token_column": 0, "tag_column": -1, "feature_columns": ""} | options
+        columns = [known[name] for name in ("token_column", "tag_column", "feature_columns")]
         tagger = Tagger.load(run, vectors=vectors)
         scores = report(tagger.evaluate(*read_tagged(data, *columns)))
         yield f"<h2>Entities in {html.escape(str(data))}</h2><pre>{html.escape(scores)}</pre>"

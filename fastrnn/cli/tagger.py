@@ -6,6 +6,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -253,7 +254,7 @@ def _function(name: str) -> Any:
     """The function that ``module:function`` names."""
     module, _, function = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
+        return attrgetter(function)(importlib.import_module(module))
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"--tokenizer {name} was not found: {error}") from error
 

@@ -329,5 +329,8 @@ def test_features_on_the_command_line(run):
     )  # fmt: skip
     said = command("tag", run / "features", run / "train.conll", "--feature-columns", "1")
     assert said.startswith("We\t")
+    pytest.importorskip("matplotlib", reason="the extra [plot] is not installed")
+    said = command("report", run / "features", "--data", run / "train.conll")
+    assert "token accuracy" in (run / "features" / "report.html").read_text()
     said = command("tag", run / "features", run / "train.conll", code=1)
     assert "X[0] must have 1 features for each token, got 0" in said
