@@ -22,6 +22,7 @@ if find_spec("fastrnn._native") is None and "FASTRNN_COMPILE_FOR" not in os.envi
 __version__ = "0.1.0"
 
 __all__ = [
+    "ASGD",
     "CRF",
     "GRU",
     "LSTM",
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from .conversion import from_torch
     from .layers import CRF, GRU, LSTM, RNN, AdaptiveSoftmax, Dropout, Embedding, Linear
     from .losses import cross_entropy
-    from .optim import SGD, Adam, AdamW
+    from .optim import ASGD, SGD, Adam, AdamW
     from .runtime.threads import get_num_threads, set_num_threads
     from .trainer import Trainer
 
@@ -70,6 +71,7 @@ _HOME = {
     "Linear": "layers",
     "cross_entropy": "losses",
     "from_torch": "conversion",
+    "ASGD": "optim",
     "SGD": "optim",
     "Adam": "optim",
     "AdamW": "optim",

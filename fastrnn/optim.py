@@ -135,6 +135,11 @@ class Optimizer:
             self._update(cpu, table, values, state, scale, lr, rows=at)
         return norm
 
+    @property
+    def needs_evaluations(self) -> bool:
+        """Whether it does what it is for only if `observe` is called."""
+        return False
+
     def observe(self, value: float) -> None:
         """Record the result of an evaluation (lower is better)."""
 
@@ -277,6 +282,10 @@ class ASGD(SGD):
         self.start = None if start is None else checks.integer("start", start, 0)
         self.patience = checks.integer("patience", patience)
         self._values: list[float] = []
+
+    @property
+    def needs_evaluations(self):
+        return self.start is None
 
     def step(self, parameters, gradient, *, lr=None, max_norm=None, rows=None):
         if rows:

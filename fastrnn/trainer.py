@@ -185,8 +185,10 @@ class Trainer:
             raise ValueError("data has no batches")
         if metric in _LINE:
             raise ValueError(f"metric must not be one of {', '.join(_LINE)}; got {metric!r}")
-        if evaluate is None and (patience or isinstance(schedule, ReduceOnPlateau)):
-            raise ValueError("patience and ReduceOnPlateau need evaluate")
+        if evaluate is None and (
+            patience or isinstance(schedule, ReduceOnPlateau) or optimizer.needs_evaluations
+        ):
+            raise ValueError("patience, ReduceOnPlateau and ASGD without start need evaluate")
         self.model, self.optimizer, self.data = model, optimizer, data
         self.run = checks.path("run", run)
         self.max_norm, self.schedule = max_norm, schedule or Constant()

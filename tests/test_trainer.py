@@ -148,7 +148,9 @@ def test_refused(tmp_path):
         Trainer(Bowl(), optim.SGD(0.1), Numbers([0]), tmp_path, max_norm=0)
     with pytest.raises(ValueError, match=r"metric must not be one of step, .*; got 'loss'"):
         Trainer(Bowl(), optim.SGD(0.1), Numbers([0]), tmp_path, metric="loss")
-    with pytest.raises(ValueError, match="patience and ReduceOnPlateau need evaluate"):
+    with pytest.raises(
+        ValueError, match="patience, ReduceOnPlateau and ASGD without start need evaluate"
+    ):
         Trainer(Bowl(), optim.SGD(0.1), Numbers([0]), tmp_path, patience=2)
 
     class Empty(Numbers):

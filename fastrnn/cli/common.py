@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,11 +51,26 @@ def is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def options_of(context: typer.Context, before: Path | None) -> dict[str, Any]:
-    """The options of a training command; those not given are of the run ``before``, if any."""
+def numbers(option: str, text: str) -> list[int]:
+    """The numbers in an option such as ``1,2``."""
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise ValueError(f"{option} must be numbers such as 1,2; got {text!r}") from None
+
+
+def options_of(
+    context: typer.Context, before: Path | None, known: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The options of a training command; those not given are of the run ``before``, if any.
+
+    ``known`` are the values of options that ``before`` may lack.
+    """
     elsewhere = "out", "backend", "threads", "resume"
     options = {k: v for k, v in context.params.items() if k not in elsewhere}
-    known = {} if before is None else _options_before(before)
+    if before is not None:
+        known = {**(known or {}), **_options_before(before)}
+    known = known or {}
     for name in options.keys() & known.keys():
         if not is_given(context, name):
             options[name] = known[name]

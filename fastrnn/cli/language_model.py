@@ -17,6 +17,7 @@ from .common import (
     app,
     clear_errors,
     is_given,
+    numbers,
     open_run,
     options_of,
     set_threads,
@@ -26,7 +27,7 @@ from .common import (
 if TYPE_CHECKING:
     from fastrnn.data.vocabularies import AnyVocabulary
     from fastrnn.models import LanguageModel
-    from fastrnn.optim import Constant
+    from fastrnn.optim import Constant, Optimizer
 
 # What a run continued by --from cannot change: the vocabulary and the sizes of the weights.
 _SHAPE = (
@@ -42,6 +43,8 @@ def _vocabulary(text: str, o: dict[str, Any]) -> "AnyVocabulary":
 
     if o["unit"] == "char":
         return Vocabulary.of(text, min_count=o["min_count"])
+    if o["unit"] == "bpe" and o["vocab_size"] < 256:
+        raise ValueError(f"--vocab-size must be at least 256 for bpe, got {o['vocab_size']}")
     if o["unit"] == "bpe":
         return BytePairs.of(text, size=o["vocab_size"])
     return WordVocabulary.of(text, size=o["vocab_size"], lower=o["lower"], tokenised=o["tokenised"])
@@ -65,7 +68,7 @@ def _model(text: str, o: dict[str, Any], backend: Backend, begun: Path | None) -
         cell=o["cell"],
         cell_options={"variant": o["variant"]} if o["variant"] else None,
         tied=o["tied"],
-        cutoffs=[int(part) for part in o["cutoffs"].split(",")] if o["cutoffs"] else None,
+        cutoffs=numbers("--cutoffs", o["cutoffs"]) or None,
         precision=o["precision"],
         backend=backend,
         seed=o["seed"],
@@ -85,6 +88,13 @@ def _schedule(o: dict[str, Any], steps: int, epoch: int) -> "Constant":
     return optim.ReduceOnPlateau() if o["schedule"] == "plateau" else optim.Constant()
 
 
+def _optimizer(o: dict[str, Any]) -> "Optimizer":
+    from fastrnn import optim
+
+    decay = {} if o["weight_decay"] is None else {"weight_decay": o["weight_decay"]}
+    return optim.OPTIMIZERS[o["optimizer"]](o["lr"], **decay)
+
+
 def train_language_model(
     text: str,
     valid: str | None,
@@ -102,6 +112,7 @@ def train_language_model(
     from fastrnn.checkpoint import save_json
     from fastrnn.data.text import TextStream
     from fastrnn.kernels.backend import training_precisions
+    from fastrnn.models.language_model import perplexity_of
     from fastrnn.runtime.threads import get_num_threads
     from fastrnn.trainer import Trainer
 
@@ -127,15 +138,17 @@ def train_language_model(
     if not of_characters:
         metric, shown = "valid_perplexity", "perplexity"
     valid_ids = None if valid is None else vocabulary.encode(valid)
+    if valid_ids is not None and len(valid_ids) < 2:
+        raise ValueError(f"--valid must have at least 2 {vocabulary.unit}s")
 
     def evaluate() -> float:
         assert valid_ids is not None
         nats = model.cross_entropy(valid_ids)
-        return nats / math.log(2) if of_characters else math.exp(nats)
+        return nats / math.log(2) if of_characters else perplexity_of(nats)
 
     trainer = Trainer(
         model,
-        optim.OPTIMIZERS[o["optimizer"]](o["lr"]),
+        _optimizer(o),
         data,
         out,
         max_norm=o["clip"] or None,
@@ -151,7 +164,7 @@ def train_language_model(
     open_run(out, resume, options, ("lr", "precision", *longer))
     if resume:
         trainer.resume()
-    else:
+    if not begun:
         save_json(out / "config.json", model.config())
     count = len(data) * data.batch * data.bptt
     typer.echo(
@@ -165,6 +178,31 @@ def train_language_model(
     best = "" if trainer.best is None else f", best {shown} {trainer.best:.3f}"
     typer.echo(f"{trainer.step} steps, {trainer.rate:,.0f} {vocabulary.unit}s per second{best}")
     return model
+
+
+def _options(context: typer.Context, before: Path | None) -> dict[str, Any]:
+    """`options_of`, also for a model that was saved in Python and has no options."""
+    from fastrnn.checkpoint import load_json
+
+    if before is None or (before / "options.json").exists():
+        return options_of(context, before)
+    config = load_json(before / "config.json")
+    names = {"embedding_dim": "embed", "hidden_size": "hidden", "num_layers": "layers"}
+    same = ("cell", "tied", "dropout", "input_dropout", "weight_dropout", "precision")
+    known = {option: config.get(name) for name, option in names.items()}
+    known |= {name: config[name] for name in same if name in config}
+    return options_of(context, None, known)
+
+
+def _check_unit(context: typer.Context, o: dict[str, Any]) -> None:
+    """Refuse options that another unit has."""
+    for name, units in (
+        ("vocab_size", ("word", "bpe")), ("lower", ("word",)), ("tokenised", ("word",)),
+        ("min_count", ("char",)),
+    ):  # fmt: skip
+        if is_given(context, name) and o["unit"] not in units:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} goes with --unit {' or '.join(units)}")
 
 
 @train_app.command("lm")
@@ -221,9 +259,14 @@ def train_lm(
     ] = False,
     optimizer: Annotated[str, typer.Option(help="adam, adamw, sgd or asgd (averaged).")] = "adam",
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
+    weight_decay: Annotated[
+        float | None, typer.Option(min=0, help="By default 0.01 for adamw, 0 for others.")
+    ] = None,
     schedule: Annotated[str, typer.Option(help="constant, cosine, decay or plateau.")] = "constant",
     warmup: Annotated[int, typer.Option(min=0, help="Warm-up steps: cosine or decay.")] = 0,
-    decay: Annotated[float, typer.Option(help="Factor of the rate per epoch, with decay.")] = 0.5,
+    decay: Annotated[
+        float, typer.Option(min=0, max=1, help="Factor of the rate per epoch, with decay.")
+    ] = 0.5,
     decay_after: Annotated[
         int, typer.Option(min=0, help="Epochs at the full rate, with decay.")
     ] = 4,
@@ -262,9 +305,10 @@ def train_lm(
             if fixed:
                 named = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
                 raise ValueError(f"{named} cannot be given with --from: {before} decides")
-            if not (before / "options.json").exists():  # a model that was saved in Python
-                before = None
-        options = options_of(context, before)
+        options = _options(context, before)
+        _check_unit(context, options)
+        if resume and is_given(context, "steps") and not is_given(context, "epochs"):
+            options["epochs"] = 0
         if not options["text"]:
             raise ValueError("train lm needs a text (or --resume)")
         if options["warmup"] and options["schedule"] not in ("cosine", "decay"):
@@ -310,7 +354,8 @@ def sample(
 
         set_threads(threads)
         model = LanguageModel.load(run, precision=precision, backend=backend)
-        if model.vocabulary.unit == "character":
+        vocabulary = model.vocabulary
+        if vocabulary.unit == "character":
             unknown = sorted(
                 set(prime) - set(model.vocabulary.decode(range(len(model.vocabulary))))
             )
@@ -318,6 +363,8 @@ def sample(
                 typer.echo(
                     f"the model does not know these characters of --prime: {unknown}", err=True
                 )
+        elif vocabulary.unknown in vocabulary.encode(prime):
+            typer.echo(f"the model does not know all {vocabulary.unit}s of --prime", err=True)
         more = model.sample(
             length, prime=prime, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
         )
@@ -342,17 +389,20 @@ def score(
     with clear_errors():
         from fastrnn.data.text import read_text
         from fastrnn.models import LanguageModel
+        from fastrnn.models.language_model import perplexity_of
 
         set_threads(threads)
         model = LanguageModel.load(run, precision=precision, backend=backend)
-        text = sys.stdin.read() if file == "-" else read_text(file)
+        text = sys.stdin.buffer.read().decode("utf-8") if file == "-" else read_text(file)
         scored = model.score(text, prime=prime)
         lines = [f"{p:.6f}\t{json.dumps(unit, ensure_ascii=False)}\n" for unit, p in scored]
         sys.stdout.write("".join(lines))
         if scored:
             nats, name = -sum(p for _, p in scored), model.vocabulary.unit
+            ids = model.vocabulary.encode(text)
             typer.echo(
-                f"{len(scored):,} {name}s, perplexity {math.exp(nats / len(scored)):.3f}, "
+                f"{len(scored):,} {name}s, {(ids == model.vocabulary.unknown).sum():,} of them "
+                f"unknown; perplexity {perplexity_of(nats / len(scored)):.3f}, "
                 f"{nats / len(text) / math.log(2):.4f} bits per character",
                 err=True,
             )

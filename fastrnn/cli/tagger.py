@@ -16,6 +16,7 @@ from .common import (
     Threads,
     app,
     clear_errors,
+    numbers,
     open_run,
     options_of,
     set_threads,
@@ -55,15 +56,6 @@ _SAME = (
 )  # fmt: skip
 
 
-def _numbers(columns: str) -> list[int]:
-    try:
-        return [int(part) for part in columns.split(",")] if columns else []
-    except ValueError:
-        raise ValueError(
-            f"--feature-columns must be numbers such as 1,2; got {columns!r}"
-        ) from None
-
-
 def read_tagged(path, token_column: int, tag_column: int, feature_columns: str = ""):
     """The tokens and the tags, in the scheme of the file."""
     from fastrnn.data.sentences import read_sentences
@@ -71,7 +63,7 @@ def read_tagged(path, token_column: int, tag_column: int, feature_columns: str =
     sentences = list(
         read_sentences(
             path, token_column=token_column, tag_column=tag_column,
-            feature_columns=_numbers(feature_columns), scheme=None,
+            feature_columns=numbers("--feature-columns", feature_columns), scheme=None,
         )
     )  # fmt: skip
     if not sentences:
@@ -149,9 +141,12 @@ def train_tagger(
 
         from fastrnn.metrics import report
         from fastrnn.models import Tagger
+        from fastrnn.models.fitted import BEFORE
 
         set_threads(threads)
-        o = options = options_of(context, out if resume else None)
+        # What runs of older versions did, which had no such options.
+        older = {k: v for k, v in BEFORE.items() if k in _SAME} | {"feature_columns": ""}
+        o = options = options_of(context, out if resume else None, older if resume else None)
         if o["train"] is None:
             raise ValueError("train tagger needs --train (or --resume)")
         for name in ("train", "dev", "test"):
@@ -171,6 +166,8 @@ def train_tagger(
         # A cosine schedule depends on the number of epochs.
         fixed = () if o["schedule"] == "constant" else ("epochs",)
         open_run(out, resume, options, tuple(name for name in _FREE if name not in fixed))
+        if o["include_vectors"] and not model._vectors().can_be_saved:
+            raise ValueError(f"--include-vectors cannot copy the n-grams of {o['vectors']}")
         typer.echo(f"{len(X):,} sentences, {sum(map(len, X)):,} tokens")
         model.fit(X, y, dev=held_out, run=out, resume=resume, report=tqdm.write)
         if o["include_vectors"]:
@@ -205,7 +202,7 @@ def tag(
     ] = "columns",
     tokenizer: Annotated[
         str,
-        typer.Option(help="For text: a Python function such as nltk:word_tokenize."),
+        typer.Option(help="For text: a Python function such as nltk:wordpunct_tokenize."),
     ] = "",
     more: More = None,
     token_column: TokenColumn = 0,
@@ -234,7 +231,9 @@ def tag(
         model = _load([run, *(more or [])], vectors, precision, backend)
         if file == "-" and sys.stdin.isatty():
             at_once = 1
-        sentences = _untagged(file, form, token_column, _numbers(feature_columns))
+        sentences = _untagged(
+            file, form, token_column, numbers("--feature-columns", feature_columns)
+        )
         write = _columns if output == "columns" else _json
         while part := list(islice(sentences, at_once)):
             sys.stdout.write("".join(write(model, part, form == "text", tokenize)))
@@ -278,9 +277,8 @@ def _json(model, part: list, raw: bool, tokenize) -> Iterator[str]:
         for text, found in zip(part, model.entities(part, tokenize=tokenize), strict=True):
             yield _line({"text": text, "entities": [e._asdict() for e in found]})
         return
-    for tokens, tags, found in zip(
-        part, model.predict(part), model.fitted_.entities(part), strict=True
-    ):
+    tags_of, found_in = model.fitted_.label(model._sentences(part))
+    for tokens, tags, found in zip(part, tags_of, found_in, strict=True):
         entities = [
             {"type": kind, "start": start, "end": end, "confidence": confidence}
             for kind, start, end, confidence in found

@@ -70,6 +70,8 @@ def read_sentences(
     if scheme is not None:
         check_scheme(scheme)
     lines, name = read_lines(path), str(path)
+    if path.suffix == ".jsonl" and len(feature_columns):
+        raise ValueError(f"feature_columns must be empty for {path}, got {feature_columns}")
     if path.suffix == ".jsonl":
         yield from _from_json(lines, name, tag_column is not None, scheme)
     else:
@@ -161,11 +163,12 @@ def _from_json(lines, name: str, with_tags: bool, scheme: str | None) -> Iterato
             raise ValueError(
                 f'{name}, line {number} must be {{"tokens": [...], "tags": [...]}}: {error!r}'
             ) from None
-        words = tokens
+        parts = words = tokens
         if isinstance(tokens, list):  # JSON has no tuples
             tokens = [tuple(t) if isinstance(t, list) and t else t for t in tokens]
             words = [t[0] if isinstance(t, tuple) else t for t in tokens]
-        for what, values in (("tokens", words), ("tags", tags)):
+            parts = [part for t in tokens for part in (t if isinstance(t, tuple) else [t])]
+        for what, values in (("tokens", parts), ("tags", tags)):
             if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
                 raise ValueError(f"{name}, line {number}: {what} must be a list of strings")
         if any(not t or "\t" in t or "\n" in t for t in words):

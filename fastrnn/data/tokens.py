@@ -27,7 +27,7 @@ def token_spans(text: str, tokenize: Tokenizer | None = None) -> list[tuple[int,
     ----------
     text : str
     tokenize : callable, optional
-        Returns the tokens of a text in their order, as ``nltk.word_tokenize`` does. By default
+        Returns the tokens of a text in their order, as ``nltk.wordpunct_tokenize`` does. By default
         words, numbers and single other symbols are tokens.
 
     Raises
@@ -51,6 +51,8 @@ def token_spans(text: str, tokenize: Tokenizer | None = None) -> list[tuple[int,
         if not isinstance(token, str):
             raise TypeError(f"tokenize must return strings, got {type(token).__name__}")
         first = text.find(token, at)
+        if first < 0 and token in ("``", "''"):  # how the Penn Treebank writes quotation marks
+            token, first = '"', text.find('"', at)
         if not token or first < 0:
             raise ValueError(f"tokenize returned {token!r}, which is not in the rest of the text")
         at = first + len(token)

@@ -11,7 +11,7 @@ from typing import IO, cast
 import numpy as np
 
 _Read = tuple[list[str], np.ndarray]
-_FASTTEXT = 793712314
+_FASTTEXT = (793712314).to_bytes(4, "little")
 _MOST = 1 << 16  # bytes of a word, or of a header
 
 
@@ -20,7 +20,7 @@ def is_fasttext(path: Path) -> bool:
     if path.suffix != ".bin" or not path.is_file():
         return False
     with open(path, "rb") as file:
-        return file.read(4) == _FASTTEXT.to_bytes(4, "little")
+        return file.read(4) == _FASTTEXT
 
 
 def read_packed(path: Path) -> _Read:
@@ -101,7 +101,10 @@ def _read_binary(path: Path, file: IO[bytes]) -> _Read:
 
     Some writers end each row with a line break.
     """
-    header = file.readline(_MOST).split()
+    line = file.readline(_MOST)
+    if line.startswith(_FASTTEXT):
+        raise ValueError(f"{path} has a model of fastText: unpack it first")
+    header = line.split()
     try:
         count, size = map(int, header)
     except ValueError:

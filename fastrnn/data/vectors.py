@@ -56,6 +56,8 @@ class WordVectors:
     ((3, 2), -1)
     """
 
+    can_be_saved = True  # whether `save` can write all of it
+
     def __init__(
         self,
         words: Iterable[str],
@@ -233,9 +235,18 @@ class FastTextVectors(WordVectors):
         super().__init__(vectors.index_to_key, vectors.vectors, **options)
         self._ngrams = vectors
 
+    can_be_saved = False
+
+    def key(self, word: str) -> str:
+        """The word itself."""
+        return word
+
     def unknown(self, word: str) -> np.ndarray:
-        """The vector of a word that the table lacks."""
-        return self._ngrams.get_vector(word).astype(np.float32)
+        """The vector of a word that the table lacks; random for a model without n-grams."""
+        try:
+            return self._ngrams.get_vector(word).astype(np.float32)
+        except KeyError:
+            return super().unknown(word)
 
     def save(self, folder: FilePath) -> None:
         """Not possible: the n-grams are in fastText's own file.

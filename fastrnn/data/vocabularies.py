@@ -115,8 +115,8 @@ def _closed(match: re.Match) -> str:
 
 
 class BytePairs:
-    """Byte-level byte-pair encoding (Sennrich et al. 2016, Radford et al. 2019): no text has an
-    unknown part. Needs the extra ``[tokens]``.
+    """Byte-level byte-pair encoding (Sennrich et al. 2016, Radford et al. 2019), in which no text
+    has an unknown part. Needs the extra ``[tokens]``.
 
     Parameters
     ----------
@@ -126,11 +126,20 @@ class BytePairs:
     """
 
     unit = "token"
-    unknown = None
 
     def __init__(self, tokenizer: Any):
         checks.has("tokenizer", tokenizer, "encode_batch", "decode", "get_vocab_size", "to_str")
+        if tokenizer.truncation is not None or tokenizer.padding is not None:
+            raise ValueError(
+                "tokenizer must neither truncate nor pad: call no_truncation and no_padding"
+            )
         self.tokenizer = tokenizer
+
+    @property
+    def unknown(self) -> int | None:
+        """The index of unknown parts; None for an encoding of bytes, such as `of` makes."""
+        token = getattr(self.tokenizer.model, "unk_token", None)
+        return None if token is None else self.tokenizer.token_to_id(token)
 
     @classmethod
     def of(cls, text: str, *, size: int = 10_000) -> "BytePairs":

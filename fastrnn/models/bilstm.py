@@ -90,6 +90,8 @@ class BiLSTMTagger(UsesBackend):
         self.dropout = checks.number("dropout", dropout, 0.0, 1.0)
         self.input_dropout = checks.number("input_dropout", input_dropout, 0.0, 1.0)
         self.rng = checks.generator("seed", seed)
+        if crf and (class_weight is not None or label_smoothing):
+            raise ValueError("class_weight and label_smoothing need crf=False")
         self.class_weight, self.label_smoothing = class_weight, label_smoothing
         seeds = [int(s) for s in self.rng.integers(2**31, size=7)]
         options: dict[str, Any] = {"dtype": dtype, "backend": backend}

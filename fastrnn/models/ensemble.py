@@ -1,6 +1,7 @@
 """Several taggers as one: the mean of their probabilities."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from fastrnn.packed import PackedBatch
 from fastrnn.types import BackendName, Precision
 from fastrnn.types import Path as FilePath
 
-from .fitted import FittedTagger, Labeller, allowed_pairs
+from .fitted import FittedTagger, Labeller, allowed_pairs, read_config
 from .predictor import Predictor
 from .tagger import Tagger
 
@@ -100,8 +101,13 @@ class TaggerEnsemble(Predictor):
         backend: BackendName = "cpu",
     ) -> "TaggerEnsemble":
         """The taggers in several folders, see `Tagger.load`."""
-        options = {"vectors": vectors, "precision": precision, "backend": backend}
-        return cls([Tagger.load(folder, **options) for folder in folders])
+        taggers: list[Tagger] = []
+        for folder in folders:
+            facts = read_config(Path(folder) / "config.json")["vectors"]
+            known = [t.fitted_.vectors for t in taggers if t.fitted_.vectors.facts() == facts]
+            which = known[0] if known else vectors  # a table is read only once
+            taggers.append(Tagger.load(folder, vectors=which, precision=precision, backend=backend))
+        return cls(taggers)
 
     def __repr__(self) -> str:
         return f"TaggerEnsemble({self.taggers!r})"

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -24,8 +25,11 @@ _AT_ONCE = 4096  # tokens per batch in inference
 _REMEMBERED = 1 << 17  # distinct tokens whose features are cached
 
 
+# ``(type, first token, last token + 1, confidence)``.
+FoundEntity: TypeAlias = tuple[str, int, int, float]
+
 # Parameters that came later, with the values that taggers without them have.
-_BEFORE = {
+BEFORE = {
     "char_filters": 0, "char_width": 3, "class_weight": None, "label_smoothing": 0.0,
     "schedule": "constant", "warmup_ratio": 0.0,
 }  # fmt: skip
@@ -75,16 +79,23 @@ class Labeller(ABC):
         flat = write_tags(found, len(ids), self.writes)
         return [flat[a : a + n] for a, n in _bounds(tokens)]
 
-    def entities(self, X) -> list[list[tuple[str, int, int, float]]]:
-        """``(type, first token, last token + 1, confidence)`` of each entity of each sentence."""
+    def entities(self, X) -> list[list[FoundEntity]]:
+        """The entities of sentences."""
+        return self.label(X)[1]
+
+    def label(self, X) -> tuple[list[list[str]], list[list[FoundEntity]]]:
+        """The tags and the entities of sentences."""
         ids, p, tokens = self._best(X)
-        out: list[list[tuple[str, int, int, float]]] = [[] for _ in tokens.lengths]
+        found = self._codes.strict_entities(ids, tokens.lengths, self.scheme)
+        flat = write_tags(found, len(ids), self.writes)
+        tags = [flat[a : a + n] for a, n in _bounds(tokens)]
+        entities: list[list[FoundEntity]] = [[] for _ in tokens.lengths]
         ends = np.cumsum(tokens.lengths)
-        for e in self._codes.strict_entities(ids, tokens.lengths, self.scheme):
+        for e in found:
             s = int(np.searchsorted(ends, e.first, side="right"))
             first, confidence = int(tokens.starts[s]), float(p[e.first : e.last].min())
-            out[s].append((e.type, e.first - first, e.last - first, confidence))
-        return out
+            entities[s].append((e.type, e.first - first, e.last - first, confidence))
+        return tags, entities
 
 
 class FittedTagger(Labeller):
@@ -108,12 +119,12 @@ class FittedTagger(Labeller):
         self, config: dict, vectors: WordVectors, backend: BackendName, *, new: bool = True
     ):
         self.config, self.vectors = config, vectors
-        p = config["params"] = _BEFORE | config["params"]
-        super().__init__(config["tags"], p["scheme"], config["writes"], config.get("features", []))
+        p = config["params"]
+        super().__init__(config["tags"], p["scheme"], config["writes"], config["features"])
         allowed = None
         if p["crf"] and p["constrain"]:
             allowed = allowed_pairs(self.tags, self.scheme)
-        weights = config.get("class_weights")
+        weights = config["class_weights"]
         words, self._symbols = config["words"], config["symbols"]
         self._trained = {word: row for row, word in enumerate(words)}
         self.lexicon = self.new_lexicon()
@@ -165,8 +176,7 @@ class FittedTagger(Labeller):
 
     def _best(self, X):
         both, tokens = self._by_token(X, self.network.best)
-        if not len(both):
-            return both, np.empty(0), tokens
+        both = both.reshape(-1, 2)
         return both[:, 0].astype(np.int64), both[:, 1], tokens
 
     def probabilities(self, X) -> list[np.ndarray]:
@@ -237,8 +247,8 @@ class FittedTagger(Labeller):
         for encoder, name in ((char_hidden, "char"), (char_filters, "cnn")):
             if encoder:
                 sizes["char_dim"] = width(weights, f"{name}_embedding.weight")
-        check_sizes(path, _BEFORE | config["params"], sizes)
-        values = sum(map(len, config.get("features", [])))
+        check_sizes(path, config["params"], sizes)
+        values = sum(map(len, config["features"]))
         others = CASES + values + 2 * char_hidden + char_filters
         dimension = width(weights, "lstm.weight_ih_l0") - others
         check_sizes(path, known, {"dimension": dimension})
@@ -264,6 +274,7 @@ def _bounds(tokens: Tokens):
 
 _PARTS = {
     "params": dict, "tags": list, "words": list, "symbols": str, "writes": str, "vectors": dict,
+    "features": list,
 }  # fmt: skip
 
 
@@ -272,11 +283,23 @@ def read_config(path: Path) -> dict:
     config = load_json(path)
     if not isinstance(config, dict) or config.get("model") != "Tagger":
         raise ValueError(f"{path} does not belong to a tagger")
+    added: dict[str, Any] = {"features": [], "class_weights": None}
+    config = added | config
     for name, kind in _PARTS.items():
         if not isinstance(config.get(name), kind):
             raise ValueError(f"{path} is damaged: {name} must be of type {kind.__name__}")
     if not isinstance(config.get("vectors_path", ""), str):
         raise ValueError(f"{path} is damaged: vectors_path must be of type str")
+    if not all(isinstance(v, list) and all(isinstance(s, str) for s in v)
+               for v in config["features"]):  # fmt: skip
+        raise ValueError(f"{path} is damaged: features must be lists of strings")
+    weights = config["class_weights"]
+    if weights is not None and not (
+        isinstance(weights, list) and len(weights) == len(config["tags"])
+        and all(isinstance(w, float) for w in weights)
+    ):  # fmt: skip
+        raise ValueError(f"{path} is damaged: class_weights must be a number for each tag")
+    config["params"] = BEFORE | config["params"]
     if config["vectors"].keys() != WordVectors.none(1).facts().keys():
         raise ValueError(f"{path} is damaged: vectors has {sorted(config['vectors'])}")
     return config

@@ -1,5 +1,6 @@
 """A language model: embedding or one-hot input, stacked recurrent layers, softmax."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,8 @@ class LanguageModel(UsesBackend):
         Whether the embedding's weight is that of the logits, too (Press & Wolf 2017);
         ``embedding_dim`` must be the size of the recurrent layer's output.
     cutoffs : sequence of int, optional
-        Use an `AdaptiveSoftmax` with these cutoffs, for a large V.
+        Use an `AdaptiveSoftmax` with these cutoffs, for a large V. It supposes that frequent units
+        come first, as in a `WordVocabulary`.
     dropout : float, default 0.0
         Dropout between recurrent layers and before the softmax, in training. With
         ``input_dropout`` of the same value this is the dropout of Zaremba et al. (2014).
@@ -314,7 +316,7 @@ class LanguageModel(UsesBackend):
 
     def perplexity(self, text: str | np.ndarray, *, batch: int = 64, bptt: int = 100) -> float:
         """The exponential of `cross_entropy`; it depends on what a unit is."""
-        return math.exp(self.cross_entropy(text, batch=batch, bptt=bptt))
+        return perplexity_of(self.cross_entropy(text, batch=batch, bptt=bptt))
 
     def bits_per_character(
         self, text: str | np.ndarray, *, batch: int = 64, bptt: int = 100
@@ -324,9 +326,9 @@ class LanguageModel(UsesBackend):
         It compares models of different units as long as no unit of the text is unknown. Of a text
         given as indices, each unit counts as a character.
         """
-        nats = self.cross_entropy(text, batch=batch, bptt=bptt)
-        units = len(self._ids(text)) / len(text)
-        return nats * units / math.log(2)
+        ids = self._ids(text)
+        nats = self.cross_entropy(ids, batch=batch, bptt=bptt)
+        return nats * len(ids) / len(text) / math.log(2)
 
     def score(self, text: str, *, prime: str = "\n") -> list[tuple[str, float]]:
         """The log-probability of each unit of a text in nats, given all units before it.
@@ -348,17 +350,17 @@ class LanguageModel(UsesBackend):
         targets = self.vocabulary.encode(text)
         ids = np.concatenate([before, targets])[:-1]
         state, out = None, list[float]()
-        for first in range(0, len(ids), 1024):
-            part = ids[first : first + 1024]
+        rows = max(1, 2**22 // len(self.vocabulary))  # at a time, as each has V numbers
+        for first in range(0, len(ids), rows):
+            part = ids[first : first + rows]
             h, state, _ = self.recurrent.rows_forward(
                 self._input(part), PackedBatch(len(part), 1), state
             )
             log_p = self.softmax.rows_log_prob(h)
-            for row, at in enumerate(
-                range(first - len(before) + 1, first + len(part) - len(before) + 1)
-            ):
-                if at >= 0:
-                    out.append(float(log_p[row, targets[at]]))
+            # Row r predicts unit number first + r + 1 of both texts together.
+            skipped = max(0, len(before) - 1 - first)
+            wanted = targets[first + skipped - len(before) + 1 :][: len(part) - skipped]
+            out += log_p[np.arange(skipped, len(part)), wanted].tolist()
         return [(self.vocabulary.decode([i]), p) for i, p in zip(targets, out, strict=True)]
 
     def _prime(self, prime: str) -> np.ndarray:
@@ -426,7 +428,7 @@ class LanguageModel(UsesBackend):
             "hidden_size": self.recurrent.hidden_size,
             "num_layers": self.recurrent.num_layers,
             "cell": self.cell,
-            "cell_options": self.cell_options,
+            "cell_options": json.loads(json.dumps(self.cell_options, default=float)),
             "tied": self.tied,
             "cutoffs": getattr(self.softmax, "cutoffs", None),
             "dropout": self.dropout,
@@ -469,8 +471,7 @@ class LanguageModel(UsesBackend):
             A file is damaged or belongs to another model; the message names it.
         """
         get_backend(backend)
-        for name in changed:
-            checks.choice("changed", name, _FREE)
+        _check_changed(changed)
         folder = checks.path("folder", folder)
         weights_path = folder / "weights.safetensors"
         config_path = folder / "config.json"
@@ -498,16 +499,31 @@ class LanguageModel(UsesBackend):
         **changed: Any,
     ) -> "LanguageModel":
         """A new model with the settings in a ``config.json``; arguments are those of `load`."""
+        get_backend(backend)
+        _check_changed(changed)
         config = _read_config(checks.path("path", path))
         if precision is not None:  # then the backend need not have the other one
             config.pop("precision", None)
         try:
-            model = cls(vocabulary_of(config), **config | changed, backend=backend)
+            vocabulary = vocabulary_of(config)
+            model = cls(vocabulary, **config, backend=backend)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
+        if changed:
+            model = cls(vocabulary, **config | changed, backend=backend)
         if precision is not None:
             model.precision = precision
         return model
+
+
+def _check_changed(names: Mapping[str, Any]) -> None:
+    for name in names:
+        checks.choice("changed", name, _FREE)
+
+
+def perplexity_of(nats: float) -> float:
+    """The exponential of a cross-entropy; not above 1e304, so that it is finite."""
+    return math.exp(min(nats, 700.0))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from fastrnn import checks
 from fastrnn.data.sentences import checked_sentences, checked_tags, named_tags
 from fastrnn.data.tokens import TextEntity, Tokenizer, entities_in, token_spans
 from fastrnn.metrics import EntityScores, entity_scores
@@ -58,9 +59,9 @@ class Predictor(ABC):
         texts : sequence of str
             Each is read as one sentence: split longer texts first.
         tokenize : callable, optional
-            Returns the tokens of a text, such as ``nltk.word_tokenize``; it should split a text as
-            the training data was split. By default words, numbers and single other symbols are
-            tokens.
+            Returns the tokens of a text, such as ``nltk.wordpunct_tokenize``; it should split a
+            text as the training data was split. By default words, numbers and single other symbols
+            are tokens.
 
         Returns
         -------
@@ -74,6 +75,8 @@ class Predictor(ABC):
         ValueError
             A token is not in its text, or the tagger needs features beside the words.
         """
+        texts = checks.as_list(texts)
+        texts = texts.tolist() if isinstance(texts, np.ndarray) and texts.ndim == 1 else texts
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise TypeError(f"texts must be a sequence of str, got {type(texts).__name__}")
         for i, text in enumerate(texts):
@@ -87,7 +90,7 @@ class Predictor(ABC):
         return [entities_in(*each) for each in zip(texts, spans, found, strict=True)]
 
     def evaluate(self, X: Sentences, y: Tags) -> EntityScores:
-        """TextEntity scores of `predict` against the correct tags, in any scheme."""
+        """Entity scores of `predict` against the correct tags, in any scheme."""
         writes, X = self.fitted_.writes, self._sentences(X)
         y = checked_tags("y", X, named_tags("y", y, self.tag_names), writes)
         return entity_scores(y, self.fitted_.tag(X), scheme=writes)

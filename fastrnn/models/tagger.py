@@ -247,17 +247,10 @@ class Tagger(Estimator, Predictor):
         if dev is not None:
             if not isinstance(dev, (tuple, list)) or len(dev) != 2:
                 raise ValueError("dev must be a pair (X, y)")
-            dev = (
-                checked_sentences(
-                    "dev[0]", dev[0], next((_features(x[0]) for x in X if len(x)), None)
-                ),
-                checked_tags(
-                    "dev[1]",
-                    checks.as_list(dev[0]),
-                    named_tags("dev[1]", dev[1], self.tag_names),
-                    writes,
-                ),
-            )
+            features = next((_features(x[0]) for x in X if len(x)), None)
+            held_out = checked_sentences("dev[0]", dev[0], features)
+            named = named_tags("dev[1]", dev[1], self.tag_names)
+            dev = held_out, checked_tags("dev[1]", held_out, named, writes)
         pairs = [(x, t) for x, t in zip(X, y, strict=True) if len(x)]
         if not pairs:
             raise ValueError("X has no tokens")
@@ -300,7 +293,7 @@ class Tagger(Estimator, Predictor):
         for name in "fine_tune", "crf", "constrain":
             checks.flag(name, getattr(self, name))
         check_scheme(self.scheme)
-        checks.choice("optimizer", self.optimizer, OPTIMIZERS)
+        checks.choice("optimizer", self.optimizer, ("adam", "adamw", "sgd"))
         checks.choice("schedule", self.schedule, SCHEDULES)
         checks.number("warmup_ratio", self.warmup_ratio, 0.0, 1.0)
         if self.warmup_ratio and self.schedule == "constant":
@@ -377,6 +370,9 @@ class Tagger(Estimator, Predictor):
             for name, value in self.get_params().items()
         }
         params |= {"vectors": source or None, "dtype": np.dtype(self.dtype).name}
+        weights = self._class_weights(tags, y)
+        if isinstance(self.class_weight, Mapping):
+            params["class_weight"] = {str(k): float(v) for k, v in self.class_weight.items()}
         if self.tag_names is not None:
             params["tag_names"] = list(map(str, self.tag_names))
         return {
@@ -386,7 +382,7 @@ class Tagger(Estimator, Predictor):
             "words": words,
             "symbols": "".join(Vocabulary.of(text, min_count=1).symbols) if text else "",
             "features": features,
-            "class_weights": self._class_weights(tags, y),
+            "class_weights": weights,
             "writes": writes,
             "vectors": vectors.facts(),
             "data": zlib.crc32(repr((X, y)).encode("utf-8", "surrogatepass")),

@@ -207,7 +207,7 @@ def test_info():
 
 def test_options_that_need_each_other(texts, tmp_path):
     for options, message in (
-        (["--patience", 3], "patience and ReduceOnPlateau need evaluate"),
+        (["--patience", 3], "patience, ReduceOnPlateau and ASGD without start need evaluate"),
         (["--warmup", 3], "--warmup goes with --schedule cosine"),
     ):
         said = fastrnn("train", "lm", texts / "a.txt", "--out", tmp_path / "x", *options, code=1)
@@ -284,8 +284,29 @@ def test_units_scores_and_a_run_from_another(texts, tmp_path):
     assert len(read_history(finer)) > len(history) * 2 / 3
     said = fastrnn("train", "lm", "--from", finer, "--out", run, "--hidden", 9, code=1)
     assert f"--hidden cannot be given with --from: {finer} decides" in said.replace("\n", "")
+    said = fastrnn(
+        "train", "lm", "--resume", "--out", finer, "--steps", len(read_history(finer)) + 2
+    )
+    assert f"{len(read_history(finer))} steps" in said  # not epochs any more
+    (finer / "options.json").unlink()  # as a model that was saved in Python
+    fastrnn("train", "lm", texts / "a.txt", "--from", finer, "--out", run, "--steps", 2)
+    assert load_json(run / "options.json")["weight_dropout"] == 0.1
+    assert load_json(run / "config.json")["weight_dropout"] == 0.1
     said = fastrnn("train", "lm", "--from", finer, "--out", finer, "--resume", code=1)
     assert "--resume and --from exclude each other" in said
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--lower"], "--lower goes with --unit word"),
+    (["--unit", "word", "--min-count", 3], "--min-count goes with --unit char"),
+    (["--unit", "bpe", "--vocab-size", 100], "--vocab-size must be at least 256 for bpe"),
+    (["--cutoffs", "a,b"], "--cutoffs must be numbers such as 1,2; got 'a,b'"),
+    (["--optimizer", "asgd"], "ASGD without start need evaluate"),
+    (["--unit", "syllable"], "--unit must be one of char, word, bpe"),
+])  # fmt: skip
+def test_options_of_units(texts, tmp_path, options, message):
+    said = fastrnn("train", "lm", texts / "a.txt", "--out", tmp_path / "run", *options, code=1)
+    assert message in said.replace("\n", " ")
 
 
 def test_a_run_of_byte_pairs_resumes(texts, tmp_path):

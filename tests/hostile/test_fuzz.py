@@ -175,7 +175,7 @@ TARGETS = {
     "SGD": Target(fastrnn.SGD, dict(lr=0.1, momentum=0.5, weight_decay=0.1, nesterov=True)),
     "Adam": Target(fastrnn.Adam, dict(lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)),
     "AdamW": Target(fastrnn.AdamW, dict(lr=0.1, weight_decay=0.01)),
-    "ASGD": Target(optim.ASGD, dict(lr=0.1, weight_decay=0.0, start=None, patience=2)),
+    "ASGD": Target(fastrnn.ASGD, dict(lr=0.1, weight_decay=0.0, start=None, patience=2)),
     "SGD step": Target(step(fastrnn.SGD), dict(
         parameters=FRESH, gradient=np.ones(6, "f"), lr=0.1, max_norm=1.0, rows={},
         row=(np.array([1, 2]), np.ones((2, 2), "f"))), {"row": ("rows", "t")}),

@@ -182,6 +182,8 @@ def test_entities_of_texts(tagger):
         assert all(text[e.start : e.end] == e.text and e.type == "Drug" for e in entities)
         assert all(0.5 < e.confidence <= 1 for e in entities)
     assert tagger.entities([]) == [] and tagger.entities(["", "rats"]) == [[], []]
+    assert tagger.entities([""]) == [[]] and tagger.entities(np.array(["", " "])) == [[], []]
+    assert tagger.fitted_.label(WORDS)[0] == tagger.predict(WORDS)
     by_words = tagger.entities(TEXTS[:1], tokenize=str.split)
     assert [e.start for e in by_words[0]] == [e.start for e in found[0]]
 
@@ -200,6 +202,7 @@ def test_token_spans():
         "It's", "3.5", "mg", "/", "day", "(", "patients", ")", "."
     ]  # fmt: skip
     assert token_spans("a  b", str.split) == [(0, 1), (3, 4)]
+    assert token_spans('"a"', lambda text: ["``", "a", "''"]) == [(0, 1), (1, 2), (2, 3)]
     with pytest.raises(ValueError, match="tokenize returned 'x', which is not in the rest"):
         token_spans("a b", lambda text: ["x"])
     with pytest.raises(TypeError, match="tokenize must return strings, got int"):

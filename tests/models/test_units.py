@@ -65,8 +65,6 @@ def test_the_reference_gives_the_same(rng, name, steps):
         dtype="float64", backend="reference", **VARIANTS[name]
     )  # fmt: skip
     oracle.parameters.load_state_dict(ours.parameters.state_dict())
-    if ours.dropout or ours.input_dropout or ours.recurrent.weight_dropout:
-        pytest.skip("the masks of float32 and float64 differ in nothing but are drawn apart")
     for chunk in chunks(rng, steps):
         loss, gradient, _ = ours.loss_and_gradient(chunk)
         wanted = oracle.loss_and_gradient(chunk)
