@@ -112,7 +112,7 @@ def train_language_model(
     from fastrnn.checkpoint import save_json
     from fastrnn.data.text import TextStream
     from fastrnn.kernels.backend import training_precisions
-    from fastrnn.models.language_model import perplexity_of
+    from fastrnn.models.text_predictor import perplexity_of
     from fastrnn.runtime.threads import get_num_threads
     from fastrnn.trainer import Trainer
 
@@ -389,7 +389,7 @@ def score(
     with clear_errors():
         from fastrnn.data.text import read_text
         from fastrnn.models import LanguageModel
-        from fastrnn.models.language_model import perplexity_of
+        from fastrnn.models.text_predictor import perplexity_of
 
         set_threads(threads)
         model = LanguageModel.load(run, precision=precision, backend=backend)
