@@ -1,7 +1,7 @@
 """Measures what makes a named-entity tagger learn: the runs and plots of docs/tagging.md.
 
     python benchmarks/tagging.py --bc5cdr FOLDER --wnut17 FOLDER --vectors VECTORS --runs RUNS
-                                 [--only NAME ...]
+                                 [--only NAME ...] [--speed]
 
 The folders hold the two corpora as published (see docs/tagging.md). Each run is a folder in RUNS;
 finished runs are skipped, interrupted ones are resumed.
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from report import put_between
 
+from fastrnn.bench.report import cpu_name
 from fastrnn.data.sentences import read_sentences
 from fastrnn.models import Tagger, TaggerEnsemble
 from fastrnn.plots import plot_runs, read_history
@@ -135,7 +136,6 @@ def summary(runs: Path) -> dict:
             "spread": round(statistics.stdev(s["test_f1"] for s in scores), 2),
             # Mean change of the loss from batch to batch, in the second half of the run.
             "jump": round(float(np.abs(loss[len(loss) // 2 :]).mean()), 4),
-            "seconds": round(history[-1]["seconds"], 1),
             "epoch_loss": [round(h["epoch_loss"], 4) for h in history if "epoch_loss" in h],
         }  # fmt: skip
     return out
@@ -162,17 +162,35 @@ def table(results: dict, corpus: str) -> str:
 
 def short(results: dict) -> str:
     """The table of docs/results.md."""
-    lines = ["| corpus | | F1 | seconds of training |", "|---|---|--:|--:|"]
-    for name in ("plain", "tagger", "train-dev", "lstm", "wnut-plain", "wnut", "wnut-lstm"):
+    lines = ["| corpus | | F1 | seconds per epoch |", "|---|---|--:|--:|"]
+    for name in ("plain", "tagger", "lstm", "train-dev", "wnut-plain", "wnut", "wnut-lstm"):
         if name not in results:
             continue
         run = results[name]
         corpus = {"bc5cdr": "BC5CDR", "wnut17": "WNUT-17"}[run["corpus"]]
         score = f"{run['mean']:.2f} +- {run['spread']:.2f}"
-        lines.append(f"| {corpus} | {run['label']} | {score} | {run['seconds']:.0f} |")
+        seconds = f"{run['epoch_seconds']:.2f}" if "epoch_seconds" in run else ""
+        lines.append(f"| {corpus} | {run['label']} | {score} | {seconds} |")
         if "ensemble" in run:
             lines.append(f"| {corpus} | an ensemble of its three seeds | {run['ensemble']:.2f} | |")
-    return "\n".join(lines) + "\n"
+    cpu = next((run["cpu"] for run in results.values() if "cpu" in run), "")
+    return "\n".join(lines) + (f"\n\nEpochs on {cpu}.\n" if cpu else "\n")
+
+
+def speed(corpora: dict, vectors: str, threads: int, rounds: int = 5) -> dict:
+    """Seconds of an epoch of the main kinds of runs, in turns: the medians."""
+    names = [n for n in ("plain", "tagger", "lstm", "wnut-plain", "wnut", "wnut-lstm")
+             if RUNS[n][0] in corpora]  # fmt: skip
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            corpus, _, options, _ = RUNS[name]
+            model = Tagger(vectors, **options | {"epochs": 1})
+            model.fit(*corpora[corpus][0], progress=False)
+            seconds[name].append(model.history_[-1]["seconds"])
+    cpu = f"{cpu_name()}, {threads} threads"
+    return {n: {"epoch_seconds": round(statistics.median(s), 3), "cpu": cpu}
+            for n, s in seconds.items()}  # fmt: skip
 
 
 def main():
@@ -185,25 +203,36 @@ def main():
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--only", nargs="*", choices=list(RUNS), default=list(RUNS))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--speed", action="store_true", help="time epochs, train nothing")
     arguments = parser.parse_args()
     set_num_threads(arguments.threads)
     folders = {c: getattr(arguments, c) for c in FILES}
     corpora = {c: read(folder, c) for c, folder in folders.items() if folder}
-    for name in arguments.only:
+    for name in arguments.only if not arguments.speed else ():
         for seed in SEEDS:
             folder = arguments.runs / f"{name}-{seed}"
             if RUNS[name][0] in corpora and not (folder / "scores.json").exists():
                 train(name, seed, folder, corpora[RUNS[name][0]], arguments.vectors)
                 print(folder.name, (folder / "scores.json").read_text().strip(), flush=True)
-    results = summary(arguments.runs)
+    saved = DOCS / "results.json"
+    before = json.loads(saved.read_text()) if saved.exists() else {}
+    found = summary(arguments.runs)
+    results = {n: found.get(n) or before[n] for n in RUNS if n in found or n in before}
+    timed = {n: {k: run[k] for k in ("epoch_seconds", "cpu") if k in run}
+             for n, run in before.items()}  # fmt: skip
+    if arguments.speed:
+        timed = speed(corpora, arguments.vectors, arguments.threads)
+    for name in results:
+        results[name] |= timed.get(name, {})
     for name in ("tagger", "wnut"):
-        if name in results and RUNS[name][0] in corpora:
+        folder = arguments.runs / f"{name}-0"
+        if name in results and RUNS[name][0] in corpora and folder.exists():
             test = corpora[RUNS[name][0]][2]
             results[name]["ensemble"] = round(
                 ensemble(name, arguments.runs, test, arguments.vectors), 2
             )
     DOCS.mkdir(parents=True, exist_ok=True)
-    (DOCS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    saved.write_text(json.dumps(results, indent=1) + "\n")
     for corpus in FILES:
         marks = f"<!-- {corpus}: generated by benchmarks/tagging.py -->", f"<!-- /{corpus} -->"
         put_between(DOCS.with_suffix(".md"), marks, table(results, corpus))

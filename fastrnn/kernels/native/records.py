@@ -137,6 +137,8 @@ class Padded(NamedTuple):
 # Rows that `accumulate` takes at once: block x panel stays in the second-level cache, and fills the
 # scratch of a thread.
 BLOCK = 256
+# Rows of a panel that `product` takes at once, for the same reason.
+DEPTH = 1024
 
 
 class Runs(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from numba.extending import register_jitable
 
 from fastrnn.kernels.native.formats import Format
-from fastrnn.kernels.native.records import BLOCK, Panels, Products, Runs, Sums
+from fastrnn.kernels.native.records import BLOCK, DEPTH, Panels, Products, Runs, Sums
 from fastrnn.kernels.signature import A2, F1, F2, I1, P3, I
 
 from .bfloat16 import zip_vectors
@@ -20,7 +20,7 @@ from .tile import (
     Row,
     Segment,
     finish_row,
-    init_panel,
+    init_columns,
     init_zero,
     tile,
     tile_rows,
@@ -30,7 +30,9 @@ from .tile import (
 @cache
 def product(form: Format):
     """A kernel that multiplies rows by panels."""
-    product_tile, most = tile(form, init_panel, finish_row), form.tile_rows
+    product_tile, most = tile(form, init_columns, finish_row), form.tile_rows
+    # Sums of integers are only scaled when they are complete.
+    longest = 1 << 62 if form.quantises else DEPTH
 
     def run(a: A2, runs: Runs, panels: P3, bias: F2, out: Panels, first: I, last: I):
         """``out[p] = bias + a[p, runs] @ panels`` for the rows p in [first, last).
@@ -40,23 +42,29 @@ def product(form: Format):
         a_p, b_p, bias_p, out_p = pointer(a), pointer(panels), pointer(bias), pointer(out.values)
         n, depth, panel = lane_count(out_p), panels.shape[1], panels.shape[2]
         a_stride, out_stride, bias_stride = a.shape[1], out.values.shape[1], bias.shape[1]
+        most_k = longest if runs.blocks == 1 else runs.length
         p0 = first
         while p0 < last:  # these rows stay in cache while the panels pass by
-            p1 = min(p0 + BLOCK // 2, last)
-            for q in range(panels.shape[0]):
-                remaining = min(panel, out.columns - q * out.stride)
-                p = p0
-                while p < p1:
-                    rows = tile_rows(p1 - p, most)
-                    x = Segment(
-                        a_p, p * a_stride, a_stride, 1, runs.length, runs.blocks, runs.stride,
-                        b_p, q * depth * panel, panel,
-                    )  # fmt: skip
-                    start = Row(bias_p, q * bias_stride, 0, panel)
-                    at = p * out_stride + out.offset + q * out.stride
-                    to = Row(out_p, at, out_stride, remaining)
-                    product_tile(rows, (remaining + n - 1) // n, (x,), (start, to))
-                    p += rows
+            p1, k0 = min(p0 + BLOCK // 2, last), 0
+            while True:  # and so does this part of a panel while the rows pass by
+                length = min(most_k, runs.length - k0)
+                for q in range(panels.shape[0]):
+                    remaining = min(panel, out.columns - q * out.stride)
+                    p = p0
+                    while p < p1:
+                        rows = tile_rows(p1 - p, most)
+                        x = Segment(
+                            a_p, p * a_stride + k0, a_stride, 1, length, runs.blocks, runs.stride,
+                            b_p, (q * depth + k0) * panel, panel,
+                        )  # fmt: skip
+                        at = p * out_stride + out.offset + q * out.stride
+                        to = Row(out_p, at, out_stride, remaining)
+                        start = to if k0 else Row(bias_p, q * bias_stride, 0, panel)
+                        product_tile(rows, (remaining + n - 1) // n, (x,), (start, to))
+                        p += rows
+                k0 += length
+                if k0 >= runs.length:
+                    break
             p0 = p1
 
     return kernel(run, f"product({form.name})")

@@ -9,7 +9,18 @@ from fastrnn.kernels.native.records import CHUNK
 from fastrnn.kernels.signature import D1, F1, F2, I1, F, I, U
 
 from .compiler import kernel
-from .simd import lane_count, load_first, pointer, store, store_first, zeros_like
+from .simd import (
+    lane_count,
+    larger,
+    load,
+    load_first,
+    pointer,
+    store,
+    store_first,
+    zeros_like,
+)
+
+_ADDED = 32
 
 
 @kernel
@@ -89,23 +100,38 @@ def cross_entropy(
     """
     x_p, out_p = pointer(logits), pointer(out)
     classes, n = logits.shape[1], lane_count(pointer(logits))
+    whole = classes // n * n
     for p in range(first, last):
         at = p * classes
         top = x_p[at]
-        for k in range(1, classes):
+        if whole:
+            most = load(x_p, at)
+            for k in range(n, whole, n):
+                most = larger(most, load(x_p, at + k))
+            store(out_p, at, most)  # to have its numbers
+            for k in range(n):
+                top = max(top, out_p[at + k])
+        for k in range(whole, classes):
             top = max(top, x_p[at + k])
-        for k in range(0, classes, n):
-            e = exp(load_first(x_p, at + k, classes - k) - top)
-            store_first(out_p, at + k, e, classes - k)
-        a = b = c = d = 0.0  # four sums, because each addition waits for the one before
-        for k in range(0, classes - 3, 4):
-            a += np.float64(out_p[at + k])
-            b += np.float64(out_p[at + k + 1])
-            c += np.float64(out_p[at + k + 2])
-            d += np.float64(out_p[at + k + 3])
-        for k in range(classes // 4 * 4, classes):
-            a += np.float64(out_p[at + k])
-        total = (a + b) + (c + d)
+        total, k0 = 0.0, 0
+        while k0 < whole:  # a few vectors are added before their sum becomes float64
+            k1 = min(k0 + _ADDED * n, whole)
+            some = zeros_like(x_p)
+            for k in range(k0 + n, k1, n):
+                e = exp(load(x_p, at + k) - top)
+                store(out_p, at + k, e)
+                some = some + e
+            e = exp(load(x_p, at + k0) - top)
+            store(out_p, at + k0, some + e)
+            for k in range(n):
+                total += np.float64(out_p[at + k0 + k])
+            store(out_p, at + k0, e)
+            k0 = k1
+        if whole < classes:
+            e = exp(load_first(x_p, at + whole, classes - whole) - top)
+            store_first(out_p, at + whole, e, classes - whole)
+            for k in range(whole, classes):
+                total += np.float64(out_p[at + k])
         losses[p] = 0.0
         factor = weights[p] / total
         for k in range(classes):

@@ -114,6 +114,18 @@ def _overload_fma(a, b, c):
 
 
 @intrinsic
+def larger(typingctx, a, b):
+    """The larger number of each lane, that of b where one of them is NaN."""
+    if not isinstance(a, Lanes) or a != b:
+        return None
+
+    def codegen(context, builder, sig, args):
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return a(a, a), codegen
+
+
+@intrinsic
 def _clamp(typingctx, x, limit):
     def codegen(context, builder, sig, args):
         (high,) = _widen(builder, x, sig.args[1:], args[1:])

@@ -25,7 +25,7 @@ from . import amx
 from .compiler import kernel
 from .loops import Loop, number
 from .products import Product, product
-from .simd import lane_count, load, store, store_first, zeros_like
+from .simd import lane_count, load, load_first, store, store_first, zeros_like
 
 
 class Segment(NamedTuple):
@@ -226,6 +226,18 @@ def init_panel(i, count, args):
 def init_row(i, count, args):
     """The vectors at ``args[0]``, a `Row`."""
     return load_panel(args[0].p, args[0].offset + i * args[0].stride, count)
+
+
+def init_columns(i, count, args):
+    """The columns that ``args[0]``, a `Row`, has."""
+    row = args[0]
+    p, at, n, zero = row.p, row.offset + i * row.stride, lane_count(row.p), zeros_like(row.p)
+    return (
+        load_first(p, at, row.columns),
+        load_first(p, at + n, row.columns - n) if count > 1 else zero,
+        load_first(p, at + 2 * n, row.columns - 2 * n) if count > 2 else zero,
+        load_first(p, at + 3 * n, row.columns - 3 * n) if count > 3 else zero,
+    )
 
 
 def finish_row(i, z, args):
