@@ -83,7 +83,7 @@ def test_commands(page, files):
     pytest.importorskip("typer", reason="the extra [cli] is not installed")
     pytest.importorskip("matplotlib", reason="the extra [plot] is not installed")
     for block in blocks(page, "sh"):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             run(shlex.split(line))
 
 
