@@ -297,6 +297,26 @@ def test_saved_language_model(embedding_dim, tmp_path, rng):
     np.testing.assert_allclose(got["c_n"], c, atol=2e-5)
 
 
+@pytest.mark.parametrize("options", [{"cell": "gru"}, {"tied": True, "embedding_dim": 7}])
+def test_saved_language_models_of_other_kinds(options, tmp_path, rng):
+    vocabulary = Vocabulary.of("abcdefgh" * 20, min_count=1)
+    model = LanguageModel(vocabulary, **{"embedding_dim": 4} | options, hidden_size=7, seed=0)
+    ours.save(model, tmp_path / "lm.onnx")
+    ids, names = rng.integers(0, len(vocabulary), (5, 3)), model.recurrent.cell.states
+    state = {f"{name}_0": rng.standard_normal((1, 3, 7), np.float32) for name in names}
+    got = runs(tmp_path / "lm.onnx", {"ids": ids} | state)
+    given = tuple(state.values()) if len(state) > 1 else state["h_0"]
+    y, _ = model.recurrent(model.embedding(ids), given)
+    np.testing.assert_allclose(got["logits"], model.softmax(y), atol=2e-5)
+
+
+def test_an_adaptive_softmax_has_no_operator(tmp_path):
+    vocabulary = Vocabulary.of("abcdefgh" * 20, min_count=1)
+    model = LanguageModel(vocabulary, hidden_size=7, cutoffs=[3])
+    with pytest.raises(ValueError, match="ONNX has no adaptive softmax"):
+        ours.save(model, tmp_path / "lm.onnx")
+
+
 def test_saved_tagger(tmp_path, rng):
     X, y = [["Take", "aspirin"], ["Rest"]] * 4, [["O", "B-Drug"], ["O"]] * 4
     tagger = Tagger(word_dim=4, hidden_size=6, num_layers=2, epochs=2).fit(X, y)
