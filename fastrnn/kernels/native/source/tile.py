@@ -218,11 +218,6 @@ def init_zero(i, count, args):
     return zero, zero, zero, zero
 
 
-def init_panel(i, count, args):
-    """The same vectors for every row; ``args[0]`` is a `Row`."""
-    return load_panel(args[0].p, args[0].offset, count)
-
-
 def init_row(i, count, args):
     """The vectors at ``args[0]``, a `Row`."""
     return load_panel(args[0].p, args[0].offset + i * args[0].stride, count)
