@@ -91,12 +91,11 @@ def run(words: list[str]) -> None:
     """One line of a page, with little to do; a measurement only shows its options."""
     if words[0] in ELSEWHERE:
         return
-    where = None
     if words[0] == "python":
         if not HAS_TORCH:  # the rival of most of them
             return
-        words = [sys.executable, *words[1 : 3 if words[1] == "-m" else 2], "--help"]
-        where = ROOT
+        name = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
+        words = [sys.executable, str(ROOT / name), "--help"]
     else:
         assert words[0] == "fastrnn", words
         for name, options in QUICK.items():
@@ -106,7 +105,7 @@ def run(words: list[str]) -> None:
                     given = options[:4]  # the sizes are those of the run
                 words = [*words, *given]
         words = [sys.executable, "-m", "fastrnn.cli", *words[1:]]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=where)
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
 
 

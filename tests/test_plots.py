@@ -38,5 +38,5 @@ def test_scores_have_a_panel_of_their_own(tmp_path, metric, panels, label):
     ]  # fmt: skip
     (tmp_path / "history.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     drawn = plot_runs([tmp_path], tmp_path / "curve.svg").read_text()
-    assert drawn.count('<g id="axes_') == panels and f"<!-- {label} -->" in drawn
-    assert ("<!-- F1 (percent) -->" in drawn) == (metric == "valid_f1")
+    assert drawn.count('<g id="axes_') == panels and f">{label}</text>" in drawn
+    assert (">F1 (percent)</text>" in drawn) == (metric == "valid_f1")
