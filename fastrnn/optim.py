@@ -126,20 +126,35 @@ class Optimizer:
         norm = math.hypot(kernels.norm(gradient), *norms)
         if not math.isfinite(norm):
             raise FloatingPointError(f"gradient is not finite: its norm is {norm}")
-        if not self._state:
-            self._state = {name: np.zeros(shape, dtype) for name in self.slots}
-        for name, kept in self._state.items():
-            if kept.shape != shape or kept.dtype != dtype:
-                raise ValueError(f"{name} must be {dtype} {shape}, got {kept.dtype} {kept.shape}")
         self._parameters = parameters
         scale = 1.0 if max_norm is None or norm <= max_norm else max_norm / norm
+        self.update(kernels, kernels.writable(parameters), gradient, rows, scale, lr)
+        return norm
+
+    def update(
+        self,
+        kernels: Backend,
+        w: Any,
+        gradient: Any,
+        rows: Mapping[str, RowGradient],
+        scale: float,
+        lr: float,
+    ) -> None:
+        """Update w, the vector of parameters or the part of it that this optimizer has the state
+        of, and tables. The gradients are multiplied by ``scale``; nothing else is checked."""
+        if not self._state:
+            self._state = {name: np.zeros(w.shape, w.dtype) for name in self.slots}
+        for name, kept in self._state.items():
+            if kept.shape != w.shape or kept.dtype != w.dtype:
+                raise ValueError(
+                    f"{name} must be {w.dtype} {w.shape}, got {kept.dtype} {kept.shape}"
+                )
         self.steps += 1
         self._move_state(kernels)
-        self._update(kernels, kernels.writable(parameters), gradient, self._state, scale, lr)
+        self._update(kernels, w, gradient, self._state, scale, lr)
         for name, (table, at, values) in rows.items():
             state = {slot: self._rows_state(f"{name}.{slot}", table) for slot in self.slots}
             self._update(cpu, table, values, state, scale, lr, rows=at)
-        return norm
 
     @property
     def needs_evaluations(self) -> bool:
@@ -150,8 +165,13 @@ class Optimizer:
         """Record the result of an evaluation (lower is better)."""
 
     @contextmanager
-    def averaged(self, parameters: Parameters) -> Iterator[None]:
-        """Let the parameters be those to evaluate and to save; the others come back at the end."""
+    def averaged(
+        self, parameters: Parameters, whole: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> Iterator[None]:
+        """Let the parameters be those to evaluate and to save; the others come back at the end.
+
+        ``whole`` makes a whole vector of the part that this optimizer has.
+        """
         yield
 
     def _move_state(self, kernels: Backend) -> None:
@@ -313,12 +333,13 @@ class ASGD(SGD):
         self._values.append(float(value))
 
     @contextmanager
-    def averaged(self, parameters):
+    def averaged(self, parameters, whole=None):
         if self.start is None or self.steps <= self.start:
             yield
             return
         kept = parameters.flat.copy()
-        parameters.writing()[:] = self._on_host()["average"]
+        average = self._on_host()["average"]
+        parameters.writing()[:] = average if whole is None else whole(average)
         try:
             yield
         finally:

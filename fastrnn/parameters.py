@@ -153,6 +153,10 @@ class Parameters(Mapping):
         part._bind(self._vector, self._part, {new: self._layout[old] for new, old in names.items()})
         return part
 
+    def places(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """Where each parameter begins in the flat vector, and its shape."""
+        return dict(self._layout)
+
     def flatten(self, named: Mapping[str, np.ndarray], out: np.ndarray) -> np.ndarray:
         """Write a gradient given as named arrays into the flat vector ``out``.
 
@@ -222,6 +226,45 @@ class Parameters(Mapping):
         flat = self.writing()
         for name, (at, shape) in self._layout.items():
             flat[at : at + prod(shape)] = arrays[name].reshape(-1)
+
+
+class Gradient:
+    """A model's flat gradient, put together in the order in which backpropagation finishes.
+
+    Parameters
+    ----------
+    parameters : Parameters
+    flat : array [parameters.size]
+        Where the gradient is written.
+
+    Attributes
+    ----------
+    listener : callable or None
+        Called with ``first`` when the gradient from position ``first`` to the end is complete.
+    """
+
+    def __init__(self, parameters: Parameters, flat: Any):
+        self.flat = flat
+        self.listener: Callable[[int], None] | None = None
+        self._places = parameters.places()
+        self._left: dict[str, tuple[int, tuple[int, ...]]] = {}
+
+    def begin(self) -> None:
+        """Forget what was put so far."""
+        self._left = dict(self._places)
+
+    def put(self, prefix: str, named: Mapping[str, Any]) -> None:
+        """Write the gradients of parameters whose names begin with ``prefix``."""
+        for name, value in named.items():
+            at, shape = self._left.pop(prefix + name)
+            self.flat[at : at + prod(shape)] = value.reshape(-1)
+        if self.listener is not None and self._left:
+            self.listener(max(at + prod(shape) for at, shape in self._left.values()))
+
+    def take(self) -> Any:
+        """The flat vector, which the next gradient overwrites."""
+        assert not self._left, f"no gradient of {', '.join(self._left)}"
+        return self.flat
 
 
 def join(layers: Mapping) -> Parameters:

@@ -14,18 +14,20 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO
 
 import numpy as np
 from tqdm import tqdm
 
 from fastrnn import checks
 from fastrnn.checkpoint import load_arrays, only_one, save_arrays, write_bytes
+from fastrnn.distributed import Group
+from fastrnn.distributed.sharded import ShardedSteps
 from fastrnn.optim import Constant, Optimizer, ReduceOnPlateau
-from fastrnn.parameters import Parameters
+from fastrnn.steps import Data, Model, Steps, part, tables_of
 from fastrnn.types import Path as FilePath
 
 SMOOTHING = 0.95  # decay of the smoothed loss, which averages about the last 20 batches
@@ -34,46 +36,8 @@ SMOOTHING = 0.95  # decay of the smoothed loss, which averages about the last 20
 _LINE = ("step", "epoch", "seconds", "loss", "smoothed", "grad_norm", "lr", "items", "epoch_loss")
 
 
-class Model(Protocol):
-    """Interface of a trainable model.
-
-    A model may also have ``tables``, a dict of arrays of which each batch trains only some rows.
-    It must then have ``row_gradients()``, which returns a dict with the same keys: the
-    `RowGradient` of each table, as computed by the last `loss_and_gradient`.
-    """
-
-    parameters: Parameters
-    rng: np.random.Generator
-
-    def loss_and_gradient(self, batch: Any, /) -> tuple[float, np.ndarray, int]:
-        """Mean loss of a batch, its flat gradient, and the number of items averaged over."""
-
-    def carried(self) -> dict[str, np.ndarray]:
-        """State carried from one batch to the next, apart from the parameters."""
-
-    def carry(self, carried: dict[str, np.ndarray]) -> None:
-        """Restore the state returned by `carried`."""
-
-
-class Data(Protocol):
-    """Interface of training data.
-
-    A batch may have a ``rate``, by which the learning rate of its step is multiplied.
-    """
-
-    def __len__(self) -> int:
-        """Number of batches per epoch."""
-
-    def batches(self, epoch: int, skip: int, /) -> Iterator[Any]:
-        """The batches of an epoch without the first ``skip``; the same on every call."""
-
-
 class Diverged(FloatingPointError):
     """The loss or the gradient is not finite."""
-
-
-def _tables(model: Model) -> dict[str, np.ndarray]:
-    return getattr(model, "tables", {})
 
 
 def take_weights(model: Model, weights: Mapping[str, np.ndarray]) -> None:
@@ -84,12 +48,12 @@ def take_weights(model: Model, weights: Mapping[str, np.ndarray]) -> None:
     ValueError
         A name is missing or unknown, or a shape differs.
     """
-    for name, table in _tables(model).items():
+    for name, table in tables_of(model).items():
         if name not in weights or weights[name].shape != table.shape:
             raise ValueError(f"{name} must have shape {table.shape}")
-    rest = {name: array for name, array in weights.items() if name not in _tables(model)}
+    rest = {name: array for name, array in weights.items() if name not in tables_of(model)}
     model.parameters.load_state_dict(rest)
-    for name, table in _tables(model).items():
+    for name, table in tables_of(model).items():
         table[:] = weights[name]
 
 
@@ -126,6 +90,10 @@ class Trainer:
         Called with a line of text every ``evaluate_every`` steps and at the last step.
     unit : str, default "nats"
         Unit of the model's loss, for the progress bar and ``report``.
+    group : fastrnn.distributed.Group, optional
+        The processes that train together, each of which must make the same calls; and into how
+        many shards batches are split. By default one of each. Rank 0 writes the files, shows the
+        progress and decides about the best weights.
 
     Attributes
     ----------
@@ -163,6 +131,7 @@ class Trainer:
         progress: bool | None = None,
         report: Callable[[str], None] | None = None,
         unit: str = "nats",
+        group: Group | None = None,
     ):
         if max_norm is not None:
             checks.above_zero("max_norm", max_norm)
@@ -199,6 +168,13 @@ class Trainer:
         if progress is not None:
             checks.flag("progress", progress)
         self.progress, self.report, self.unit = progress, report, unit
+        if group is not None and not isinstance(group, Group):
+            raise TypeError(f"group must be a Group, got {type(group).__name__}")
+        self._steps = Steps(model, optimizer, data)
+        if group is not None and group.shards > 1:
+            self._steps = ShardedSteps(model, optimizer, data, group)
+        if not self._steps.lead:
+            self.progress, self.report = False, None
         self.step = 0
         self.best: float | None = None
         self.stopped = ""
@@ -207,6 +183,7 @@ class Trainer:
         self._saved_step: int | None = None
         self._last_weights: dict[str, np.ndarray] | None = None
         self._asked_to_stop = False
+        self._file: IO[str]
 
     @property
     def history(self) -> Path:
@@ -230,6 +207,11 @@ class Trainer:
         """Items per second, over all steps so far."""
         return self._items / max(self._seconds, 1e-9)
 
+    @property
+    def sent(self) -> int:
+        """Bytes that this process has sent to others of its group, apart from a few per step."""
+        return self._steps.sent
+
     def train(self, *, steps: int | None = None, epochs: int | None = None) -> None:
         """Train up to ``steps`` or ``epochs`` in total, then load the best weights.
 
@@ -248,35 +230,29 @@ class Trainer:
         if epochs is not None:
             steps = checks.integer("epochs", epochs, 0) * len(self.data)
         total = checks.integer("steps", steps, 0)
-        if not self.step and self.begun:
-            raise ValueError(f"{self.run} holds a run: call resume first, or choose another folder")
         if self._last_weights is not None:
             take_weights(self.model, self._last_weights)
-        self.run.mkdir(parents=True, exist_ok=True)
-        if self.history.exists() and not self.history.is_file():
-            raise ValueError(f"{self.history} is not a file")
         self.stopped, self._asked_to_stop = "", False
-        with (
-            only_one(self.run),
-            self._listening(),
-            open(self.history, "a", encoding="utf-8", buffering=1) as history,
-            tqdm(
-                total=total,
-                initial=self.step,
-                unit="step",
-                disable=None if self.progress is None else not self.progress,
-            ) as bar,
-        ):
+        with ExitStack() as files:
+            self._steps.share(lambda: self._open(files))
+            files.enter_context(self._listening())
+            bar = files.enter_context(
+                tqdm(
+                    total=total,
+                    initial=self.step,
+                    unit="step",
+                    disable=None if self.progress is None else not self.progress,
+                )
+            )
             self._check_patience()
             while self.step < total and not self.stopped:
                 epoch, done = divmod(self.step, len(self.data))
                 before = self.step
-                for batch in self.data.batches(epoch, done):
+                for batch in self._steps.batches(epoch, done):
                     line = self._train_batch(batch, epoch)
                     self._after_step(line, bar, last=self.step >= total)
-                    history.write(json.dumps(line) + "\n")
-                    if self._asked_to_stop:
-                        self.stopped = "interrupted"
+                    if self._steps.lead:
+                        self._file.write(json.dumps(line) + "\n")
                     if self._saved_step != self.step and (
                         self.stopped
                         or self._saved_step is None  # soon, so that a crash loses little
@@ -284,7 +260,8 @@ class Trainer:
                         or self.metric in line
                         or self.step % self.checkpoint_every == 0
                     ):
-                        os.fsync(history.fileno())  # the history must not lag the checkpoint
+                        if self._steps.lead:  # the history must not lag the checkpoint
+                            os.fsync(self._file.fileno())
                         self.save()
                     if self.stopped or self.step >= total:
                         break
@@ -293,31 +270,41 @@ class Trainer:
         self.stopped = self.stopped or "done"
         self._last_weights = self._weights()
         if self.best is None:
-            with self.optimizer.averaged(self.model.parameters):
-                save_arrays(self.weights, self._weights())
-        take_weights(self.model, load_arrays(self.weights)[0])
+            with self._steps.averaged():
+                self._save_best({})
+        take_weights(self.model, self._steps.share(lambda: load_arrays(self.weights)[0]))
+
+    def _open(self, files: ExitStack) -> None:
+        """Open the run's folder, for the lead alone."""
+        if not self.step and self.begun:
+            raise ValueError(f"{self.run} holds a run: call resume first, or choose another folder")
+        self.run.mkdir(parents=True, exist_ok=True)
+        if self.history.exists() and not self.history.is_file():
+            raise ValueError(f"{self.history} is not a file")
+        files.enter_context(only_one(self.run))
+        history = open(self.history, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._file = files.enter_context(history)
+
+    def _save_best(self, notes: dict) -> None:
+        if self._steps.lead:
+            save_arrays(self.weights, self._weights(), notes)
 
     def _weights(self) -> dict[str, np.ndarray]:
         """A copy of all trained arrays."""
-        tables = {name: table.copy() for name, table in _tables(self.model).items()}
+        tables = {name: table.copy() for name, table in tables_of(self.model).items()}
         return self.model.parameters.state_dict() | tables
 
     def _train_batch(self, batch, epoch: int) -> dict:
         started = time.perf_counter()
-        loss, gradient, items = self.model.loss_and_gradient(batch)
-        if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss}")
-        lr = self.optimizer.lr * self.schedule.factor(self.step) * getattr(batch, "rate", 1.0)
+        lr = self.optimizer.lr * self.schedule.factor(self.step) * self._steps.rate(batch)
         try:
-            norm = self.optimizer.step(
-                self.model.parameters,
-                gradient,
-                lr=lr,
-                max_norm=self.max_norm,
-                rows=getattr(self.model, "row_gradients", dict)(),
+            loss, norm, items, stop = self._steps.step(
+                batch, lr, self.max_norm, lambda: self._asked_to_stop
             )
         except FloatingPointError as error:
             raise self._diverged(str(error)) from None
+        if stop:
+            self.stopped = "interrupted"
         self.step += 1
         elapsed = time.perf_counter() - started
         self._seconds += elapsed
@@ -342,9 +329,13 @@ class Trainer:
             self._epoch_sum, self._epoch_items = 0.0, 0
         regular = self.step % self.evaluate_every == 0
         if self.evaluate and (regular or last):
-            with self.optimizer.averaged(self.model.parameters):
-                value = line[self.metric] = float(self.evaluate())
+            with self._steps.averaged():
+                value = float(self.evaluate())
+                value, stop = self._steps.share(lambda: (value, self._asked_to_stop))
+                line[self.metric] = value
                 self._compare(value, regular)
+            if stop:
+                self.stopped = "interrupted"
         loss = f"loss {line['smoothed']:.3f} {self.unit}".rstrip()
         if self.report and (regular or last):
             shown = ""
@@ -361,7 +352,7 @@ class Trainer:
         if math.isfinite(value) and (self.best is None or sign * value < sign * self.best):
             self.best, self._since_best = value, 0
             notes = {"step": self.step, self.metric: value}
-            save_arrays(self.weights, self._weights(), notes)
+            self._save_best(notes)
         elif regular:
             self._since_best += 1
         if regular:  # the extra one at the end of a run must not affect a longer run
@@ -401,17 +392,17 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint."""
-        arrays = {f"parameters.{k}": v for k, v in self._weights().items()}
-        arrays |= {f"optimizer.{k}": v for k, v in self.optimizer.state_dict().items()}
-        arrays |= {f"carried.{k}": v for k, v in self.model.carried().items()}
+        arrays = self._steps.state() | {f"parameters.{k}": v for k, v in self._weights().items()}
         notes = {
             "step": self.step,
             "best": self.best,
             "rng": self.model.rng.bit_generator.state,
             "schedule": self.schedule.state(),
             "counters": {name: getattr(self, name) for name in self._COUNTERS},
+            "shards": self._steps.shards,
         }
-        save_arrays(self.checkpoint, arrays, notes)
+        if self._steps.lead:
+            save_arrays(self.checkpoint, arrays, notes)
         self._saved_step = self.step
 
     _COUNTERS = ("_seconds", "_smoothed", "_since_best", "_epoch_sum", "_epoch_items", "_items")
@@ -428,27 +419,35 @@ class Trainer:
             The checkpoint is damaged or belongs to another model, or another process is training
             in the folder.
         """
-        if not self.run.is_dir():
-            return self._restore()
-        with only_one(self.run):
-            return self._restore()
+        with ExitStack() as files:
+            saved = self._steps.share(lambda: self._read(files))
+            if saved is None:
+                return False
+            self._restore(*saved)
+            self._steps.share(self._cut_history)
+        return True
 
-    def _restore(self) -> bool:
-        if not self.checkpoint.exists():
-            if self.history.exists():
-                write_bytes(self.history, b"")
-            if self.report:
-                self.report("there is no checkpoint yet: training begins at the first step")
-            return False
-        arrays, notes = load_arrays(self.checkpoint)
+    def _read(self, files: ExitStack) -> tuple[dict[str, np.ndarray], dict] | None:
+        """The checkpoint, if there is one, for the lead alone."""
+        if self.run.is_dir():
+            files.enter_context(only_one(self.run))
+        if self.checkpoint.exists():
+            return load_arrays(self.checkpoint)
+        if self.history.exists():
+            write_bytes(self.history, b"")
+        if self.report:
+            self.report("there is no checkpoint yet: training begins at the first step")
+        return None
 
-        def part(prefix):
-            return {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
-
+    def _restore(self, arrays: dict[str, np.ndarray], notes: dict) -> None:
+        shards = notes.get("shards", 1)
+        if shards != self._steps.shards:
+            raise ValueError(
+                f"{self.checkpoint} is of a run in {shards} shards, not {self._steps.shards}"
+            )
         try:
-            take_weights(self.model, part("parameters."))
-            self.optimizer.load_state_dict(part("optimizer."))
-            self.model.carry(part("carried."))
+            take_weights(self.model, part(arrays, "parameters."))
+            self._steps.load(arrays)
             self.model.rng.bit_generator.state = notes["rng"]
             self.schedule.load(notes["schedule"])
             self.step, self.best = notes["step"], notes["best"]
@@ -460,6 +459,8 @@ class Trainer:
             ) from error
         self._saved_step = self.step
         self._last_weights = None
+
+    def _cut_history(self) -> None:
+        """Let the history end with the checkpoint."""
         lines = self.history.read_bytes().splitlines(keepends=True) if self.history.exists() else []
         write_bytes(self.history, b"".join(lines[: self.step]))
-        return True

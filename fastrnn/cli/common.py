@@ -2,6 +2,8 @@
 
 import contextlib
 import sys
+import time
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +20,7 @@ train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 
 if TYPE_CHECKING:
+    from fastrnn.distributed import Group
     from fastrnn.types import BackendName as Backend
     from fastrnn.types import Precision
 else:
@@ -28,14 +31,75 @@ else:
 Threads = Annotated[int | None, typer.Option(min=1, help="Number of threads; by default all CPUs.")]
 
 
+Shards = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Parts of a batch, for mpiexec; by default as many as there are processes."
+    ),
+]
+
+
 @contextlib.contextmanager
-def clear_errors() -> Iterator[None]:
-    """Report errors in the user's input as one line instead of a traceback."""
+def clear_errors(group: "Group | None" = None) -> Iterator[None]:
+    """Report errors in the user's input as one line instead of a traceback.
+
+    Any error ends all processes of the ``group``: the others would wait for this one.
+    """
     try:
         yield
+    except (typer.Exit, GeneratorExit):
+        raise
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        typer.secho(f"fastrnn: {error}", err=True, fg="red")
+        with _ending(group):
+            typer.secho(f"fastrnn: {error}", err=True, fg="red")
         raise typer.Exit(1) from None
+    except BaseException:
+        if group is None or group.size == 1:
+            raise
+        with _ending(group):
+            traceback.print_exc()
+
+
+@contextlib.contextmanager
+def _ending(group: "Group | None") -> Iterator[None]:
+    """End all processes of a group after a message."""
+    if group is None or group.size == 1:
+        yield
+        return
+    if not group.lead:
+        time.sleep(1)  # the lead tells of an error that all have
+    yield
+    sys.stderr.flush()
+    group.comm.Abort(1)
+
+
+@contextlib.contextmanager
+def processes() -> Iterator["Group"]:
+    """The processes of a command that ``mpiexec`` started; see `clear_errors`."""
+    with clear_errors():
+        from fastrnn.distributed.group import Group, launched
+
+        group = Group(comm=launched())
+    with clear_errors(group):
+        yield group
+
+
+def group_of(job: "Group", options: dict[str, Any], resume: bool) -> "Group":
+    """The group of a training command; completes the option ``shards``."""
+    from fastrnn.distributed import Group
+
+    if options["shards"] is None:  # runs of older versions had one
+        options["shards"] = 1 if resume else job.size
+    return Group(options["shards"], job.comm)
+
+
+def workers(group: "Group") -> str:
+    """The processes and threads, for a message."""
+    from fastrnn.runtime.threads import get_num_threads
+
+    count = get_num_threads()
+    threads = f"{count} thread{'s' * (count > 1)}"
+    return threads if group.size == 1 else f"{group.size} processes of {threads}"
 
 
 def set_threads(threads: int | None) -> None:

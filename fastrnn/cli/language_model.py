@@ -13,19 +13,24 @@ import typer
 from .common import (
     Backend,
     Precision,
+    Shards,
     Threads,
     app,
     clear_errors,
+    group_of,
     is_given,
     numbers,
     open_run,
     options_of,
+    processes,
     set_threads,
     train_app,
+    workers,
 )
 
 if TYPE_CHECKING:
     from fastrnn.data.vocabularies import AnyVocabulary
+    from fastrnn.distributed import Group
     from fastrnn.models import LanguageModel
     from fastrnn.optim import Constant, Optimizer
 
@@ -103,6 +108,7 @@ def train_language_model(
     *,
     backend: Backend = "cpu",
     resume: bool = False,
+    group: "Group | None" = None,
 ) -> "LanguageModel":
     """Train with these options of ``train lm`` in the folder ``out``; return the model with its
     best weights."""
@@ -111,9 +117,9 @@ def train_language_model(
     from fastrnn import optim
     from fastrnn.checkpoint import save_json
     from fastrnn.data.text import TextStream
+    from fastrnn.distributed import Group
     from fastrnn.kernels.backend import training_precisions
     from fastrnn.models.text_predictor import perplexity_of
-    from fastrnn.runtime.threads import get_num_threads
     from fastrnn.trainer import Trainer
 
     defaults = {k: p.default for k, p in inspect.signature(train_lm).parameters.items()}
@@ -126,7 +132,8 @@ def train_language_model(
     ):
         if o[name] not in choices:
             raise ValueError(f"--{name} must be one of {', '.join(choices)}; got {o[name]!r}")
-    begun = resume and (out / "checkpoint.safetensors").exists()
+    group = group or Group(o["shards"] or 1)
+    begun = group.share(lambda: resume and (out / "checkpoint.safetensors").exists())
     model = _model(text, o, backend, out if begun else None)
     vocabulary = model.vocabulary
     data = TextStream(
@@ -143,7 +150,7 @@ def train_language_model(
 
     def evaluate() -> float:
         assert valid_ids is not None
-        nats = model.cross_entropy(valid_ids)
+        nats = model.cross_entropy(valid_ids, group=group)
         return nats / math.log(2) if of_characters else perplexity_of(nats)
 
     trainer = Trainer(
@@ -158,25 +165,27 @@ def train_language_model(
         evaluate_every=o["eval_every"],
         patience=o["patience"] or None,
         report=tqdm.write,  # above the progress bar
+        group=group,
     )
     # A cosine schedule depends on the total number of steps; other runs may be extended.
     longer = () if o["schedule"] == "cosine" else ("steps", "epochs")
-    open_run(out, resume, options, ("lr", "precision", *longer))
+    group.share(lambda: open_run(out, resume, options, ("lr", "precision", *longer)))
     if resume:
         trainer.resume()
     if not begun:
-        save_json(out / "config.json", model.config())
+        group.share(lambda: save_json(out / "config.json", model.config()))
     count = len(data) * data.batch * data.bptt
-    typer.echo(
+    say = typer.echo if group.lead else lambda _: None
+    say(
         f"{len(text):,} characters, about {count:,} {vocabulary.unit}s, {len(vocabulary):,} of "
-        f"them different, {model.parameters.size:,} parameters, {get_num_threads()} threads"
+        f"them different, {model.parameters.size:,} parameters, {workers(group)}"
     )
     trainer.train(steps=steps)
     if trainer.stopped == "interrupted":
-        typer.echo(f"stopped at step {trainer.step}; saved in {trainer.checkpoint}")
+        say(f"stopped at step {trainer.step}; saved in {trainer.checkpoint}")
         raise typer.Exit(130)
     best = "" if trainer.best is None else f", best {shown} {trainer.best:.3f}"
-    typer.echo(f"{trainer.step} steps, {trainer.rate:,.0f} {vocabulary.unit}s per second{best}")
+    say(f"{trainer.step} steps, {trainer.rate:,.0f} {vocabulary.unit}s per second{best}")
     return model
 
 
@@ -283,6 +292,7 @@ def train_lm(
         int, typer.Option(min=0, help="Stop after N evaluations without a new best; 0: never.")
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed for weights and dropout.")] = 0,
+    shards: Shards = None,
     precision: Precision = "float32",
     backend: Backend = "cpu",
     threads: Threads = None,
@@ -293,7 +303,7 @@ def train_lm(
     A run that is resumed keeps its options; --steps, --epochs, --lr and --precision may be changed.
     To change others, begin a new run with the weights of an old one: --from.
     """
-    with clear_errors():
+    with processes() as job:
         from fastrnn.data.text import read_text
 
         set_threads(threads)
@@ -321,8 +331,12 @@ def train_lm(
         # Compared when the run is resumed: files of the same names could hold another text.
         options["text"], options["valid"] = [str(path) for path in files], other and str(other)
         options["checksum"] = zlib.crc32(f"{whole}\0{held_out}".encode("utf-8", "surrogatepass"))
-        train_language_model(whole, held_out, out, options, backend=backend, resume=resume)
-        typer.echo(f"model and history: {out}")
+        group = group_of(job, options, resume)
+        train_language_model(
+            whole, held_out, out, options, backend=backend, resume=resume, group=group
+        )
+        if group.lead:
+            typer.echo(f"model and history: {out}")
 
 
 Run = Annotated[Path, typer.Argument(help="A run's folder.")]

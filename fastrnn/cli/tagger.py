@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 from .common import (
     Backend,
     Precision,
+    Shards,
     Threads,
     app,
-    clear_errors,
+    group_of,
     numbers,
     open_run,
     options_of,
+    processes,
     set_threads,
     train_app,
     typer,
+    workers,
 )
 
 if TYPE_CHECKING:
@@ -125,6 +128,7 @@ def train_tagger(
     tag_column: TagColumn = -1,
     feature_columns: FeatureColumns = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed for weights, dropout and batches.")] = 0,
+    shards: Shards = None,
     vector_seed: Annotated[int, typer.Option(min=0, help="Seed for unknown words' vectors.")] = 0,
     precision: Precision = "float32",
     backend: Backend = "cpu",
@@ -136,7 +140,7 @@ def train_tagger(
     A run that is resumed keeps its options; --epochs, --patience, --lr, --precision, --test,
     --include-vectors and the place of --vectors may be changed.
     """
-    with clear_errors():
+    with processes() as job:
         from tqdm import tqdm
 
         from fastrnn.metrics import report
@@ -165,22 +169,25 @@ def train_tagger(
         )  # fmt: skip
         # A cosine schedule depends on the number of epochs.
         fixed = () if o["schedule"] == "constant" else ("epochs",)
-        open_run(out, resume, options, tuple(name for name in _FREE if name not in fixed))
+        free = tuple(name for name in _FREE if name not in fixed)
+        group = group_of(job, options, resume)
+        say = typer.echo if group.lead else lambda _: None
+        group.share(lambda: open_run(out, resume, options, free))
         if o["include_vectors"] and not model._vectors().can_be_saved:
             raise ValueError(f"--include-vectors cannot copy the n-grams of {o['vectors']}")
-        typer.echo(f"{len(X):,} sentences, {sum(map(len, X)):,} tokens")
-        model.fit(X, y, dev=held_out, run=out, resume=resume, report=tqdm.write)
+        say(f"{len(X):,} sentences, {sum(map(len, X)):,} tokens, {workers(group)}")
+        model.fit(X, y, dev=held_out, run=out, resume=resume, report=tqdm.write, group=group)
         if o["include_vectors"]:
-            model.fitted_.save_config(out, include_vectors=True)
+            group.share(lambda: model.fitted_.save_config(out, include_vectors=True))
         trainer = model.trainer_
         if trainer.stopped == "interrupted":
-            typer.echo(f"stopped at step {trainer.step}; saved in {trainer.checkpoint}")
+            say(f"stopped at step {trainer.step}; saved in {trainer.checkpoint}")
             raise typer.Exit(130)
         best = "" if trainer.best is None else f", best F1 {trainer.best:.2f} on {o['dev']}"
-        typer.echo(f"{trainer.step} steps, {trainer.rate:,.0f} tokens per second{best}")
+        say(f"{trainer.step} steps, {trainer.rate:,.0f} tokens per second{best}")
         if last is not None:
-            typer.echo(f"\n{o['test']}\n{report(model.evaluate(*last))}\n")
-        typer.echo(f"model and history: {out}")
+            say(f"\n{o['test']}\n{report(model.evaluate(*last, group=group))}\n")
+        say(f"model and history: {out}")
 
 
 @app.command()
@@ -221,7 +228,7 @@ def tag(
     jsonl: an object per sentence with its tokens and tags (its text, if --format is text) and its
     entities: their type, their start and end in tokens (in characters of the text) and confidence.
     """
-    with clear_errors():
+    with processes() as group:
         set_threads(threads)
         if output not in ("columns", "jsonl"):
             raise ValueError(f"--output must be columns or jsonl; got {output!r}")
@@ -235,8 +242,12 @@ def tag(
             file, form, token_column, numbers("--feature-columns", feature_columns)
         )
         write = _columns if output == "columns" else _json
-        while part := list(islice(sentences, at_once)):
-            sys.stdout.write("".join(write(model, part, form == "text", tokenize)))
+        texts = group.stream(
+            lambda: list(islice(sentences, at_once)),
+            lambda part: "".join(write(model, part, form == "text", tokenize)),
+        )
+        for text in texts:
+            sys.stdout.write(text)
             sys.stdout.flush()
 
 
@@ -335,10 +346,12 @@ def evaluate(
     threads: Threads = None,
 ) -> None:
     """Score a tagger: precision, recall and F1 of entities, by type and overall."""
-    with clear_errors():
+    with processes() as group:
         from fastrnn.metrics import report
 
         set_threads(threads)
         model = _load([run, *(more or [])], vectors, precision, backend)
         tagged = read_tagged(file, token_column, tag_column, feature_columns)
-        typer.echo(report(model.evaluate(*tagged)))
+        scores = report(model.evaluate(*tagged, group=group))
+        if group.lead:
+            typer.echo(scores)

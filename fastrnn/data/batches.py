@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from itertools import chain
 from typing import NamedTuple
 
@@ -154,6 +155,11 @@ class Batch(NamedTuple):
     tags: np.ndarray | None  # [N]
     spelling: Spelling | None
 
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        return self.packed.size
+
 
 def make_batch(lexicon: Lexicon, tokens: Tokens, chosen: np.ndarray, tags=None) -> Batch:
     """The batch of the sentences ``chosen`` from ``tokens``; ``tags`` are those of all tokens."""
@@ -221,6 +227,7 @@ class SentenceBatches:
         if max_tokens is not None:
             self._budget = checks.integer("max_tokens", max_tokens)
         self._count = len(self._split(tokens.lengths))
+        self._part = slice(None)
 
     def _split(self, lengths):
         return by_length(lengths, batch_size=self._size, max_tokens=self._budget)
@@ -228,12 +235,18 @@ class SentenceBatches:
     def __len__(self) -> int:
         return self._count
 
+    def part(self, s: int, shards: int) -> "SentenceBatches":
+        """Shard s of the sentences of each batch, see `fastrnn.steps.Data`."""
+        out = copy(self)
+        out._part = slice(s, None, shards)
+        return out
+
     def batches(self, epoch: int = 0, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch without the first ``skip``; the same on every call."""
         rng = np.random.default_rng([self._seed, epoch])
         order = rng.permutation(len(self._tokens.lengths))
         parts = self._split(self._tokens.lengths[order])
-        chosen = [order[parts[i]] for i in rng.permutation(len(parts))[skip:]]
+        chosen = [order[parts[i]][self._part] for i in rng.permutation(len(parts))[skip:]]
         return ahead(make_batch(self._lexicon, self._tokens, c, self._tags) for c in chosen)
 
 

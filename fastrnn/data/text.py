@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,7 +124,12 @@ class Chunk(NamedTuple):
     ids: np.ndarray  # [T, B]
     targets: np.ndarray  # [T, B]: the unit after each
     first: bool  # whether the streams begin here
-    rate: float = 1.0  # factor of the learning rate, see `fastrnn.trainer.Data`
+    rate: float = 1.0  # factor of the learning rate, see `fastrnn.steps.Data`
+
+    @property
+    def size(self) -> int:
+        """Number of units."""
+        return self.ids.size
 
 
 class TextStream:
@@ -178,6 +184,21 @@ class TextStream:
     def __len__(self) -> int:
         """Number of chunks."""
         return -(-self.length // self.bptt)
+
+    def part(self, s: int, shards: int) -> "TextStream":
+        """Shard s of the streams, see `fastrnn.steps.Data`.
+
+        Raises
+        ------
+        ValueError
+            There are more shards than streams.
+        """
+        if shards > self.batch:
+            raise ValueError(f"shards must be at most the batch of {self.batch}, got {shards}")
+        some, out = slice(s * self.batch // shards, (s + 1) * self.batch // shards), copy(self)
+        out._ids, out._targets = self._ids[some], self._targets[some]
+        out.batch = len(out._ids)
+        return out
 
     def _bounds(self, epoch: int) -> np.ndarray:
         """Where the chunks begin, and where the last one ends."""

@@ -1,7 +1,7 @@
 """What the recurrent layers share: parameters, states and lengths around a backend's kernels."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -253,22 +253,41 @@ class Recurrent(PackedLayer, Generic[S]):
         y, state_n = done
         return y.reshape(len(x), y.shape[2]), state_n if has_pair else (state_n,), None
 
-    def rows_backward(self, tape: Tape, dy, dstate: State | None = None, *, need_dx: bool = True):
-        """Gradients of `rows_forward`: ``(dx [N, I] or None, dstate of the start, grads)``."""
+    def rows_backward(
+        self,
+        tape: Tape,
+        dy,
+        dstate: State | None = None,
+        *,
+        need_dx: bool = True,
+        put: Callable[[dict[str, Any]], None] | None = None,
+    ):
+        """Gradients of `rows_forward`: ``(dx [N, I] or None, dstate of the start, grads)``.
+
+        ``put`` is called with the gradients of each layer as soon as they are known, those of the
+        last layer first.
+        """
         if not self._is_current(tape.stack):
             raise ValueError(
                 "tape is of another layer, or the parameters changed since its forward"
             )
         dstate = self._zero_state(tape.packed.batch) if dstate is None else dstate
-        dx, dstate, by_layer = tape.stack.backward(tape, dy, dstate, need_dx=need_dx)
-        grads = {
-            name + suffix: value
-            for layer, of_layer in enumerate(by_layer)
-            for suffix, named in zip(self._suffixes(layer), of_layer, strict=True)
-            for name, value in named.items()
-        }
-        for name, key in tape.stack.dropped.items():
-            self._kernels.dropout(grads[name], self.weight_dropout, key)
+        grads: dict[str, Any] = {}
+        dropped = tape.stack.dropped
+
+        def add(layer: int, of_layer: list[dict[str, Any]]) -> None:
+            named = {
+                name + suffix: value
+                for suffix, own in zip(self._suffixes(layer), of_layer, strict=True)
+                for name, value in own.items()
+            }
+            for name in dropped.keys() & named.keys():
+                self._kernels.dropout(named[name], self.weight_dropout, dropped[name])
+            grads.update(named)
+            if put is not None:
+                put(named)
+
+        dx, dstate = tape.stack.backward(tape, dy, dstate, add, need_dx=need_dx)
         return dx, dstate, grads
 
     def _zero_state(self, batch: int) -> State:

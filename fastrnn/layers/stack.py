@@ -113,13 +113,13 @@ class Stack:
         tape = Tape(packed, self, tapes, keys, False) if training else None
         return x, self._stacked(state_n), tape
 
-    def backward(self, tape: Tape, dy, dstate: State, *, need_dx: bool = True):
-        """``(dx [N, I] or None, dstate of the start, gradients)`` of `forward`.
+    def backward(self, tape: Tape, dy, dstate: State, add: Callable, *, need_dx: bool = True):
+        """``(dx [N, I] or None, dstate of the start)`` of `forward`.
 
-        Gradients are, for each layer and direction, a dict by the names of the parameters.
+        ``add(layer, gradients)`` is called for each layer, the last one first; its gradients are,
+        for each direction, a dict by the names of the parameters.
         """
         kernels = self.kernels
-        grads: list[list[dict[str, Any]]] = []
         dstate_0: list[State] = []
         for layer in reversed(range(len(self.layers))):
             dy, before, own = kernels.recurrent_backward(
@@ -132,9 +132,9 @@ class Stack:
             key = tape.keys[layer] if tape.keys else None
             if key is not None:
                 kernels.dropout(dy, self.dropout, key)
-            grads.insert(0, own)
+            add(layer, own)
             dstate_0.insert(0, before)
-        return dy, self._stacked(dstate_0), grads
+        return dy, self._stacked(dstate_0)
 
     def _stacked(self, states) -> State:
         """The states of all layers, concatenated."""

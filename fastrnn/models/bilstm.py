@@ -125,14 +125,18 @@ class BiLSTMTagger(UsesBackend):
         self.parameters = parameters.join(layers)
         self.tables = {} if words is None else {"words": np.array(words, dtype)}
         self._row_gradients: dict[str, RowGradient] = {}
-        self._gradient = self._kernels.empty(self.parameters.size, self.parameters.dtype)
+        self.gradient = self._new_gradient()
 
     def __getstate__(self):
-        return super().__getstate__() | {"_row_gradients": {}, "_gradient": None}
+        return super().__getstate__() | {"_row_gradients": {}, "gradient": None}
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self._gradient = self._kernels.empty(self.parameters.size, self.parameters.dtype)
+        self.gradient = self._new_gradient()
+
+    def _new_gradient(self) -> parameters.Gradient:
+        flat = self._kernels.empty(self.parameters.size, self.parameters.dtype)
+        return parameters.Gradient(self.parameters, flat)
 
     @property
     def precision(self) -> Precision:
@@ -174,6 +178,7 @@ class BiLSTMTagger(UsesBackend):
         Only real tokens count, as there is no padding. The gradient is a buffer that the next
         call overwrites.
         """
+        self.gradient.begin()
         packed, kernels = batch.packed, self._kernels
         x, tapes = self._input(batch, training=True)
         mask_in = self._mask(packed, x.shape[1], self.input_dropout)
@@ -185,7 +190,6 @@ class BiLSTMTagger(UsesBackend):
         if mask_out is not None:
             kernels.scale(h, mask_out, packed.ranks)
         scores = self.linear.rows_forward(h, training=True)
-        grads: dict[str, np.ndarray] = {}
         if self.crf is None:
             loss, d_scores, _ = cross_entropy(
                 scores, batch.tags, ignore_index=None, weight=self.class_weight,
@@ -193,14 +197,15 @@ class BiLSTMTagger(UsesBackend):
             )  # fmt: skip
         else:
             loss, d_scores, own = self.crf.rows_loss(scores, batch.tags, packed)
-            grads |= {f"crf.{k}": v for k, v in own.items()}
+            self.gradient.put("crf.", own)
         dh, own = self.linear.rows_backward(h, d_scores)
-        grads |= {f"linear.{k}": v for k, v in own.items()}
+        self.gradient.put("linear.", own)
         if mask_out is not None:
             kernels.scale(dh, mask_out, packed.ranks)
         need_dx = bool(self.encoders or self.tables)
-        d_input, _, own = self.lstm.rows_backward(tape, dh, need_dx=need_dx)
-        grads |= {f"lstm.{k}": v for k, v in own.items()}
+        d_input, _, _ = self.lstm.rows_backward(
+            tape, dh, need_dx=need_dx, put=lambda grads: self.gradient.put("lstm.", grads)
+        )
         if need_dx and mask_in is not None:
             kernels.scale(d_input, mask_in, packed.ranks)
         dx: Any = kernels.to_host(d_input) if need_dx else None
@@ -212,9 +217,9 @@ class BiLSTMTagger(UsesBackend):
         for encoder, own_tape in zip(self.encoders, tapes, strict=True):
             assert batch.spelling is not None
             d_spelled = np.ascontiguousarray(dx[:, first : first + encoder.size])
-            grads |= encoder.backward(batch.spelling, own_tape, d_spelled)
+            self.gradient.put("", encoder.backward(batch.spelling, own_tape, d_spelled))
             first += encoder.size
-        return loss, self.parameters.flatten(grads, self._gradient), packed.size
+        return loss, self.gradient.take(), packed.size
 
     def row_gradients(self) -> dict[str, RowGradient]:
         """The gradient of the word vectors, if they are trained."""

@@ -168,7 +168,7 @@ class LanguageModel(UsesBackend, TextPredictor):
         if self.tied:
             self._set("embedding", "weight", TIED_STD)
         self._join()
-        self._gradient = self._kernels.empty(self.parameters.size, self.parameters.dtype)
+        self.gradient = self._new_gradient()
         self._state: tuple[Any, ...] | None = None
 
     def _set(self, layer: str, name: str, std: float) -> None:
@@ -195,12 +195,16 @@ class LanguageModel(UsesBackend, TextPredictor):
         )
 
     def __getstate__(self):
-        return super().__getstate__() | {"_gradient": None, "_state": self.carried()}
+        return super().__getstate__() | {"gradient": None, "_state": self.carried()}
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self._gradient = self._kernels.empty(self.parameters.size, self.parameters.dtype)
+        self.gradient = self._new_gradient()
         self.carry(state["_state"])
+
+    def _new_gradient(self) -> parameters.Gradient:
+        flat = self._kernels.empty(self.parameters.size, self.parameters.dtype)
+        return parameters.Gradient(self.parameters, flat)
 
     @property
     def precision(self) -> Precision:
@@ -234,6 +238,7 @@ class LanguageModel(UsesBackend, TextPredictor):
         stops at the chunk's start (truncated BPTT, Williams & Peng 1990). The gradient is
         a buffer that the next call overwrites.
         """
+        self.gradient.begin()
         steps, batch = chunk.ids.shape
         packed, ids = PackedBatch(steps, batch), chunk.ids.reshape(-1)
         if chunk.first or self._state is None or self._state[0].shape[1] != batch:
@@ -247,22 +252,27 @@ class LanguageModel(UsesBackend, TextPredictor):
         loss, dh, own = self.softmax.rows_loss(h, chunk.targets.reshape(-1))
         if key is not None:
             self._kernels.dropout(dh, self.dropout, key)
-        dx, _, grads = self.recurrent.rows_backward(tape, dh, need_dx=self.embedding is not None)
-        grads = {f"{self.cell}.{k}": v for k, v in grads.items()}
+        table = own.pop("weight") if self.tied else None
+        prefix = "linear." if isinstance(self.softmax, Softmax) else "softmax."
+        self.gradient.put(prefix, own)
+        dx, _, _ = self.recurrent.rows_backward(
+            tape,
+            dh,
+            need_dx=self.embedding is not None,
+            put=lambda grads: self.gradient.put(f"{self.cell}.", grads),
+        )
         if self.embedding is not None:
             if key_in is not None:
                 self._kernels.dropout(dx, self.input_dropout, key_in)
             every = np.arange(len(self.vocabulary))
             shared = isinstance(x, Embedded)  # dx is then the gradient of the table already
             if self.tied:  # one table, so one sum
-                dx = self._kernels.concatenate([dx, own.pop("weight")])
+                dx = self._kernels.concatenate([dx, table])
                 ids = np.concatenate([every if shared else ids, every])
             if self.tied or not shared:
                 dx = self.embedding.rows_backward(ids, dx)["weight"]
-            grads["embedding.weight"] = dx
-        prefix = "linear" if isinstance(self.softmax, Softmax) else "softmax"
-        grads |= {f"{prefix}.{k}": v for k, v in own.items()}
-        return loss, self.parameters.flatten(grads, self._gradient), packed.size
+            self.gradient.put("embedding.", {"weight": dx})
+        return loss, self.gradient.take(), packed.size
 
     def carried(self) -> dict[str, np.ndarray]:
         """The state that the next chunk starts from."""

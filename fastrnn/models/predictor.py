@@ -9,6 +9,7 @@ import numpy as np
 from fastrnn import checks
 from fastrnn.data.sentences import checked_sentences, checked_tags, named_tags
 from fastrnn.data.tokens import TextEntity, Tokenizer, entities_in, token_spans
+from fastrnn.distributed import Group
 from fastrnn.metrics import EntityScores, entity_scores
 
 if TYPE_CHECKING:
@@ -89,11 +90,14 @@ class Predictor(ABC):
         found = self.fitted_.entities(self._sentences(X))
         return [entities_in(*each) for each in zip(texts, spans, found, strict=True)]
 
-    def evaluate(self, X: Sentences, y: Tags) -> EntityScores:
-        """Entity scores of `predict` against the correct tags, in any scheme."""
+    def evaluate(self, X: Sentences, y: Tags, *, group: Group | None = None) -> EntityScores:
+        """Entity scores of `predict` against the correct tags, in any scheme.
+
+        The processes of a `fastrnn.distributed.Group` divide the sentences; each must call this.
+        """
         writes, X = self.fitted_.writes, self._sentences(X)
         y = checked_tags("y", X, named_tags("y", y, self.tag_names), writes)
-        return entity_scores(y, self.fitted_.tag(X), scheme=writes)
+        return entity_scores(y, (group or Group()).map(self.fitted_.tag, X), scheme=writes)
 
     def score(self, X: Sentences, y: Tags) -> float:
         """Micro-averaged entity F1, from 0 to 1."""

@@ -20,6 +20,7 @@ from fastrnn.data.sentences import checked_sentences, checked_tags, named_tags
 from fastrnn.data.tags import all_tags, check_scheme, read_entities, split_tag, write_tags
 from fastrnn.data.text import Vocabulary
 from fastrnn.data.vectors import WordVectors, load_vectors
+from fastrnn.distributed import Group
 from fastrnn.kernels.backend import training_precisions
 from fastrnn.metrics import entity_scores
 from fastrnn.optim import OPTIMIZERS, Constant, Cosine
@@ -41,9 +42,9 @@ def _features(token: str | tuple[str, ...]) -> int:
     return 0 if isinstance(token, str) else len(token) - 1
 
 
-def _f1(fitted: FittedTagger, X: Sentences, y: Sequence[Sequence[str]]) -> float:
+def _f1(fitted: FittedTagger, group: Group, X: Sentences, y: Sequence[Sequence[str]]) -> float:
     """Micro-averaged entity F1 in percent."""
-    return 100 * entity_scores(y, fitted.tag(X), scheme=fitted.writes).micro.f1
+    return 100 * entity_scores(y, group.map(fitted.tag, X), scheme=fitted.writes).micro.f1
 
 
 class Tagger(Estimator, Predictor):
@@ -199,6 +200,7 @@ class Tagger(Estimator, Predictor):
         resume: bool = False,
         progress: bool | None = None,
         report: Callable[[str], None] | None = None,
+        group: Group | None = None,
     ) -> "Tagger":
         """Train on sentences; with ``dev``, keep the weights of the epoch with the best F1 on it.
 
@@ -215,7 +217,7 @@ class Tagger(Estimator, Predictor):
             Folder for the history, checkpoints and the model; by default none of these is kept.
         resume : bool, default False
             Resume the run in ``run``.
-        progress, report
+        progress, report, group
             See `Trainer`.
 
         Returns
@@ -237,6 +239,7 @@ class Tagger(Estimator, Predictor):
         and a run in a folder can be continued with ``resume=True``.
         """
         self._check_params()
+        group = group or Group()
         if resume and run is None:
             raise ValueError("resume needs the folder of a run")
         if self.patience and dev is None:
@@ -259,7 +262,7 @@ class Tagger(Estimator, Predictor):
         X, y = [x for x, _ in pairs], [t for _, t in pairs]
 
         fitted = FittedTagger(self._config(X, y, writes), self._vectors(), self.backend)
-        if report is not None and len(fitted.vectors):
+        if report is not None and len(fitted.vectors) and group.lead:
             plain = [list(map(word_of, x)) for x in X]
             unknown, words, lacking, tokens = fitted.vectors.count_unknown(plain)
             report(
@@ -276,15 +279,19 @@ class Tagger(Estimator, Predictor):
             trainer = Trainer(
                 fitted.network, OPTIMIZERS[self.optimizer](self.lr), data, run or scratch,
                 max_norm=self.max_norm, schedule=self._schedule(self.epochs * len(data)),
-                evaluate=None if dev is None else partial(_f1, fitted, *dev),
+                evaluate=None if dev is None else partial(_f1, fitted, group, *dev),
                 metric="valid_f1", maximize=True, patience=self.patience or None,
                 checkpoint_every=len(data), progress=progress, report=report,
+                group=group,
             )  # fmt: skip
             if run is not None:
-                self._begin(fitted, trainer, Path(run), resume)
+                path = Path(run)
+                group.share(lambda: self._begin(fitted, trainer, path, resume))
+                if resume and not trainer.resume():
+                    group.share(lambda: fitted.save_config(path))
             self._fitted, self.trainer_ = fitted, trainer
             trainer.train(epochs=self.epochs)
-            lines = trainer.history.read_text(encoding="utf-8").splitlines()
+            lines = group.share(lambda: trainer.history.read_text(encoding="utf-8")).splitlines()
             self.history_ = [json.loads(line) for line in lines]
         return self
 
@@ -328,7 +335,7 @@ class Tagger(Estimator, Predictor):
         checks.float_dtype("dtype", self.dtype)
 
     def _begin(self, fitted: FittedTagger, trainer: Trainer, run: Path, resume: bool) -> None:
-        """Start a run in the folder or, with ``resume``, continue it if it is this run."""
+        """Start a run in the folder or, with ``resume``, check that it is this run."""
         run.mkdir(parents=True, exist_ok=True)
         if not resume:
             with only_one(run):
@@ -347,8 +354,6 @@ class Tagger(Estimator, Predictor):
             if others - {*free}:
                 named = ", ".join(sorted(others - {*free}))
                 raise ValueError(f"{run} holds another run: {named} differ")
-        if not trainer.resume():
-            fitted.save_config(run)
 
     def _config(self, X, y, writes: str) -> dict:
         """The config of `FittedTagger`, with a checksum of the training data."""

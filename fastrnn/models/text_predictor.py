@@ -9,6 +9,7 @@ import numpy as np
 from fastrnn import checks
 from fastrnn.data.text import TextStream
 from fastrnn.data.vocabularies import AnyVocabulary
+from fastrnn.distributed import Group
 from fastrnn.layers import AdaptiveSoftmax
 from fastrnn.layers.recurrent import Recurrent
 from fastrnn.layers.softmax import Softmax
@@ -28,7 +29,14 @@ class TextPredictor(ABC):
     def _input(self, ids: np.ndarray) -> Any:
         """What the recurrent layers take for these units, checked."""
 
-    def cross_entropy(self, text: str | np.ndarray, *, batch: int = 64, bptt: int = 100) -> float:
+    def cross_entropy(
+        self,
+        text: str | np.ndarray,
+        *,
+        batch: int = 64,
+        bptt: int = 100,
+        group: Group | None = None,
+    ) -> float:
         """Mean of ``-log p(unit | preceding units)`` over a text, in nats.
 
         Parameters
@@ -42,10 +50,22 @@ class TextPredictor(ABC):
         bptt : int, default 100
             Units at a time. It changes the result only by rounding, except for a text of
             less than ``2 * batch * bptt`` units, where it limits the number of streams.
+        group : fastrnn.distributed.Group, optional
+            Processes that divide the streams among themselves; each must call this.
         """
+        group = group or Group()
         ids = self._ids(text)
         batch, bptt = checks.integer("batch", batch), checks.integer("bptt", bptt)
         stream = TextStream(ids, min(batch, max(1, len(ids) // (2 * bptt))), bptt)
+        shards = min(group.shards, stream.batch)
+        sums = np.zeros((shards, 2))
+        for s in group.divided(shards):
+            sums[s] = self._nats(stream.part(s, shards))
+        nats, seen = map(math.fsum, group.total(sums).T)
+        return nats / seen
+
+    def _nats(self, stream: TextStream) -> tuple[float, int]:
+        """The total cross-entropy of streams, and their units."""
         state, total, seen = None, 0.0, 0
         for chunk in stream.batches():
             packed = PackedBatch(*chunk.ids.shape)
@@ -53,7 +73,7 @@ class TextPredictor(ABC):
             h, state, _ = self.recurrent.rows_forward(x, packed, state)
             loss = self.softmax.rows_loss(h, chunk.targets.reshape(-1), training=False)[0]
             total, seen = total + loss * len(h), seen + len(h)
-        return total / seen
+        return total, seen
 
     def _ids(self, text: str | np.ndarray) -> np.ndarray:
         ids = self.vocabulary.encode(text) if isinstance(text, str) else text

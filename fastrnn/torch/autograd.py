@@ -92,8 +92,13 @@ def gradients(stack: Stack, tape, names: Sequence[str], x: Tensor, dy, dstates, 
     kernels = stack.kernels
     with kernels.stream_of(x):
         dstate: State = tuple(array(d, kernels) for d in dstates)
-        dx, dstate, by_layer = stack.backward(tape, _rows(dy, kernels), dstate, need_dx=need_dx)
-        dweights = [own[name] for of_layer in by_layer for own in of_layer for name in names]
+        by_layer: dict[int, list[dict[str, Any]]] = {}
+        dx, dstate = stack.backward(
+            tape, _rows(dy, kernels), dstate, by_layer.__setitem__, need_dx=need_dx
+        )
+        dweights = [
+            own[name] for layer in sorted(by_layer) for own in by_layer[layer] for name in names
+        ]
         return (
             None if dx is None else _tensor(dx, x, kernels).view(x.shape),
             [_tensor(d, x, kernels) for d in dstate],
