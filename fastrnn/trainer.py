@@ -209,7 +209,7 @@ class Trainer:
 
     @property
     def sent(self) -> int:
-        """Bytes that this process has sent to others of its group, apart from a few per step."""
+        """Bytes that this process has sent to others in training steps, see `Steps`."""
         return self._steps.sent
 
     def train(self, *, steps: int | None = None, epochs: int | None = None) -> None:

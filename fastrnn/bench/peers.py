@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastrnn.layers import GRU, LSTM
-from fastrnn.runtime.threads import default_threads, get_num_threads
+from fastrnn.runtime.threads import cpus, get_num_threads
 
 
 def has(*modules: str) -> bool:
@@ -22,7 +22,7 @@ def has(*modules: str) -> bool:
 
 def _all_cpus() -> bool:
     """Whether we use all CPUs, as JAX always does; if not, JAX would have more threads than us."""
-    return get_num_threads() == default_threads()
+    return get_num_threads() == len(cpus())
 
 
 def torch_twin(layer):

@@ -9,7 +9,7 @@ from typing import Annotated
 from .common import Threads, app, clear_errors, set_threads, typer
 
 # Importing these modules registers their commands, in the order shown by --help.
-from . import demo, language_model, tagger, report  # noqa: F401 isort:skip
+from . import demo, language_model, tagger, units, report  # noqa: F401 isort:skip
 
 
 def _show_version(wanted: bool) -> None:

@@ -17,7 +17,9 @@ except ImportError:
 
 app = typer.Typer(help="Fast recurrent networks.", no_args_is_help=True)
 train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
+data_app = typer.Typer(help="Prepare data.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
+app.add_typer(data_app, name="data")
 
 if TYPE_CHECKING:
     from fastrnn.distributed import Group
@@ -77,9 +79,10 @@ def _ending(group: "Group | None") -> Iterator[None]:
 def processes() -> Iterator["Group"]:
     """The processes of a command that ``mpiexec`` started; see `clear_errors`."""
     with clear_errors():
-        from fastrnn.distributed.group import Group, launched
+        from fastrnn.distributed.group import Group, launched, share_cpus
 
         group = Group(comm=launched())
+        share_cpus(group.comm)
     with clear_errors(group):
         yield group
 

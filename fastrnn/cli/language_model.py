@@ -27,35 +27,35 @@ from .common import (
     train_app,
     workers,
 )
+from .units import (
+    UNIT_NAMES,
+    UNIT_OPTIONS,
+    Lower,
+    MinCount,
+    Tokenised,
+    Unit,
+    VocabSize,
+    check_unit,
+    new_vocabulary,
+    read_units,
+)
 
 if TYPE_CHECKING:
-    from fastrnn.data.vocabularies import AnyVocabulary
+    import numpy as np
+
+    from fastrnn.data.encoded import EncodedText
     from fastrnn.distributed import Group
     from fastrnn.models import LanguageModel
     from fastrnn.optim import Constant, Optimizer
 
 # What a run continued by --from cannot change: the vocabulary and the sizes of the weights.
-_SHAPE = (
-    "unit", "vocab_size", "lower", "tokenised", "min_count", "embed", "hidden", "layers", "cell",
-    "variant", "tied", "cutoffs",
-)  # fmt: skip
+_SHAPE = (*UNIT_OPTIONS, "embed", "hidden", "layers", "cell", "variant", "tied", "cutoffs")
 _SCHEDULES = "constant", "cosine", "decay", "plateau"
 
 
-def _vocabulary(text: str, o: dict[str, Any]) -> "AnyVocabulary":
-    from fastrnn.data.text import Vocabulary
-    from fastrnn.data.vocabularies import BytePairs, WordVocabulary
-
-    if o["unit"] == "char":
-        return Vocabulary.of(text, min_count=o["min_count"])
-    if o["unit"] == "bpe" and o["vocab_size"] < 256:
-        raise ValueError(f"--vocab-size must be at least 256 for bpe, got {o['vocab_size']}")
-    if o["unit"] == "bpe":
-        return BytePairs.of(text, size=o["vocab_size"])
-    return WordVocabulary.of(text, size=o["vocab_size"], lower=o["lower"], tokenised=o["tokenised"])
-
-
-def _model(text: str, o: dict[str, Any], backend: Backend, begun: Path | None) -> "LanguageModel":
+def _model(
+    text: "str | EncodedText", o: dict[str, Any], backend: Backend, begun: Path | None
+) -> "LanguageModel":
     """The model of a run: new, with the weights of another run, or of the folder ``begun``."""
     from fastrnn.models import LanguageModel
 
@@ -66,7 +66,7 @@ def _model(text: str, o: dict[str, Any], backend: Backend, begun: Path | None) -
     if o["from_run"] is not None:
         return LanguageModel.load(o["from_run"], **known, **dropout)
     return LanguageModel(
-        _vocabulary(text, o),
+        new_vocabulary(text, o),
         embedding_dim=o["embed"],
         hidden_size=o["hidden"],
         num_layers=o["layers"],
@@ -101,7 +101,7 @@ def _optimizer(o: dict[str, Any]) -> "Optimizer":
 
 
 def train_language_model(
-    text: str,
+    text: "str | EncodedText",
     valid: str | None,
     out: Path,
     options: dict[str, Any],
@@ -136,9 +136,14 @@ def train_language_model(
     begun = group.share(lambda: resume and (out / "checkpoint.safetensors").exists())
     model = _model(text, o, backend, out if begun else None)
     vocabulary = model.vocabulary
-    data = TextStream(
-        vocabulary.encode(text), o["batch"], o["bptt"], variable=o["variable_bptt"], seed=o["seed"]
-    )
+    ids: np.ndarray | EncodedText
+    if isinstance(text, str):
+        ids, characters = vocabulary.encode(text), len(text)
+    elif text.vocabulary.config() == vocabulary.config():
+        ids, characters = text, text.characters
+    else:
+        raise ValueError("the text is encoded with another vocabulary than the model has")
+    data = TextStream(ids, o["batch"], o["bptt"], variable=o["variable_bptt"], seed=o["seed"])
     steps = o["epochs"] * len(data) or o["steps"]
     of_characters = vocabulary.unit == "character"
     metric, shown = ("valid_bpc", "bits per character")
@@ -177,7 +182,7 @@ def train_language_model(
     count = len(data) * data.batch * data.bptt
     say = typer.echo if group.lead else lambda _: None
     say(
-        f"{len(text):,} characters, about {count:,} {vocabulary.unit}s, {len(vocabulary):,} of "
+        f"{characters:,} characters, about {count:,} {vocabulary.unit}s, {len(vocabulary):,} of "
         f"them different, {model.parameters.size:,} parameters, {workers(group)}"
     )
     trainer.train(steps=steps)
@@ -203,22 +208,14 @@ def _options(context: typer.Context, before: Path | None) -> dict[str, Any]:
     return options_of(context, None, known)
 
 
-def _check_unit(context: typer.Context, o: dict[str, Any]) -> None:
-    """Refuse options that another unit has."""
-    for name, units in (
-        ("vocab_size", ("word", "bpe")), ("lower", ("word",)), ("tokenised", ("word",)),
-        ("min_count", ("char",)),
-    ):  # fmt: skip
-        if is_given(context, name) and o["unit"] not in units:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} goes with --unit {' or '.join(units)}")
-
-
 @train_app.command("lm")
 def train_lm(
     context: typer.Context,
     text: Annotated[
-        list[Path] | None, typer.Argument(help="UTF-8 files, read one after the other.")
+        list[Path] | None,
+        typer.Argument(
+            help="UTF-8 files, read one after the other, or the folder of `fastrnn data encode`."
+        ),
     ] = None,
     valid: Annotated[Path | None, typer.Option(help="UTF-8 text to evaluate on.")] = None,
     out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("run"),
@@ -229,24 +226,11 @@ def train_lm(
             help="Start with the best weights of this run; options that are not given are its own.",
         ),
     ] = None,
-    unit: Annotated[
-        str, typer.Option(help="char, word, or bpe (byte pairs, needs the extra [tokens]).")
-    ] = "char",
-    vocab_size: Annotated[
-        int, typer.Option(min=2, help="Different words or byte pairs to know.")
-    ] = 10_000,
-    lower: Annotated[bool, typer.Option("--lower", help="Words in lower case.")] = False,
-    tokenised: Annotated[
-        bool, typer.Option("--tokenised", help="Words are what blanks separate, as in PTB.")
-    ] = False,
-    min_count: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Characters that occur less often become the unknown symbol. "
-            "By default one in 100,000, at most 100.",
-        ),
-    ] = None,
+    unit: Unit = "char",
+    vocab_size: VocabSize = 10_000,
+    lower: Lower = False,
+    tokenised: Tokenised = False,
+    min_count: MinCount = None,
     embed: Annotated[int, typer.Option(min=0, help="Embedding size; 0: one-hot.")] = 64,
     hidden: Annotated[int, typer.Option(min=1, help="Units per layer.")] = 512,
     layers: Annotated[int, typer.Option(min=1, help="Recurrent layers.")] = 1,
@@ -316,7 +300,7 @@ def train_lm(
                 named = ", ".join(f"--{name.replace('_', '-')}" for name in fixed)
                 raise ValueError(f"{named} cannot be given with --from: {before} decides")
         options = _options(context, before)
-        _check_unit(context, options)
+        check_unit(context, options)
         if resume and is_given(context, "steps") and not is_given(context, "epochs"):
             options["epochs"] = 0
         if not options["text"]:
@@ -326,11 +310,20 @@ def train_lm(
         if not resume:
             options["from_run"] = from_run and str(from_run)
         files, other = options["text"], options["valid"]
-        whole = "".join(map(read_text, files))
+        whole = read_units(files)
         held_out = None if other is None else read_text(other)[: options["valid_chars"]]
         # Compared when the run is resumed: files of the same names could hold another text.
         options["text"], options["valid"] = [str(path) for path in files], other and str(other)
-        options["checksum"] = zlib.crc32(f"{whole}\0{held_out}".encode("utf-8", "surrogatepass"))
+        if isinstance(whole, str):
+            known = whole
+        else:
+            given = [name for name in UNIT_OPTIONS if is_given(context, name)]
+            if given:
+                option = given[0].replace("_", "-")
+                raise ValueError(f"--{option} cannot be given: the text is encoded already")
+            known = str(whole.checksum)
+            options["unit"] = UNIT_NAMES[whole.vocabulary.unit]
+        options["checksum"] = zlib.crc32(f"{known}\0{held_out}".encode("utf-8", "surrogatepass"))
         group = group_of(job, options, resume)
         train_language_model(
             whole, held_out, out, options, backend=backend, resume=resume, group=group

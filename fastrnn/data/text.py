@@ -1,7 +1,8 @@
 """Text as streams of units: characters, encoding, batches for truncated BPTT."""
 
 import sys
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from copy import copy
 from pathlib import Path
 from typing import NamedTuple
@@ -27,13 +28,19 @@ def read_text(path) -> str:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: byte {error.start} ({error.reason})") from None
+    text = decoded(path.read_bytes(), path)
     if not text:
         raise ValueError(f"{path} is empty")
     return text
+
+
+def decoded(data: bytes, path: Path, first: int = 0) -> str:
+    """The text of a part of a file that begins at the byte ``first``."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        at = first + error.start
+        raise ValueError(f"{path} is not UTF-8: byte {at} ({error.reason})") from None
 
 
 class Vocabulary:
@@ -66,19 +73,21 @@ class Vocabulary:
         self._table[[ord(s) for s in symbols]] = np.arange(len(symbols))
 
     @classmethod
-    def of(cls, text: str, *, min_count: int | None = None) -> "Vocabulary":
+    def of(cls, text: str | Iterable[str], *, min_count: int | None = None) -> "Vocabulary":
         """The characters that occur at least ``min_count`` times, sorted by code point.
 
-        ``min_count`` defaults to one in 100,000 characters, at least 1 and at most 100.
+        ``text`` may be given in parts, for one that is larger than memory. ``min_count`` defaults
+        to one in 100,000 characters, at least 1 and at most 100.
         """
-        check_text(text)
-        if min_count is None:
-            min_count = min(100, max(1, len(text) // 100_000))
-        checks.integer("min_count", min_count)
+        if min_count is not None:
+            checks.integer("min_count", min_count)
         counts = np.zeros(sys.maxunicode + 1, np.int64)
-        for _, codes in _blocks(text):
-            some = np.bincount(codes)
-            counts[: len(some)] += some
+        for part in parts_of(text):
+            for _, codes in _blocks(part):
+                some = np.bincount(codes)
+                counts[: len(some)] += some
+        if min_count is None:
+            min_count = min(100, max(1, int(counts.sum()) // 100_000))
         kept = map(chr, np.flatnonzero(counts >= min_count))
         return cls([UNKNOWN] + [c for c in kept if c != UNKNOWN])
 
@@ -110,12 +119,33 @@ def check_text(text) -> None:
         raise TypeError(f"text must be a str, got {type(text).__name__}")
 
 
+def parts_of(text: str | Iterable[str]) -> Iterator[str]:
+    """The parts of a text, or the text itself, checked."""
+    if isinstance(text, str | bytes) or not isinstance(text, Iterable):
+        text = [text]
+    for part in text:
+        check_text(part)
+        yield part
+
+
 def _blocks(text: str) -> Iterator[tuple[int, np.ndarray]]:
     """Where a part of the text begins, and its code points; a part fits the cache."""
     for first in range(0, len(text), _BLOCK):
         # A Python string may hold lone surrogates; "surrogatepass" encodes them too.
         part = text[first : first + _BLOCK].encode("utf-32-le", "surrogatepass")
         yield first, np.frombuffer(part, np.uint32)
+
+
+class Units(ABC):
+    """The indices of a text that need not be in memory."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of units."""
+
+    @abstractmethod
+    def __getitem__(self, part: slice) -> np.ndarray:
+        """The indices of a part, int64."""
 
 
 class Chunk(NamedTuple):
@@ -137,7 +167,7 @@ class TextStream:
 
     Parameters
     ----------
-    ids : int array [n]
+    ids : int array [n], or EncodedText
     batch : int
         B; stream b is the b-th of B equal parts.
     bptt : int
@@ -165,9 +195,11 @@ class TextStream:
     """
 
     def __init__(
-        self, ids: np.ndarray, batch: int, bptt: int, *, variable: bool = False, seed: int = 0
-    ):
-        ids = checks.integer_array("ids", ids, dimensions=1)
+        self, ids: np.ndarray | Units, batch: int, bptt: int, *, variable: bool = False,
+        seed: int = 0,
+    ):  # fmt: skip
+        if not isinstance(ids, Units):
+            ids = checks.integer_array("ids", ids, dimensions=1)
         self.batch = checks.integer("batch", batch)
         self.bptt = checks.integer("bptt", bptt)
         self.variable = checks.flag("variable", variable)
@@ -177,9 +209,7 @@ class TextStream:
             raise ValueError(
                 f"ids: the text has {len(ids)} units, batch {batch} needs at least {batch + 1}"
             )
-        n = self.length * self.batch
-        self._ids = ids[:n].reshape(self.batch, -1)
-        self._targets = ids[1 : n + 1].reshape(self.batch, -1)
+        self._ids, self._streams = ids, range(self.batch)
 
     def __len__(self) -> int:
         """Number of chunks."""
@@ -195,9 +225,9 @@ class TextStream:
         """
         if shards > self.batch:
             raise ValueError(f"shards must be at most the batch of {self.batch}, got {shards}")
-        some, out = slice(s * self.batch // shards, (s + 1) * self.batch // shards), copy(self)
-        out._ids, out._targets = self._ids[some], self._targets[some]
-        out.batch = len(out._ids)
+        out = copy(self)
+        out._streams = self._streams[s * self.batch // shards : (s + 1) * self.batch // shards]
+        out.batch = len(out._streams)
         return out
 
     def _bounds(self, epoch: int) -> np.ndarray:
@@ -216,9 +246,10 @@ class TextStream:
         """The chunks of an epoch in order, without the first ``skip``; the same on every call."""
         bounds = self._bounds(epoch)
         for k in range(skip, len(self)):
-            part = slice(bounds[k], bounds[k + 1])
-            ids, targets = (
-                np.ascontiguousarray(of[:, part].T) for of in (self._ids, self._targets)
-            )
-            rate = len(ids) / self.bptt if self.variable else 1.0
-            yield Chunk(ids, targets, k == 0, rate)
+            first, steps = bounds[k], bounds[k + 1] - bounds[k]
+            units = np.empty((steps + 1, self.batch), np.int64)
+            for column, stream in enumerate(self._streams):
+                at = stream * self.length + first
+                units[:, column] = self._ids[at : at + steps + 1]
+            rate = steps / self.bptt if self.variable else 1.0
+            yield Chunk(units[:-1], units[1:], k == 0, rate)

@@ -13,7 +13,8 @@ A vocabulary has ``encode``, ``decode``, a length, and
 import json
 import re
 from collections import Counter
-from itertools import islice, repeat
+from collections.abc import Iterable
+from itertools import chain, islice, repeat
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy as np
 from fastrnn import checks
 from fastrnn.extras import needs
 
-from .text import Vocabulary, check_text
+from .text import Vocabulary, check_text, parts_of
 from .tokens import TOKEN
 
 UNKNOWN_WORD = "<unk>"
@@ -72,13 +73,20 @@ class WordVocabulary:
 
     @classmethod
     def of(
-        cls, text: str, *, size: int = 10_000, lower: bool = False, tokenised: bool = False
+        cls,
+        text: str | Iterable[str],
+        *,
+        size: int = 10_000,
+        lower: bool = False,
+        tokenised: bool = False,
     ) -> "WordVocabulary":
-        """The ``size - 1`` most frequent words of a text; equally frequent ones in their order."""
-        check_text(text)
+        """The ``size - 1`` most frequent words of a text, which may be given in parts; equally
+        frequent ones in their order."""
         checks.integer("size", size, 2)
-        words = cls([UNKNOWN_WORD], lower=lower, tokenised=tokenised)._words(text)
-        counts = Counter(words)
+        words_of = cls([UNKNOWN_WORD], lower=lower, tokenised=tokenised)._words
+        counts: Counter[str] = Counter()
+        for part in parts_of(text):
+            counts.update(words_of(part))
         counts.pop(UNKNOWN_WORD, None)
         kept = [word for word, _ in counts.most_common(size - 1)]
         return cls([UNKNOWN_WORD, *kept], lower=lower, tokenised=tokenised)
@@ -142,9 +150,10 @@ class BytePairs:
         return None if token is None else self.tokenizer.token_to_id(token)
 
     @classmethod
-    def of(cls, text: str, *, size: int = 10_000) -> "BytePairs":
-        """Train an encoding with at most ``size`` tokens, at least the 256 bytes."""
-        check_text(text)
+    def of(cls, text: str | Iterable[str], *, size: int = 10_000) -> "BytePairs":
+        """Train an encoding with at most ``size`` tokens, at least the 256 bytes, on a text, which
+        may be given in parts."""
+        parts = parts_of(text)
         checks.integer("size", size, 256)
         try:
             from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -158,7 +167,7 @@ class BytePairs:
         trainer = trainers.BpeTrainer(
             vocab_size=size, initial_alphabet=sorted(byte_level.alphabet()), show_progress=False
         )
-        tokenizer.train_from_iterator(_lines(text), trainer)
+        tokenizer.train_from_iterator(chain.from_iterable(map(_lines, parts)), trainer)
         return cls(tokenizer)
 
     def __getstate__(self):

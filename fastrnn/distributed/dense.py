@@ -31,7 +31,7 @@ class DenseSum:
     Attributes
     ----------
     sent : int
-        Bytes that this process has sent to others.
+        Bytes of gradients that this process has sent to others.
     """
 
     def __init__(self, group: Group, size: int, dtype: np.dtype):
@@ -145,7 +145,6 @@ class DenseSum:
             from mpi4py import MPI
 
             self.group.comm.Allgather(MPI.IN_PLACE, self._whole)
-            self.sent += own.nbytes * (self.group.size - 1)
         rows = self._whole.swapaxes(0, 1)
         full = self.size // self._row
         flat[: full * self._row].reshape(full, self.group.size, BLOCK)[:] = rows[:full]

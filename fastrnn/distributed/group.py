@@ -8,6 +8,7 @@ import numpy as np
 
 from fastrnn import checks
 from fastrnn.extras import needs
+from fastrnn.runtime.threads import cpus, set_num_threads
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -160,3 +161,15 @@ def launched() -> Any:
     except (ImportError, RuntimeError) as error:  # a RuntimeError: there is no MPI library
         raise ImportError(needs(f"mpiexec needs mpi4py: {error}", "mpi")) from None
     return MPI.COMM_WORLD
+
+
+def share_cpus(comm: Any) -> None:
+    """Divide the CPUs of a machine among the processes there that may run on the same ones; not if
+    the environment says how many threads each has."""
+    if comm is None or os.environ.get("FASTRNN_NUM_THREADS"):
+        return
+    from mpi4py import MPI
+
+    here = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    everyone = here.allgather(cpus())
+    set_num_threads(max(1, len(cpus()) // everyone.count(cpus())))

@@ -98,7 +98,7 @@ class RowSum:
             (values, arriving * width),
         )
         row = rows.itemsize + width * values.itemsize
-        self.sent += (counts.sum() - counts[self.group.rank]) * row
+        self.sent += int(counts.sum() - counts[self.group.rank]) * row
         ends = np.cumsum(arriving)[:-1]
         return [
             Rows(r, v) for r, v in zip(np.split(rows, ends), np.split(values, ends), strict=True)

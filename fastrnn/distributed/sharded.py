@@ -39,6 +39,7 @@ class ShardedSteps(Steps):
         self._rows = {name: RowSum(group, table) for name, table in tables_of(model).items()}
         self._parts = {s: data.part(s, group.shards) for s in self._mine}  # type: ignore[attr-defined]
         self._carried: dict[int, dict[str, np.ndarray]] = {s: {} for s in self._mine}
+        self._weights_sent = 0
         if group.size > 1:  # a model without a seed differs between processes
             comm = group.comm
             parameters.writing()[:] = comm.bcast(parameters.flat)
@@ -48,8 +49,9 @@ class ShardedSteps(Steps):
 
     @property
     def sent(self) -> int:
-        """Bytes that this process has sent to others, apart from a few numbers in each step."""
-        return self._dense.sent + sum(rows.sent for rows in self._rows.values())
+        """Bytes that this process has sent to others in steps, apart from a few numbers in each."""
+        of_tables = sum(rows.sent for rows in self._rows.values())
+        return self._dense.sent + self._weights_sent + of_tables
 
     def batches(self, epoch: int, skip: int) -> Iterator[dict[int, Any]]:
         streams = [part.batches(epoch, skip) for part in self._parts.values()]
@@ -135,6 +137,7 @@ class ShardedSteps(Steps):
             backend_of(gradient), own.reshape(-1), gradient.reshape(-1), rows, scale / items, lr
         )
         self._dense.whole(own, parameters.writing())
+        self._weights_sent += own.nbytes * (size - 1)
         for name, mine in of_tables.items():
             self._rows[name].everywhere(tables_of(self.model)[name], mine.rows)
         return Done(loss, norm, items, facts[-1] > 0)

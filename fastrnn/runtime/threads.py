@@ -22,12 +22,12 @@ MIN_WORK = 1 << 19
 MOVE_COST = 32
 
 
-def default_threads() -> int:
-    """The number of CPUs that this process may run on."""
+def cpus() -> frozenset[int]:
+    """The CPUs that this process may run on."""
     try:
-        return len(os.sched_getaffinity(0))
+        return frozenset(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
+        return frozenset(range(os.cpu_count() or 1))
 
 
 def _from_environment() -> int | None:
@@ -39,7 +39,7 @@ def _from_environment() -> int | None:
     return int(text)
 
 
-_threads = _from_environment() or default_threads()
+_threads = _from_environment() or len(cpus())
 
 
 def set_num_threads(n: int) -> None:
