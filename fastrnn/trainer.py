@@ -168,10 +168,9 @@ class Trainer:
         if progress is not None:
             checks.flag("progress", progress)
         self.progress, self.report, self.unit = progress, report, unit
-        if group is not None and not isinstance(group, Group):
-            raise TypeError(f"group must be a Group, got {type(group).__name__}")
+        group = Group.given(group)
         self._steps = Steps(model, optimizer, data)
-        if group is not None and group.shards > 1:
+        if group.shards > 1:
             self._steps = ShardedSteps(model, optimizer, data, group)
         if not self._steps.lead:
             self.progress, self.report = False, None

@@ -1,7 +1,9 @@
 """What several test files share: tolerances, the gradient check, what is installed."""
 
+import functools
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,23 @@ TOLERANCE = {
     "float32": 2e-5, "float64": 1e-11,
     "clusters, float32": 2e-5, "clusters, tf32": 2e-3, "clusters, bf16": 2e-2,
 }  # fmt: skip
+
+
+@functools.cache
+def mpiexec() -> tuple[str, ...]:
+    """The command that starts processes, which a wheel of MPI installs beside Python; empty if it
+    or mpi4py is not there."""
+    if importlib.util.find_spec("mpi4py") is None:
+        return ()
+    beside = Path(sys.executable).with_name("mpiexec")
+    found = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if found is None:
+        return ()
+    version = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
+    more = []
+    if "Open MPI" in version or "OpenRTE" in version:
+        more = ["--oversubscribe", *["--allow-run-as-root"] * (os.getuid() == 0)]
+    return (found, *more)
 
 
 def difference(got, wanted, least=0.0) -> float:

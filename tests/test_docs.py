@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import fastrnn
-from helpers import HAS_TORCH
+from helpers import HAS_TORCH, mpiexec
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,7 +22,7 @@ SMALLER = {
     "steps=600": "steps=2", "hidden_size=512": "hidden_size=16", '"glove"': "None",
 }  # fmt: skip
 QUICK = {
-    "train lm": ["--steps", "2", "--epochs", "0", "--hidden", "8", "--embed", "8", "--batch", "2",
+    "train lm": ["--steps", "2", "--epochs", "0", "--hidden", "8", "--embed", "8", "--batch", "4",
                  "--bptt", "9"],
     "train tagger": ["--epochs", "1", "--hidden", "4"],
     "demo": ["--steps", "2"],
@@ -56,6 +56,8 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
+# Ray warns of its own settings, and leaves its processes to the end of this one.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
 def test_python(page, files, capsys):
     code = "\n".join(blocks(page, "python"))
@@ -63,7 +65,7 @@ def test_python(page, files, capsys):
         code = code.replace(said, run)
     if re.search(r"\btorch\b(?!\.nn`)", code) and not HAS_TORCH:
         pytest.skip("PyTorch is not installed")
-    for module in ("onnx", "tokenizers"):
+    for module in ("onnx", "tokenizers", "dask", "ray"):
         if re.search(rf"\b{module}\b", code):
             pytest.importorskip(module, reason=f"{module} is not installed")
     if page.stem == "serving":  # its first block loads this one
@@ -91,6 +93,10 @@ def run(words: list[str]) -> None:
     """One line of a page, with little to do; a measurement only shows its options."""
     if words[0] in ELSEWHERE:
         return
+    processes: list[str] = []
+    if words[0] == "mpiexec":
+        processes = [*mpiexec(), *words[1:3]] if mpiexec() else []
+        words = words[3:]
     if words[0] == "python":
         if not HAS_TORCH:  # the rival of most of them
             return
@@ -104,7 +110,7 @@ def run(words: list[str]) -> None:
                 if "--tied" not in words and "--from" in words:
                     given = options[:4]  # the sizes are those of the run
                 words = [*words, *given]
-        words = [sys.executable, "-m", "fastrnn.cli", *words[1:]]
+        words = [*processes, sys.executable, "-m", "fastrnn.cli", *words[1:]]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
 

@@ -81,6 +81,13 @@ class Group:
         parts = [self.divided(self.shards, rank) for rank in range(self.size)]
         self.nodes = [cover((0, self.shards), mine.start, mine.stop) for mine in parts]
 
+    @classmethod
+    def given(cls, group: "Group | None") -> "Group":
+        """The argument ``group`` of a function, by default this process alone."""
+        if not isinstance(group, Group | None):
+            raise TypeError(f"group must be a Group, got {type(group).__name__}")
+        return group or cls()
+
     @property
     def lead(self) -> bool:
         return self.rank == 0

@@ -170,7 +170,7 @@ class BiLSTMTagger(UsesBackend):
             tapes.append(tape)
         return np.concatenate([x, *parts], axis=1) if parts else x, tapes
 
-    # Training: the interface `fastrnn.trainer.Model`.
+    # Training: the interface `fastrnn.steps.Model`.
 
     def loss_and_gradient(self, batch: Batch) -> tuple[float, np.ndarray, int]:
         """Mean loss in nats per token, its gradient, and the number of tokens.

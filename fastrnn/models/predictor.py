@@ -95,9 +95,10 @@ class Predictor(ABC):
 
         The processes of a `fastrnn.distributed.Group` divide the sentences; each must call this.
         """
+        group = Group.given(group)
         writes, X = self.fitted_.writes, self._sentences(X)
         y = checked_tags("y", X, named_tags("y", y, self.tag_names), writes)
-        return entity_scores(y, (group or Group()).map(self.fitted_.tag, X), scheme=writes)
+        return entity_scores(y, group.map(self.fitted_.tag, X), scheme=writes)
 
     def score(self, X: Sentences, y: Tags) -> float:
         """Micro-averaged entity F1, from 0 to 1."""

@@ -239,7 +239,7 @@ class Tagger(Estimator, Predictor):
         and a run in a folder can be continued with ``resume=True``.
         """
         self._check_params()
-        group = group or Group()
+        group = Group.given(group)
         if resume and run is None:
             raise ValueError("resume needs the folder of a run")
         if self.patience and dev is None:

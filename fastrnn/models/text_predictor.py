@@ -53,7 +53,7 @@ class TextPredictor(ABC):
         group : fastrnn.distributed.Group, optional
             Processes that divide the streams among themselves; each must call this.
         """
-        group = group or Group()
+        group = Group.given(group)
         ids = self._ids(text)
         batch, bptt = checks.integer("batch", batch), checks.integer("bptt", bptt)
         stream = TextStream(ids, min(batch, max(1, len(ids) // (2 * bptt))), bptt)

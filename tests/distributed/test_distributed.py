@@ -1,10 +1,8 @@
 """Training in shards: real processes over MPI, the tree of sums, and what it does not depend on."""
 
-import functools
 import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,29 +21,15 @@ from fastrnn.distributed.group import cover, tree_sum
 from fastrnn.distributed.rows import Rows, RowSum, add
 from fastrnn.models import LanguageModel
 from fastrnn.trainer import Trainer
+from helpers import mpiexec
 
 JOB = Path(__file__).with_name("job.py")
 TEXT = "a rose is a rose is a rose. " * 60
 
 
-@functools.cache
-def mpiexec() -> tuple[str, ...]:
-    """The command of the MPI library, which a wheel installs beside Python."""
-    beside = Path(sys.executable).with_name("mpiexec")
-    found = str(beside) if beside.exists() else shutil.which("mpiexec")
-    if found is None:
-        return ()
-    version = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
-    more = []
-    if "Open MPI" in version or "OpenRTE" in version:
-        more = ["--oversubscribe", *["--allow-run-as-root"] * (os.getuid() == 0)]
-    return (found, *more)
-
-
 def command(processes: int, *args) -> list[str]:
-    pytest.importorskip("mpi4py", reason="the extra [mpi] is not installed")
     if not mpiexec():
-        pytest.skip("there is no mpiexec: pip install mpich")
+        pytest.skip("the extra [mpi] or mpiexec is not installed")
     return [*mpiexec(), "-n", str(processes), sys.executable, *map(str, args)]
 
 

@@ -21,12 +21,14 @@ from hypothesis import strategies as st
 
 import fastrnn
 from fastrnn import optim
+from fastrnn.data.encoded import EncodedText, encode_text
 from fastrnn.data.sentences import read_sentences
 from fastrnn.data.text import TextStream, Vocabulary
 from fastrnn.data.vectors import WordVectors, load_vectors
 from fastrnn.data.vocabularies import WordVocabulary
+from fastrnn.distributed import Group
 from fastrnn.metrics import entity_scores
-from fastrnn.models import LanguageModel, Tagger, TaggerEnsemble
+from fastrnn.models import LanguageModel, Tagger, TaggerEnsemble, load_once
 from fastrnn.parameters import Parameters
 from fastrnn.plots import plot_runs
 
@@ -54,6 +56,11 @@ class Target(NamedTuple):
 def lstm_backward(**arguments):
     tape = LSTM.forward(X)[2] if arguments["tape"] is FRESH else arguments["tape"]
     return LSTM.backward(tape, arguments["dy"], arguments["dstate"])
+
+
+def encoded(**arguments):
+    with tempfile.TemporaryDirectory() as folder:
+        encode_text(**arguments, folder=folder)
 
 
 def step(kind):
@@ -120,6 +127,7 @@ CONLL = FOLDER / "a.tsv"
 CONLL.write_text("Ann\tB-PER\n")
 MODEL.save(FOLDER / "lm")
 TAGGER.save(FOLDER / "tagger")
+encode_text(["abc"], VOCABULARY, FOLDER / "encoded")
 (FOLDER / "history.jsonl").write_text('{"step": 1, "seconds": 1, "loss": 2, "smoothed": 2}\n')
 STATE_NAMES = {"state": ("h_0", "c_0", "h", "c"), "dstate": ("dh_n", "dc_n")}
 # An error about two arguments that do not fit may name the other one.
@@ -209,6 +217,15 @@ TARGETS = {
     "WordVocabulary.of": Target(WordVocabulary.of, dict(text="a b", size=5, lower=False,
                                                         tokenised=True)),
     "bits_per_character": Target(MODEL.bits_per_character, dict(text="abcabc", batch=2, bptt=2)),
+    "cross_entropy of a model": Target(MODEL.cross_entropy, dict(
+        text="abcabc", batch=2, bptt=2, group=None)),
+    "Group": Target(Group, dict(shards=2, comm=None)),
+    "EncodedText": Target(EncodedText, dict(folder=FOLDER / "encoded"),
+                          {"folder": ("no such file",)}),
+    "encode_text": Target(encoded, dict(parts=["abc"], vocabulary=VOCABULARY), {
+        "parts": ("text",)}),
+    "load_once": Target(load_once, dict(folder=str(FOLDER / "lm"), threads=1), {
+        "folder": ("no such file",), "threads": ("n must",)}),
     "TextStream": Target(TextStream, dict(ids=np.arange(9), batch=2, bptt=2, variable=True,
                                           seed=0)),
     "Vocabulary.of": Target(Vocabulary.of, dict(text="abc", min_count=1)),
@@ -220,8 +237,9 @@ TARGETS = {
                            {"source": ("vectors", "words", "no such file")}),
     "entity_scores": Target(entity_scores, dict(true=TAGS, predicted=TAGS, scheme="IOB2"),
                             {"true": ("predicted",)}),
-    "Tagger fit": Target(lambda X, y, dev: Tagger(word_dim=4, hidden_size=4, epochs=1).fit(
-        X, y, dev=dev), dict(X=SENTENCES, y=TAGS, dev=(SENTENCES, TAGS)), {"X": ("y",)}),
+    "Tagger fit": Target(lambda X, y, **more: Tagger(word_dim=4, hidden_size=4, epochs=1).fit(
+        X, y, **more), dict(X=SENTENCES, y=TAGS, dev=(SENTENCES, TAGS), group=None),
+        {"X": ("y",)}),
     "Tagger parameter": Target(lambda **params: Tagger(**dict(
         word_dim=4, hidden_size=4, epochs=1) | params).fit(SENTENCES, TAGS), dict(
             vectors=None, word_dim=4, unknown="normal", fine_tune=True, hidden_size=4,
@@ -236,7 +254,7 @@ TARGETS = {
     "Trainer": Target(trainer, dict(
         max_norm=1.0, schedule=optim.Constant(), evaluate=lambda: 1.0, metric="valid_loss",
         maximize=False, evaluate_every=1, patience=2, checkpoint_every=1, progress=False,
-        report=None, unit="nats"), {
+        report=None, unit="nats", group=None), {
             # Functions are called, and say themselves what they miss.
             "evaluate": ("len",), "report": ("len", "int"), "metric": ("metric",)}),
     "Trainer train": Target(trainer, dict(steps=2), {"steps": ("epochs",)}),
@@ -257,7 +275,8 @@ TARGETS = {
     "TaggerEnsemble": Target(TaggerEnsemble, dict(taggers=[TAGGER, TAGGER])),
     "Tagger predict": Target(TAGGER.predict, dict(X=SENTENCES)),
     "Tagger predict_proba": Target(TAGGER.predict_proba, dict(X=SENTENCES)),
-    "Tagger evaluate": Target(TAGGER.evaluate, dict(X=SENTENCES, y=TAGS), {"X": ("y",)}),
+    "Tagger evaluate": Target(TAGGER.evaluate, dict(X=SENTENCES, y=TAGS, group=None),
+                              {"X": ("y",)}),
 }  # fmt: skip
 
 
