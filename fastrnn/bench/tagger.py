@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fastrnn.data.batches import CASES, SentenceBatches, by_length, case_of, make_batch
+from fastrnn.data.batches import CASES, SentenceBatches, Tokens, by_length, case_of, make_batch
+from fastrnn.data.corpus import Corpus
 from fastrnn.data.vectors import WordVectors
 from fastrnn.models import Tagger
 from fastrnn.models.fitted import FittedTagger
@@ -34,13 +35,15 @@ def sentences(count: int = SENTENCES):
 def _tagger(dtype="float32", backend="cpu", vectors=None):
     """A tagger ready to be trained, its sentences as `Tokens`, and their tags as ids."""
     X, y = sentences()
+    # All words and tags, some of which the sentences may lack.
     words = [f"word{i}" for i in range(WORDS)]
+    corpus = Corpus.of([words, *X], [["S-C", "S-D", *["O"] * (WORDS - 2)], *y], "BIOES", "BIOES")
     model = Tagger(vectors or WordVectors.none(50), hidden_size=UNITS, dropout=DROP_OUT,
                    input_dropout=DROP_IN, char_filters=0, crf=False, dtype=dtype)  # fmt: skip
-    config = model._config([words], [["S-C", "S-D"]], "BIOES")
-    fitted = FittedTagger(config, model._vectors(), backend)
-    number = {tag: i for i, tag in enumerate(fitted.tags)}
-    return fitted, fitted.lexicon.encode(X), np.array([number[t] for ts in y for t in ts])
+    fitted = FittedTagger(model._config(corpus), model._vectors(), backend)
+    fitted.lexicon.encode([words])
+    tokens, tags = corpus.tokens, corpus.tags[WORDS:]
+    return fitted, Tokens.of(tokens.ids[WORDS:], tokens.lengths[1:]), tags
 
 
 def _check(model, tokens, tags):

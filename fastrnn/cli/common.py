@@ -1,6 +1,7 @@
 """What all commands share."""
 
 import contextlib
+import os
 import sys
 import time
 import traceback
@@ -75,14 +76,35 @@ def _ending(group: "Group | None") -> Iterator[None]:
     group.comm.Abort(1)
 
 
+# What the launchers of MPICH and Intel MPI, Open MPI, and Slurm's PMIx set.
+_LAUNCHED = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK"
+
+
+def _communicator() -> Any:
+    """That of all processes which ``mpiexec`` started, else None."""
+    if not any(name in os.environ for name in _LAUNCHED):
+        return None
+    # NumPy's products only initialise weights; with threads, its processes take each other's CPUs.
+    for name in "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS":
+        os.environ.setdefault(name, "1")
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # a RuntimeError: there is no MPI library
+        from fastrnn.extras import needs
+
+        raise ImportError(needs(f"mpiexec needs mpi4py: {error}", "mpi")) from None
+    return MPI.COMM_WORLD
+
+
 @contextlib.contextmanager
 def processes() -> Iterator["Group"]:
     """The processes of a command that ``mpiexec`` started; see `clear_errors`."""
     with clear_errors():
-        from fastrnn.distributed.group import Group, launched, share_cpus
+        comm = _communicator()  # before NumPy is imported
+        from fastrnn.distributed.group import Group, share_cpus
 
-        group = Group(comm=launched())
-        share_cpus(group.comm)
+        group = Group(comm=comm)
+        share_cpus(comm)
     with clear_errors(group):
         yield group
 

@@ -16,6 +16,8 @@ from .common import (
     Shards,
     Threads,
     app,
+    clear_errors,
+    data_app,
     group_of,
     numbers,
     open_run,
@@ -74,11 +76,40 @@ def read_tagged(path, token_column: int, tag_column: int, feature_columns: str =
     return [s.tokens for s in sentences], [s.tags for s in sentences]
 
 
+@data_app.command("encode-sentences")
+def encode(
+    files: Annotated[list[Path], typer.Argument(help="Tagged sentences: CoNLL columns or .jsonl.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    scheme: Annotated[str, typer.Option(help="Tags of the network: BIOES or IOB2.")] = "BIOES",
+    token_column: TokenColumn = 0,
+    tag_column: TagColumn = -1,
+    feature_columns: FeatureColumns = "",
+) -> None:
+    """Write sentences as indices, for `fastrnn train tagger --train FOLDER`: they may be larger
+    than memory."""
+    with clear_errors():
+        from fastrnn.data.corpus import encode_sentences, load_sentences
+
+        encode_sentences(
+            files, out, scheme=scheme, token_column=token_column, tag_column=tag_column,
+            feature_columns=numbers("--feature-columns", feature_columns),
+        )  # fmt: skip
+        corpus = load_sentences(out)
+        typer.echo(
+            f"{len(corpus.tokens.lengths):,} sentences, {len(corpus.tags):,} tokens, "
+            f"{len(corpus.distinct):,} of them different: {out}"
+        )
+
+
 @train_app.command("tagger")
 def train_tagger(
     context: typer.Context,
     train: Annotated[
-        Path | None, typer.Option(help="Tagged sentences: CoNLL columns or .jsonl.")
+        Path | None,
+        typer.Option(
+            help="Tagged sentences: CoNLL columns, .jsonl, or the folder of "
+            "`fastrnn data encode-sentences`."
+        ),
     ] = None,
     dev: Annotated[Path | None, typer.Option(help="For choosing the best epoch by F1.")] = None,
     test: Annotated[Path | None, typer.Option(help="Scored at the end.")] = None,
@@ -143,6 +174,7 @@ def train_tagger(
     with processes() as job:
         from tqdm import tqdm
 
+        from fastrnn.data.corpus import load_sentences
         from fastrnn.metrics import report
         from fastrnn.models import Tagger
         from fastrnn.models.fitted import BEFORE
@@ -156,11 +188,18 @@ def train_tagger(
         for name in ("train", "dev", "test"):
             options[name] = options[name] and str(options[name])
         columns = o["token_column"], o["tag_column"], o["feature_columns"]
-        X, y = read_tagged(o["train"], *columns)
+        if Path(o["train"]).is_dir():
+            corpus = load_sentences(o["train"])
+            known: tuple = (corpus.checksum,)
+            train_on: tuple = (corpus,)
+            count, tokens = len(corpus.tokens.lengths), len(corpus.tags)
+        else:
+            train_on = known = read_tagged(o["train"], *columns)
+            count, tokens = len(train_on[0]), sum(map(len, train_on[0]))
         held_out = None if o["dev"] is None else read_tagged(o["dev"], *columns)
         last = None if o["test"] is None else read_tagged(o["test"], *columns)
         # Compared when the run is resumed: files of the same names could hold other sentences.
-        options["checksum"] = zlib.crc32(repr((X, y, held_out)).encode("utf-8", "surrogatepass"))
+        options["checksum"] = zlib.crc32(repr((*known, held_out)).encode("utf-8", "surrogatepass"))
         model = Tagger(
             hidden_size=o["hidden"], num_layers=o["layers"], char_hidden=o["chars"],
             max_norm=o["clip"] or None, batch_size=o["batch"], max_tokens=o["max_tokens"] or None,
@@ -175,8 +214,8 @@ def train_tagger(
         group.share(lambda: open_run(out, resume, options, free))
         if o["include_vectors"] and not model._vectors().can_be_saved:
             raise ValueError(f"--include-vectors cannot copy the n-grams of {o['vectors']}")
-        say(f"{len(X):,} sentences, {sum(map(len, X)):,} tokens, {workers(group)}")
-        model.fit(X, y, dev=held_out, run=out, resume=resume, report=tqdm.write, group=group)
+        say(f"{count:,} sentences, {tokens:,} tokens, {workers(group)}")
+        model.fit(*train_on, dev=held_out, run=out, resume=resume, report=tqdm.write, group=group)
         if o["include_vectors"]:
             group.share(lambda: model.fitted_.save_config(out, include_vectors=True))
         trainer = model.trainer_

@@ -166,7 +166,7 @@ def make_batch(lexicon: Lexicon, tokens: Tokens, chosen: np.ndarray, tags=None) 
     lengths = tokens.lengths[chosen]
     packed = PackedBatch(int(lengths.max(initial=0)), len(chosen), lengths)
     positions = packed.flat_indices(tokens.starts[chosen])
-    ids = tokens.ids[positions]
+    ids = tokens.ids[positions].astype(np.int64, copy=False)  # on disk they are smaller
     spelling = None
     if lexicon.characters is not None:
         distinct, which = np.unique(ids, return_inverse=True)
@@ -174,7 +174,7 @@ def make_batch(lexicon: Lexicon, tokens: Tokens, chosen: np.ndarray, tags=None) 
         words = PackedBatch(int(flat.lengths.max(initial=0)), len(distinct), flat.lengths)
         spelling = Spelling(words, flat.ids[words.flat_indices(flat.starts)], which)
     inputs, trained = gather_rows(lexicon.table, ids), lexicon.words[ids]
-    right = None if tags is None else tags[positions]
+    right = None if tags is None else tags[positions].astype(np.int64, copy=False)
     return Batch(packed, positions, inputs, trained, right, spelling)
 
 

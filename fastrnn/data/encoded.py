@@ -88,7 +88,7 @@ class EncodedText(Units):
             self.vocabulary = vocabulary_of(config)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error!r}") from error
-        self._files = [_mapped(_name(folder, n), count) for n, count in enumerate(counts)]
+        self._files = [mapped(_name(folder, n), count) for n, count in enumerate(counts)]
         self._ends = np.cumsum(counts)
 
     def __len__(self) -> int:
@@ -157,7 +157,7 @@ def _name(folder: Path, number: int) -> Path:
     return folder / f"ids-{number:05}.npy"
 
 
-def _mapped(path: Path, count: int) -> np.ndarray:
+def mapped(path: Path, count: int) -> np.ndarray:
     """The indices in a file of which so many are expected, mapped into memory."""
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")

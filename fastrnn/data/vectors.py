@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from importlib.util import find_spec
-from itertools import chain
 from os import PathLike
 from pathlib import Path
 
@@ -176,9 +175,9 @@ class WordVectors:
         text = "".join(f"{word}\n" for word in words)
         write_bytes(folder / "words.txt", text.encode())
 
-    def count_unknown(self, sentences: Sequence[Sequence[str]]) -> tuple[int, int, int, int]:
-        """How many distinct words of sentences the table lacks, of how many; tokens likewise."""
-        counts = Counter(chain.from_iterable(sentences))
+    def count_unknown(self, counts: Counter[str]) -> tuple[int, int, int, int]:
+        """How many words, of which these are the counts, the table lacks, of how many; tokens
+        likewise."""
         unknown = [n for word, n in counts.items() if self.row(word) < 0]
         return len(unknown), len(counts), sum(unknown), counts.total()
 

@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fastrnn import checks
-from fastrnn.extras import needs
 from fastrnn.runtime.threads import cpus, set_num_threads
 
 T = TypeVar("T")
@@ -147,27 +146,6 @@ class Group:
 
             self.comm.Allreduce(MPI.IN_PLACE, values)
         return values
-
-
-# What the launchers of MPICH and Intel MPI, Open MPI, and Slurm's PMIx set.
-_LAUNCHED = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK"
-
-
-def launched() -> Any:
-    """``MPI.COMM_WORLD`` in a process that ``mpiexec`` started, else None.
-
-    Raises
-    ------
-    ImportError
-        mpi4py is not installed.
-    """
-    if not any(name in os.environ for name in _LAUNCHED):
-        return None
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:  # a RuntimeError: there is no MPI library
-        raise ImportError(needs(f"mpiexec needs mpi4py: {error}", "mpi")) from None
-    return MPI.COMM_WORLD
 
 
 def share_cpus(comm: Any) -> None:

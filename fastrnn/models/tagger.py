@@ -4,7 +4,6 @@ import json
 import math
 import tempfile
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ import numpy as np
 from fastrnn import checks
 from fastrnn.checkpoint import only_one
 from fastrnn.data.batches import SentenceBatches, word_of
+from fastrnn.data.corpus import Corpus, scheme_written
 from fastrnn.data.sentences import checked_sentences, checked_tags, named_tags
 from fastrnn.data.tags import all_tags, check_scheme, read_entities, split_tag, write_tags
 from fastrnn.data.text import Vocabulary
@@ -40,6 +40,16 @@ SCHEDULES = ("constant", "cosine")
 def _features(token: str | tuple[str, ...]) -> int:
     """How many features a token has."""
     return 0 if isinstance(token, str) else len(token) - 1
+
+
+def _unknown(vectors: WordVectors, corpus: Corpus) -> str:
+    """A line about the words that have no vector."""
+    counts: Counter[str] = Counter()
+    of_tokens = corpus.counts(corpus.tokens.ids, len(corpus.distinct)).tolist()
+    for token, n in zip(corpus.distinct, of_tokens, strict=True):
+        counts[word_of(token)] += n
+    unknown, words, lacking, tokens = vectors.count_unknown(counts)
+    return f"{unknown:,} of {words:,} words have no vector, {lacking / tokens:.1%} of tokens"
 
 
 def _f1(fitted: FittedTagger, group: Group, X: Sentences, y: Sequence[Sequence[str]]) -> float:
@@ -192,8 +202,8 @@ class Tagger(Estimator, Predictor):
 
     def fit(
         self,
-        X: Sentences,
-        y: Tags,
+        X: Sentences | Corpus,
+        y: Tags | None = None,
         *,
         dev: tuple[Sentences, Tags] | None = None,
         run: FilePath | None = None,
@@ -206,11 +216,12 @@ class Tagger(Estimator, Predictor):
 
         Parameters
         ----------
-        X : sequence of sequence of str
+        X : sequence of sequence of str, or Corpus
             The tokens of each sentence. A token may also be a tuple of a word and the values of
-            further features, such as its part of speech; all tokens then have as many.
+            further features, such as its part of speech; all tokens then have as many. Tagged
+            sentences that are larger than memory: `fastrnn.data.corpus.load_sentences`.
         y : sequence of sequence of str or int
-            Their tags, in any scheme; integers are positions in ``tag_names``.
+            Their tags, in any scheme; integers are positions in ``tag_names``. None for a `Corpus`.
         dev : (X, y), optional
             Sentences to measure F1 on after each epoch.
         run : path, optional
@@ -244,34 +255,20 @@ class Tagger(Estimator, Predictor):
             raise ValueError("resume needs the folder of a run")
         if self.patience and dev is None:
             raise ValueError("patience needs dev, sentences to measure F1 on")
-        X, raw = checked_sentences("X", X), named_tags("y", y, self.tag_names)
-        y = checked_tags("y", X, raw, self.scheme)
-        writes = "BIOES" if any(t[0] in "ESLU" for ts in raw for t in ts) else "IOB2"
+        corpus = self._corpus(X, y)
         if dev is not None:
             if not isinstance(dev, (tuple, list)) or len(dev) != 2:
                 raise ValueError("dev must be a pair (X, y)")
-            features = next((_features(x[0]) for x in X if len(x)), None)
-            held_out = checked_sentences("dev[0]", dev[0], features)
+            held_out = checked_sentences("dev[0]", dev[0], _features(corpus.distinct[0]))
             named = named_tags("dev[1]", dev[1], self.tag_names)
-            dev = held_out, checked_tags("dev[1]", held_out, named, writes)
-        pairs = [(x, t) for x, t in zip(X, y, strict=True) if len(x)]
-        if not pairs:
-            raise ValueError("X has no tokens")
-        if self.max_len is not None:
-            pairs = self._cut(pairs, self.max_len)
-        X, y = [x for x, _ in pairs], [t for _, t in pairs]
+            dev = held_out, checked_tags("dev[1]", held_out, named, corpus.writes)
 
-        fitted = FittedTagger(self._config(X, y, writes), self._vectors(), self.backend)
+        fitted = FittedTagger(self._config(corpus), self._vectors(), self.backend)
         if report is not None and len(fitted.vectors) and group.lead:
-            plain = [list(map(word_of, x)) for x in X]
-            unknown, words, lacking, tokens = fitted.vectors.count_unknown(plain)
-            report(
-                f"{unknown:,} of {words:,} words have no vector, {lacking / tokens:.1%} of tokens"
-            )
-        number = {tag: i for i, tag in enumerate(fitted.tags)}
-        tags = np.array([number[t] for ts in y for t in ts])
+            report(_unknown(fitted.vectors, corpus))
+        fitted.lexicon.encode([corpus.distinct])  # gives them the corpus's indices
         data = SentenceBatches(
-            fitted.lexicon, fitted.lexicon.encode(X), tags,
+            fitted.lexicon, corpus.tokens, corpus.tags,
             batch_size=self.batch_size, max_tokens=self.max_tokens, seed=self.seed,
         )  # fmt: skip
 
@@ -294,6 +291,24 @@ class Tagger(Estimator, Predictor):
             lines = group.share(lambda: trainer.history.read_text(encoding="utf-8")).splitlines()
             self.history_ = [json.loads(line) for line in lines]
         return self
+
+    def _corpus(self, X: Sentences | Corpus, y: Tags | None) -> Corpus:
+        """The training data, checked."""
+        if isinstance(X, Corpus):
+            if y is not None or self.max_len is not None:
+                raise ValueError("y and max_len must be None for a Corpus, which has tags")
+            if X.names != all_tags({split_tag(tag)[1] for tag in X.names} - {""}, self.scheme):
+                raise ValueError(f"X must be encoded with the scheme {self.scheme}")
+            return X
+        X, raw = checked_sentences("X", X), named_tags("y", y, self.tag_names)
+        y = checked_tags("y", X, raw, self.scheme)
+        pairs = [(x, t) for x, t in zip(X, y, strict=True) if len(x)]
+        if not pairs:
+            raise ValueError("X has no tokens")
+        if self.max_len is not None:
+            pairs = self._cut(pairs, self.max_len)
+        writes = scheme_written(tag for tags in raw for tag in tags)
+        return Corpus.of([x for x, _ in pairs], [t for _, t in pairs], self.scheme, writes)
 
     def _check_params(self) -> None:
         """Check what would otherwise fail late, or under another name."""
@@ -355,16 +370,14 @@ class Tagger(Estimator, Predictor):
                 named = ", ".join(sorted(others - {*free}))
                 raise ValueError(f"{run} holds another run: {named} differ")
 
-    def _config(self, X, y, writes: str) -> dict:
+    def _config(self, corpus: Corpus) -> dict:
         """The config of `FittedTagger`, with a checksum of the training data."""
         vectors = self._vectors()
-        plain = [word_of(token) for x in X for token in x]
+        plain = list(map(word_of, corpus.distinct))
         words = sorted({str(vectors.key(w)) for w in plain}) if self.fine_tune else []
-        types = sorted({split_tag(t)[1] for ts in y for t in ts} - {""})
         text = "".join(plain) if self.char_hidden or self.char_filters else ""
-        tags = all_tags(types, self.scheme)
         rows = zip(
-            *(token[1:] for x in X for token in x if not isinstance(token, str)), strict=True
+            *(token[1:] for token in corpus.distinct if not isinstance(token, str)), strict=True
         )
         features = [sorted(set(values)) for values in rows]
         source = vectors.source if self.vectors is not None else None
@@ -375,7 +388,7 @@ class Tagger(Estimator, Predictor):
             for name, value in self.get_params().items()
         }
         params |= {"vectors": source or None, "dtype": np.dtype(self.dtype).name}
-        weights = self._class_weights(tags, y)
+        weights = self._class_weights(corpus)
         if isinstance(self.class_weight, Mapping):
             params["class_weight"] = {str(k): float(v) for k, v in self.class_weight.items()}
         if self.tag_names is not None:
@@ -383,14 +396,14 @@ class Tagger(Estimator, Predictor):
         return {
             "model": "Tagger",
             "params": params,
-            "tags": tags,
+            "tags": corpus.names,
             "words": words,
             "symbols": "".join(Vocabulary.of(text, min_count=1).symbols) if text else "",
             "features": features,
             "class_weights": weights,
-            "writes": writes,
+            "writes": corpus.writes,
             "vectors": vectors.facts(),
-            "data": zlib.crc32(repr((X, y)).encode("utf-8", "surrogatepass")),
+            "data": corpus.checksum,
         }
 
     def _schedule(self, steps: int) -> Constant:
@@ -399,19 +412,19 @@ class Tagger(Estimator, Predictor):
             return Constant()
         return Cosine(steps, warmup=int(self.warmup_ratio * steps))
 
-    def _class_weights(self, tags: list[str], y) -> list[float] | None:
-        """The weight of each of ``tags``."""
+    def _class_weights(self, corpus: Corpus) -> list[float] | None:
+        """The weight of each tag."""
         given = self.class_weight
         if given is None:
             return None
         if isinstance(given, str):
             checks.choice("class_weight", given, ("balanced",))
-            counts = Counter(tag for ts in y for tag in ts)
-            share = counts.total() / len(counts)
-            return [share / counts[tag] if tag in counts else 1.0 for tag in tags]
+            counts = corpus.counts(corpus.tags, len(corpus.names)).tolist()
+            share = sum(counts) / sum(n > 0 for n in counts)
+            return [share / n if n else 1.0 for n in counts]
         if not isinstance(given, Mapping):
             raise TypeError(f"class_weight must be a mapping, got {type(given).__name__}")
-        types = [split_tag(tag)[1] or "O" for tag in tags]
+        types = [split_tag(tag)[1] or "O" for tag in corpus.names]
         for name in given:
             checks.choice("class_weight", name, dict.fromkeys(types))
         return [
@@ -425,7 +438,7 @@ class Tagger(Estimator, Predictor):
             warnings.warn(
                 f"{longer:,} of {len(pairs):,} sentences are longer than max_len={limit}: "
                 f"{lost:,} tokens are not trained on",
-                stacklevel=3,
+                stacklevel=4,
             )
 
         def cut(tags):  # an entity that is cut ends there

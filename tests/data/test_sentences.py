@@ -2,6 +2,7 @@
 
 import gzip
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -230,7 +231,7 @@ def test_vectors_are_saved(tmp_path):
 
 def test_unknown_words_are_counted():
     vectors = WordVectors(WORDS, TABLE)
-    assert vectors.count_unknown([["a", "A", "x"], [], ["x", "ü"]]) == (1, 4, 2, 5)
+    assert vectors.count_unknown(Counter(["a", "A", "x", "x", "ü"])) == (1, 4, 2, 5)
 
 
 @pytest.mark.parametrize("text, message", [

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import fastrnn
 from fastrnn import optim
+from fastrnn.data.corpus import encode_sentences, load_sentences
 from fastrnn.data.encoded import EncodedText, encode_text
 from fastrnn.data.sentences import read_sentences
 from fastrnn.data.text import TextStream, Vocabulary
@@ -61,6 +62,11 @@ def lstm_backward(**arguments):
 def encoded(**arguments):
     with tempfile.TemporaryDirectory() as folder:
         encode_text(**arguments, folder=folder)
+
+
+def sentences(**arguments):
+    with tempfile.TemporaryDirectory() as folder:
+        encode_sentences(**arguments, folder=folder)
 
 
 def step(kind):
@@ -128,6 +134,7 @@ CONLL.write_text("Ann\tB-PER\n")
 MODEL.save(FOLDER / "lm")
 TAGGER.save(FOLDER / "tagger")
 encode_text(["abc"], VOCABULARY, FOLDER / "encoded")
+encode_sentences([CONLL], FOLDER / "sentences")
 (FOLDER / "history.jsonl").write_text('{"step": 1, "seconds": 1, "loss": 2, "smoothed": 2}\n')
 STATE_NAMES = {"state": ("h_0", "c_0", "h", "c"), "dstate": ("dh_n", "dc_n")}
 # An error about two arguments that do not fit may name the other one.
@@ -224,6 +231,10 @@ TARGETS = {
                           {"folder": ("no such file",)}),
     "encode_text": Target(encoded, dict(parts=["abc"], vocabulary=VOCABULARY), {
         "parts": ("text",)}),
+    "encode_sentences": Target(sentences, dict(paths=[CONLL], scheme="IOB2", token_column=0), {
+        "paths": ("path", "no such file"), "token_column": ("column", "columns")}),
+    "load_sentences": Target(load_sentences, dict(folder=FOLDER / "sentences"),
+                             {"folder": ("no such file",)}),
     "load_once": Target(load_once, dict(folder=str(FOLDER / "lm"), threads=1), {
         "folder": ("no such file",), "threads": ("n must",)}),
     "TextStream": Target(TextStream, dict(ids=np.arange(9), batch=2, bptt=2, variable=True,
