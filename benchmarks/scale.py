@@ -7,11 +7,12 @@ fits a model of the cost and writes docs/scale.json and the tables of docs/scale
 
 A step of P processes with S shards and n parameters takes
 
-    S / P * compute  +  move * n * (3 + 2 / P) +  2 * (P - 1) * (latency + bytes / (P * bandwidth))
+    S / P * alone  +  move * n * passes  +  2 * (P - 1) * (latency + 4 n / (P * bandwidth))
 
-with bytes = 4 n: the products, the passes over memory of the sums, the update and the copies, and
-an all-to-all and an all-gather whose messages go out one after the other (Hockney's alpha-beta
-model). `compute` and `move` are fitted to one process, latency and bandwidth to exchanges alone.
+where passes = S / P + 2 + 2 (P - 1) / P: a shard in a process alone, the passes over memory for
+sums and copies, and an all-to-all and an all-gather whose messages go out one after the other
+(Hockney's alpha-beta model). `move` is fitted to one process of 4 shards, latency and bandwidth to
+exchanges alone.
 """
 
 import argparse
@@ -51,10 +52,20 @@ MODELS = {
 }
 SIZES = [1 << k for k in range(10, 25, 2)]  # numbers of an exchange
 NETWORKS = {  # latency of a message in seconds, bytes per second: what vendors state
-    "10 Gb/s Ethernet": (30e-6, 1.25e9),
-    "100 Gb/s InfiniBand": (2e-6, 12.5e9),
+    "10 Gb/s Ethernet": {"latency": 30e-6, "bandwidth": 1.25e9},
+    "100 Gb/s InfiniBand": {"latency": 2e-6, "bandwidth": 12.5e9},
 }
 NODES = (8, 32, 128, 512, 1024)
+RUNS = {  # processes, shards (0: each process alone with a whole batch), threads of a process
+    "one process alone": (1, 0, 1),
+    "two processes alone": (2, 0, 1),
+    "a node alone": (1, 0, 2),
+    "1 process": (1, 4, 1),
+    "2 processes": (2, 4, 1),
+    "4 processes": (4, 4, 1),
+    "2 threads": (1, 2, 2),
+    "2 processes of 1 thread": (2, 2, 1),
+}
 ROUNDS = {"medium": 3, "large": 1}
 
 
@@ -99,11 +110,11 @@ def step_times(comm, name: str, shards: int, steps: int) -> dict:
     model = LanguageModel(
         vocabulary, embedding_dim=units, hidden_size=units, num_layers=layers, dropout=0.5, seed=0
     )
-    ids = np.random.default_rng(0).integers(0, words, shards * streams * bptt * (steps + 3))
-    data = TextStream(ids, shards * streams, bptt)
-    optimizer = fastrnn.SGD(1.0)
+    batch = max(1, shards) * streams
+    ids = np.random.default_rng(0).integers(0, words, batch * bptt * (steps + 3))
+    data, optimizer = TextStream(ids, batch, bptt), fastrnn.SGD(1.0)
     trained = Steps(model, optimizer, data)
-    if shards > 1:
+    if shards:
         trained = ShardedSteps(model, optimizer, data, Group(shards, comm))
     times, sent = [], 0
     for k, batch in enumerate(islice(trained.batches(0, 0), steps + 1)):
@@ -132,19 +143,11 @@ def worker(arguments: list[str]) -> None:
 
 def measure(steps: int) -> dict:
     """All timings of this machine, in turns."""
-    runs = {  # processes, shards, threads of a process
-        "one process, one shard": (1, 1, 1),
-        "one process, 4 shards": (1, 4, 1),
-        "2 processes, 4 shards": (2, 4, 1),
-        "4 processes, 4 shards": (4, 4, 1),
-        "one process of 2 threads": (1, 2, 2),
-        "2 processes of 1 thread": (2, 2, 1),
-    }
     out: dict = {"exchange": {str(p): launched(p, "exchange") for p in (2, 4)}}
     for name in MODELS:
-        found: dict = {run: {"seconds": []} for run in runs}
+        found: dict = {run: {"seconds": []} for run in RUNS}
         for _ in range(ROUNDS[name]):
-            for run, (processes, shards, threads) in runs.items():
+            for run, (processes, shards, threads) in RUNS.items():
                 facts = launched(processes, name, str(shards), str(steps), threads=threads)
                 found[run]["seconds"] += facts.pop("seconds")
                 found[run] |= facts
@@ -157,97 +160,93 @@ def measure(steps: int) -> dict:
 def exchange_cost(n: float, processes: int, latency: float, bandwidth: float) -> float:
     """Seconds of an all-to-all and an all-gather of n numbers, padded to whole blocks."""
     row = processes * BLOCK
-    padded = -(-n // row) * row
-    return 2 * (processes - 1) * (latency + 4 * padded / processes / bandwidth)
+    share = -(-n // row) * BLOCK
+    return 2 * (processes - 1) * (latency + 4 * share / bandwidth)
 
 
-def moved(n: float, processes: int) -> float:
-    """Numbers that pass through memory in a step, apart from the products."""
-    return n * (3 + 2 / processes)
+def passes(processes: int, shards: int) -> float:
+    """How often a process goes over all parameters in a step, beside what it does alone: the
+    gradient of each shard is scaled and added, those of others are added, weights are copied."""
+    return shards / processes + 2 + 2 * (processes - 1) / processes
 
 
 def fit(measured: dict) -> dict:
-    """Latency and bandwidth of two processes here, by least squares of relative errors."""
-    times = measured["exchange"]["2"]
-    sizes = np.array(list(map(int, times)))
-    seconds = np.array(list(times.values()))
-    columns = np.stack([np.full(len(sizes), 2.0), 2 * 4 * sizes / 2], axis=1)
-    latency, per_byte = np.linalg.lstsq(columns / seconds[:, None], np.ones(len(sizes)))[0]
-    out = {"latency": latency, "bandwidth": 1 / per_byte}
-    for name in MODELS:
-        one, four = (
-            measured[name][run]["seconds"]
-            for run in ("one process, one shard", "one process, 4 shards")
+    """Latency and bandwidth between processes here, by least squares of relative errors, and the
+    cost of a shard."""
+    out = {}
+    for processes, times in measured["exchange"].items():
+        messages = 2 * (int(processes) - 1)
+        sizes, seconds = np.array(list(map(int, times))), np.array(list(times.values()))
+        columns = np.stack(
+            [np.full(len(sizes), messages), messages * 4 * sizes / int(processes)], axis=1
         )
-        n = measured[name]["one process, one shard"]["n"]
-        # One shard: compute and an update. Four: four times as much, and the sums.
-        move = max(0.0, (four - 4 * one) / moved(n, 1))
-        out[name] = {"n": n, "compute": one, "move": move}
+        fitted = np.linalg.lstsq(columns / seconds[:, None], np.ones(len(sizes)))[0]
+        out[processes] = {"latency": fitted[0], "bandwidth": 1 / fitted[1]}
+    for name in MODELS:
+        times = {run: facts["seconds"] for run, facts in measured[name].items()}
+        n = measured[name]["1 process"]["n"]
+        alone = times["one process alone"]
+        out[name] = {
+            "n": n, "1": alone, "2": times["two processes alone"],
+            "4": 2 * times["two processes alone"],  # on two CPUs
+            "node": times["a node alone"],
+            "move": max(0.0, times["1 process"] - 4 * alone) / n / passes(1, 4),
+        }  # fmt: skip
     return out
 
 
-def predicted(fitted: dict, name: str, processes: int, shards: int, network=None) -> float:
-    """Seconds of a step; a network is (latency, bandwidth), by default that of this machine."""
-    latency, bandwidth = network or (fitted["latency"], fitted["bandwidth"])
-    n, compute, move = (fitted[name][key] for key in ("n", "compute", "move"))
+def predicted(fitted: dict, processes: int, shards: int, alone: float, link: dict) -> float:
+    """Seconds of a step in which each process computes a shard in ``alone`` seconds."""
     return (
-        shards / processes * compute
-        + move * moved(n, processes)
-        + exchange_cost(n, processes, latency, bandwidth)
+        shards / processes * alone
+        + fitted["move"] * fitted["n"] * passes(processes, shards)
+        + exchange_cost(fitted["n"], processes, **link)
     )
 
 
 def measured_table(facts: dict) -> str:
+    none = {"latency": 0.0, "bandwidth": 1.0}
     lines = [
-        "| model | parameters | processes | measured | predicted | bytes sent, of a ring's |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| model | processes | measured | predicted | bytes sent, of a ring's |",
+        "|---|--:|--:|--:|--:|",
     ]
     for name, (label, *_) in MODELS.items():
-        for processes, run in (
-            (1, "one process, 4 shards"),
-            (2, "2 processes, 4 shards"),
-            (4, "4 processes, 4 shards"),
-        ):
-            found, fitted = facts["measured"][name][run], facts["fitted"]
-            cores = min(processes, 2)
-            guess = predicted(fitted, name, processes, 4) + (
-                (4 / cores - 4 / processes) * fitted[name]["compute"]  # on two cores
-            )
-            ring = 2 * (processes - 1) / processes * 4 * found["n"]
+        fitted = facts["fitted"][name]
+        for count in 1, 2, 4:
+            found = facts["measured"][name][f"{count} process{'es' * (count > 1)}"]
+            link = facts["fitted"].get(str(count), none)
+            guess = predicted(fitted, count, 4, fitted[str(count)], link)
+            ring = 2 * (count - 1) / count * 4 * found["n"]
             share = f"{found['sent'] / ring:.3f}" if ring else ""
             lines.append(
-                f"| {label} | {found['n'] / 1e6:.1f} M | {processes} | "
-                f"{1e3 * found['seconds']:.0f} ms | {1e3 * guess:.0f} ms | {share} |"
+                f"| {label}, {found['n'] / 1e6:.0f} M | {count} | {1e3 * found['seconds']:,.0f} ms "
+                f"| {1e3 * guess:,.0f} ms | {share} |"
             )
-    lines += ["", "| model | one process of 2 threads | 2 processes of 1 thread | speed |"]
+    lines += ["", "| model | 1 process of 2 threads | 2 processes of 1 thread | speed |"]
     lines += ["|---|--:|--:|--:|"]
     for name, (label, *_) in MODELS.items():
-        one, two = (
-            facts["measured"][name][run]["seconds"]
-            for run in ("one process of 2 threads", "2 processes of 1 thread")
-        )
-        lines.append(f"| {label} | {1e3 * one:.0f} ms | {1e3 * two:.0f} ms | {one / two:.2f} |")
-    return "\n".join(lines) + "\n"
+        of = facts["measured"][name]
+        one, two = of["2 threads"]["seconds"], of["2 processes of 1 thread"]["seconds"]
+        lines.append(f"| {label} | {1e3 * one:,.0f} ms | {1e3 * two:,.0f} ms | {one / two:.2f} |")
+    machine = f"{facts['cpu']}, 2 CPUs, {facts['date']}, medians."
+    return f"{machine}\n\n" + "\n".join(lines) + "\n"
 
 
 def predicted_table(facts: dict) -> str:
-    heads = " | ".join(f"{nodes:,}" for nodes in NODES)
-    lines = [f"| model, network, batch | {heads} |", f"|---|{'--:|' * len(NODES)}"]
-    fitted = facts["fitted"]
-    for name, (label, *_) in MODELS.items():
+    lines = [
+        f"| model, network, streams | {' | '.join(f'{nodes:,} nodes' for nodes in NODES)} |",
+        f"|---|{'--:|' * len(NODES)}",
+    ]
+    for name in MODELS:
+        fitted = facts["fitted"][name]
         for network, link in NETWORKS.items():
-            for batch, shards_of in (("20 a node", lambda p: p), ("20,480 in all", lambda p: 1024)):
+            for streams, shards in ("20 a node", None), ("20,480 in all", 1024):
                 shares = []
                 for nodes in NODES:
-                    shards = shards_of(nodes)
-                    ideal = shards / nodes * fitted[name]["compute"] / 2
-                    whole = predicted(fitted, name, nodes, shards, link) - ideal
-                    shares.append(f"{ideal / whole:.0%}")
-                lines.append(
-                    f"| {label.split(',')[1].split(':')[0].strip()}, {network}, {batch} | "
-                    + " | ".join(shares)
-                    + " |"
-                )
+                    count = shards or nodes
+                    whole = predicted(fitted, nodes, count, fitted["node"], link)
+                    shares.append(f"{count / nodes * fitted['node'] / whole:.0%}")
+                lines.append(f"| {name}, {network}, {streams} | {' | '.join(shares)} |")
     return "\n".join(lines) + "\n"
 
 

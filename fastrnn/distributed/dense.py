@@ -52,6 +52,9 @@ class DenseSum:
         if processes > 1:
             self._in = [list(map(np.zeros_like, of_round)) for of_round in self._out]
         self._whole = np.zeros((processes, self.rows, BLOCK), dtype)
+        self._mine = np.empty((self.rows, BLOCK), dtype)
+        self._scratch = np.empty(min(height * self._row, size), dtype)
+        self._lefts: list[np.ndarray] = []  # kept, as new memory costs more than the sums
         self._requests: list[Any] = []
 
     def node(
@@ -71,9 +74,9 @@ class DenseSum:
                 self._send(number, bucket)
             return
         # The sums to the left of the last shard, so that its parts complete those of the node.
-        before, node = [], nodes[number]
+        before, node = list[np.ndarray](), nodes[number]
         while node[1] - node[0] > 1:
-            before.append(self._computed((node[0], middle(node)), shard))
+            before.append(self._computed((node[0], middle(node)), shard, len(before)))
             node = middle(node), node[1]
         waiting = list(range(len(self._buckets)))
 
@@ -85,10 +88,13 @@ class DenseSum:
 
         shard(node[0], done)
 
-    def _computed(self, node: Node, shard) -> np.ndarray:
-        """The sum of a node all of whose shards are computed here."""
+    def _computed(self, node: Node, shard, used: int) -> np.ndarray:
+        """The sum of a node all of whose shards are computed here, while the first ``used`` buffers
+        hold other sums."""
         if node[1] - node[0] == 1:
-            out = np.empty(self.size, self._whole.dtype)
+            if used == len(self._lefts):
+                self._lefts.append(np.empty(self.size, self._whole.dtype))
+            out = self._lefts[used]
 
             def done(gradient, factor, first):
                 if first == 0:
@@ -96,14 +102,15 @@ class DenseSum:
 
             shard(node[0], done)
             return out
-        left = self._computed((node[0], middle(node)), shard)
-        left += self._computed((middle(node), node[1]), shard)
+        left = self._computed((node[0], middle(node)), shard, used)
+        left += self._computed((middle(node), node[1]), shard, used + 1)
         return left
 
     def _fill(self, number: int, bucket: int, gradient, factor: int, before: list) -> None:
         first, last = (row * self._row for row in self._buckets[bucket])
         part = slice(first, min(last, self.size))
-        values = gradient[part] * gradient.dtype.type(factor)
+        values = self._scratch[: part.stop - part.start]
+        np.multiply(gradient[part], factor, out=values, dtype=values.dtype)
         for left in reversed(before):
             np.add(left[part], values, out=values)
         _divide(values, self._out[number][bucket])
@@ -118,11 +125,12 @@ class DenseSum:
             request.Test()
 
     def mine(self) -> np.ndarray:
-        """The blocks of the sum that belong to this process, [rows, BLOCK]."""
+        """The blocks of the sum that belong to this process, [rows, BLOCK], in a buffer that the
+        next call overwrites."""
         for request in self._requests:
             request.Wait()
         self._requests.clear()
-        out = np.empty((self.rows, BLOCK), self._whole.dtype)
+        out = self._mine
         for bucket, (first, last) in enumerate(self._buckets):
             parts = {
                 node: self._in[number][bucket][process]
@@ -134,9 +142,12 @@ class DenseSum:
 
     def own(self, flat: np.ndarray) -> np.ndarray:
         """A copy of the blocks of a vector that belong to this process, [rows, BLOCK]."""
-        out = np.zeros((self.group.size, self.rows, BLOCK), flat.dtype)
-        _divide(flat, out)
-        return out[self.group.rank]
+        rank, full = self.group.rank, self.size // self._row
+        out = np.zeros((self.rows, BLOCK), flat.dtype)
+        out[:full] = flat[: full * self._row].reshape(full, self.group.size, BLOCK)[:, rank]
+        rest = flat[full * self._row + rank * BLOCK :][:BLOCK]
+        out[full:, : len(rest)] = rest
+        return out
 
     def whole(self, own: np.ndarray, flat: np.ndarray) -> np.ndarray:
         """Write the vector whose blocks the processes have into ``flat``."""
