@@ -234,17 +234,19 @@ class Gradient:
     Parameters
     ----------
     parameters : Parameters
-    flat : array [parameters.size]
-        Where the gradient is written.
+    empty : callable
+        Makes an array where the gradient is computed, as a backend's ``empty``.
 
     Attributes
     ----------
+    flat : array [parameters.size]
+        Where the gradient is written.
     listener : callable or None
         Called with ``first`` when the gradient from position ``first`` to the end is complete.
     """
 
-    def __init__(self, parameters: Parameters, flat: Any):
-        self.flat = flat
+    def __init__(self, parameters: Parameters, empty: Callable):
+        self.flat: Any = empty(parameters.size, parameters.dtype)
         self.listener: Callable[[int], None] | None = None
         self._places = parameters.places()
         self._left: dict[str, tuple[int, tuple[int, ...]]] = {}

@@ -236,7 +236,15 @@ class SentenceBatches:
         return self._count
 
     def part(self, s: int, shards: int) -> "SentenceBatches":
-        """Shard s of the sentences of each batch, see `fastrnn.steps.Data`."""
+        """Shard s of the sentences of each batch, see `fastrnn.steps.Data`.
+
+        Raises
+        ------
+        ValueError
+            There are more shards than sentences in a batch.
+        """
+        if self._budget is None and shards > self._size:
+            raise ValueError(f"shards must be at most the batch_size of {self._size}, got {shards}")
         out = copy(self)
         out._part = slice(s, None, shards)
         return out

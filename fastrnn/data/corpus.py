@@ -87,6 +87,8 @@ def encode_sentences(
     FileNotFoundError, ValueError
         As `read_sentences`; there are no tokens, or the folder holds encoded sentences.
     """
+    if isinstance(paths, str) or not isinstance(paths, Sequence):
+        raise TypeError(f"paths must be a sequence of paths, got {type(paths).__name__}")
     folder = checks.path("folder", folder)
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} holds something already: choose another folder")

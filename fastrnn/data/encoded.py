@@ -14,7 +14,7 @@ from fastrnn import checks
 from fastrnn.checkpoint import load_json, save_json, writing
 from fastrnn.types import Path as FilePath
 
-from .text import Units, decoded
+from .text import Units, decoded, parts_of
 from .vocabularies import AnyVocabulary, vocabulary_of
 
 FORMAT = "fastrnn encoded text"
@@ -139,7 +139,7 @@ def encode_text(parts: Iterable[str], vocabulary: AnyVocabulary, folder: FilePat
         counts.append(len(ids))
         pieces.clear()
 
-    for part in parts:
+    for part in parts_of(parts):
         ids = vocabulary.encode(part).astype(dtype)
         characters, checksum = characters + len(part), zlib.crc32(ids.tobytes(), checksum)
         pieces.append(ids)

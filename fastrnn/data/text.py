@@ -3,9 +3,10 @@
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -121,9 +122,11 @@ def check_text(text) -> None:
 
 def parts_of(text: str | Iterable[str]) -> Iterator[str]:
     """The parts of a text, or the text itself, checked."""
-    if isinstance(text, str | bytes) or not isinstance(text, Iterable):
-        text = [text]
-    for part in text:
+    parts: Iterable[Any] = [text]
+    if not isinstance(text, str | bytes):
+        with suppress(TypeError):
+            parts = iter(text)
+    for part in parts:
         check_text(part)
         yield part
 

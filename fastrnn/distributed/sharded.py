@@ -32,6 +32,9 @@ class ShardedSteps(Steps):
     def __init__(self, model: Model, optimizer: Optimizer, data: Data, group: Group):
         super().__init__(model, optimizer, data)
         checks.has("data", data, "part")
+        self._gradient = getattr(model, "gradient", None)
+        if self._gradient is not None and not isinstance(self._gradient.flat, np.ndarray):
+            raise ValueError("shards need a model on the CPU, with the backend cpu or reference")
         self.group, self.shards, self.lead = group, group.shards, group.lead
         self._mine = group.divided(group.shards)
         parameters = model.parameters
@@ -94,7 +97,7 @@ class ShardedSteps(Steps):
             done(np.zeros(model.parameters.size, model.parameters.dtype), 0, 0)
             return 0.0, 0
         model.carry(self._carried[s])
-        listened = getattr(model, "gradient", None)
+        listened = self._gradient
         if listened is not None:
             listened.listener = lambda first: done(listened.flat, items, first)
         try:
@@ -102,8 +105,6 @@ class ShardedSteps(Steps):
         finally:
             if listened is not None:
                 listened.listener = None
-        if not isinstance(gradient, np.ndarray):
-            raise ValueError("shards need a model on the CPU, with the backend cpu or reference")
         done(gradient, items, 0)
         self._carried[s] = model.carried()
         for name, (_, at, values) in getattr(model, "row_gradients", dict)().items():

@@ -125,18 +125,14 @@ class BiLSTMTagger(UsesBackend):
         self.parameters = parameters.join(layers)
         self.tables = {} if words is None else {"words": np.array(words, dtype)}
         self._row_gradients: dict[str, RowGradient] = {}
-        self.gradient = self._new_gradient()
+        self.gradient = parameters.Gradient(self.parameters, self._kernels.empty)
 
     def __getstate__(self):
         return super().__getstate__() | {"_row_gradients": {}, "gradient": None}
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self.gradient = self._new_gradient()
-
-    def _new_gradient(self) -> parameters.Gradient:
-        flat = self._kernels.empty(self.parameters.size, self.parameters.dtype)
-        return parameters.Gradient(self.parameters, flat)
+        self.gradient = parameters.Gradient(self.parameters, self._kernels.empty)
 
     @property
     def precision(self) -> Precision:

@@ -168,7 +168,7 @@ class LanguageModel(UsesBackend, TextPredictor):
         if self.tied:
             self._set("embedding", "weight", TIED_STD)
         self._join()
-        self.gradient = self._new_gradient()
+        self.gradient = parameters.Gradient(self.parameters, self._kernels.empty)
         self._state: tuple[Any, ...] | None = None
 
     def _set(self, layer: str, name: str, std: float) -> None:
@@ -199,12 +199,8 @@ class LanguageModel(UsesBackend, TextPredictor):
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self.gradient = self._new_gradient()
+        self.gradient = parameters.Gradient(self.parameters, self._kernels.empty)
         self.carry(state["_state"])
-
-    def _new_gradient(self) -> parameters.Gradient:
-        flat = self._kernels.empty(self.parameters.size, self.parameters.dtype)
-        return parameters.Gradient(self.parameters, flat)
 
     @property
     def precision(self) -> Precision:

@@ -3,8 +3,10 @@
 from functools import cache
 from pathlib import Path
 
+from fastrnn import checks
 from fastrnn.checkpoint import load_json
 from fastrnn.runtime.threads import set_num_threads
+from fastrnn.types import Path as FilePath
 
 from .language_model import LanguageModel
 from .tagger import Tagger
@@ -14,8 +16,7 @@ _KINDS: dict[str, type[Tagger] | type[LanguageModel]] = {
 }  # fmt: skip
 
 
-@cache
-def load_once(folder: str, *, threads: int = 1) -> Tagger | LanguageModel:
+def load_once(folder: FilePath, *, threads: int = 1) -> Tagger | LanguageModel:
     """The model in a folder, loaded by the first call in a process.
 
     A pipeline sends functions, not models, to its worker processes; there, each task can ask for
@@ -23,7 +24,7 @@ def load_once(folder: str, *, threads: int = 1) -> Tagger | LanguageModel:
 
     Parameters
     ----------
-    folder : str
+    folder : path
         Written by ``save`` or by a run.
     threads : int, default 1
         Of this process, see `set_num_threads`: pipelines have a worker for each core.
@@ -33,8 +34,13 @@ def load_once(folder: str, *, threads: int = 1) -> Tagger | LanguageModel:
     FileNotFoundError, ValueError
         See `Tagger.load` and `LanguageModel.load`.
     """
+    return _loaded(checks.path("folder", folder), checks.integer("threads", threads))
+
+
+@cache
+def _loaded(folder: Path, threads: int) -> Tagger | LanguageModel:
     set_num_threads(threads)
-    config = load_json(Path(folder) / "config.json")
+    config = load_json(folder / "config.json")
     kind = config.get("model") if isinstance(config, dict) else None
     if kind not in _KINDS:
         raise ValueError(f"{folder}/config.json does not belong to a model, but to {kind!r}")

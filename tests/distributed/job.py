@@ -12,11 +12,12 @@ from mpi4py import MPI
 
 import fastrnn
 from fastrnn.data.text import TextStream, Vocabulary
-from fastrnn.distributed import Group
+from fastrnn.distributed import Group, dense
 from fastrnn.models import LanguageModel, Tagger
 from fastrnn.trainer import Trainer
 
 SHARDS = 4
+dense.LEAST = 1  # so that even a small model is sent in several parts
 rng = np.random.default_rng(0)
 
 

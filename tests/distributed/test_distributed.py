@@ -16,10 +16,12 @@ from fastrnn import Adam
 from fastrnn.checkpoint import load_arrays
 from fastrnn.data.text import TextStream, Vocabulary
 from fastrnn.distributed import Group
+from fastrnn.distributed import dense as dense_module
 from fastrnn.distributed.dense import BLOCK, DenseSum
 from fastrnn.distributed.group import cover, tree_sum
 from fastrnn.distributed.rows import Rows, RowSum, add
-from fastrnn.models import LanguageModel
+from fastrnn.distributed.sharded import ShardedSteps
+from fastrnn.models import LanguageModel, Tagger
 from fastrnn.trainer import Trainer
 from helpers import mpiexec
 
@@ -76,6 +78,26 @@ def test_the_sum_of_one_process_is_the_tree(rng, shards, size):
     mine = dense.mine()
     np.testing.assert_array_equal(dense.whole(mine, np.empty(size, np.float32)), expected)
     np.testing.assert_array_equal(dense.own(expected), mine)
+
+
+def test_the_last_layers_are_sent_while_the_first_are_computed(monkeypatch):
+    """The buckets that are complete go out before the next layer's gradient is there."""
+    monkeypatch.setattr(dense_module, "LEAST", 1)
+    model = LanguageModel(Vocabulary.of(TEXT), embedding_dim=64, hidden_size=64, num_layers=3)
+    data = TextStream(model.vocabulary.encode(TEXT), 4, 10)
+    steps = ShardedSteps(model, Adam(), data, Group(2))
+    sent, left = [], []
+    monkeypatch.setattr(steps._dense, "_send", lambda _, bucket: sent.append(bucket))
+    put = model.gradient.put
+    monkeypatch.setattr(
+        model.gradient, "put", lambda *given: (put(*given), left.append(len(sent)))[0]
+    )
+    steps.step(next(steps.batches(0, 0)), 0.1, None, lambda: False)
+    assert sent == sorted(sent) and len(sent) == dense_module.BUCKETS
+    assert len(left) == 2 * 5  # two shards: the softmax, three layers, the embedding
+    # Nothing of the first shard, which is added to the second; then more with each layer.
+    assert left[:5] == [0] * 5
+    assert 0 <= left[5] < left[6] < left[7] < left[8] <= left[9] < len(sent)
 
 
 def test_rows_are_added_as_in_a_table(rng):
@@ -195,6 +217,21 @@ def test_commands(tmp_path):
     assert fewer.stderr.count("shards must be at least the number of processes, 3; got 2") == 1
 
 
+def test_an_error_in_one_process_ends_all(tmp_path):
+    """The others wait for it, and would for ever."""
+    pytest.importorskip("typer", reason="the extra [cli] is not installed")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from fastrnn.cli.common import processes\n"
+        "with processes() as group:\n"
+        "    if not group.lead:\n"
+        "        raise RuntimeError('only here')\n"
+        "    group.comm.Barrier()\n"
+    )
+    done = subprocess.run(command(2, script), capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and "RuntimeError: only here" in done.stderr
+
+
 # What fits
 
 
@@ -228,6 +265,12 @@ def test_what_does_not_fit_is_refused(tmp_path):
         Trainer(model, Adam(), data, tmp_path, group=2)
     with pytest.raises(ValueError, match="shards must be at most the batch of 8, got 9"):
         Trainer(model, Adam(), data, tmp_path, group=Group(9))
+    with pytest.raises(ValueError, match="shards must be at most the batch_size of 2, got 3"):
+        Tagger(batch_size=2).fit([["a"]] * 4, [["O"]] * 4, group=Group(3))
+    on_device = LanguageModel(Vocabulary.of(TEXT), embedding_dim=8, hidden_size=16)
+    on_device.gradient.flat = object()
+    with pytest.raises(ValueError, match="shards need a model on the CPU"):
+        Trainer(on_device, Adam(), data, tmp_path, group=Group(2))
 
     class Other:
         def __len__(self):

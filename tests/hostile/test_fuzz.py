@@ -236,7 +236,7 @@ TARGETS = {
     "load_sentences": Target(load_sentences, dict(folder=FOLDER / "sentences"),
                              {"folder": ("no such file",)}),
     "load_once": Target(load_once, dict(folder=str(FOLDER / "lm"), threads=1), {
-        "folder": ("no such file",), "threads": ("n must",)}),
+        "folder": ("no such file",)}),
     "TextStream": Target(TextStream, dict(ids=np.arange(9), batch=2, bptt=2, variable=True,
                                           seed=0)),
     "Vocabulary.of": Target(Vocabulary.of, dict(text="abc", min_count=1)),
