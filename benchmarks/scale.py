@@ -11,7 +11,7 @@ A step of P processes with S shards and n parameters takes
 
 where passes = S / P + 2 + 2 (P - 1) / P: a shard in a process alone, the passes over memory for
 sums and copies, and an all-to-all and an all-gather whose messages go out one after the other
-(Hockney's alpha-beta model). `move` is fitted to one process of 4 shards, latency and bandwidth to
+(Hockney's alpha-beta model). `move` is measured alone; latency and bandwidth are fitted to
 exchanges alone.
 """
 
@@ -26,6 +26,7 @@ import tempfile
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from report import put_between
@@ -69,7 +70,7 @@ RUNS = {  # processes, shards (0: each process alone with a whole batch), thread
 ROUNDS = {"medium": 6, "large": 2}
 
 
-def launched(processes: int, *args, threads: int = 1) -> dict:
+def launched(processes: int, *args, threads: int = 1) -> Any:
     """What a worker in this many processes prints."""
     beside = Path(sys.executable).with_name("mpiexec")
     mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
@@ -103,6 +104,17 @@ def exchange_times(comm) -> dict:
     return out
 
 
+def pass_time() -> float:
+    """Seconds a number of adding a large vector to another."""
+    left, right = np.ones(1 << 25, np.float32), np.ones(1 << 25, np.float32)
+    times = []
+    for _ in range(9):
+        started = time.perf_counter()
+        np.add(left, right, out=left)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times) / len(left)
+
+
 def step_times(comm, name: str, shards: int, steps: int) -> dict:
     """Seconds of training steps of a model, and the bytes that a process sends in one."""
     _, words, units, layers, streams, bptt = MODELS[name]
@@ -133,8 +145,11 @@ def worker(arguments: list[str]) -> None:
 
     comm = MPI.COMM_WORLD
     kind, *rest = arguments
+    facts: Any
     if kind == "exchange":
         facts = exchange_times(comm)
+    elif kind == "pass":
+        facts = pass_time()
     else:
         facts = step_times(comm, kind, *map(int, rest))
     if comm.rank == 0:
@@ -144,6 +159,7 @@ def worker(arguments: list[str]) -> None:
 def measure(steps: int) -> dict:
     """All timings of this machine, in turns."""
     out: dict = {"exchange": {str(p): launched(p, "exchange") for p in (2, 4)}}
+    out["pass"] = launched(1, "pass")
     for name in MODELS:
         found: dict = {run: {"seconds": []} for run in RUNS}
         for _ in range(ROUNDS[name]):
@@ -183,12 +199,11 @@ def fit(measured: dict) -> dict:
     for name in MODELS:
         times = {run: min(facts["seconds"]) for run, facts in measured[name].items()}
         n = measured[name]["1 process"]["n"]
-        alone = times["one process alone"]
         out[name] = {
-            "n": n, "1": alone, "2": times["two processes alone"],
+            "n": n, "1": times["one process alone"], "2": times["two processes alone"],
             "4": 2 * times["two processes alone"],  # on two CPUs
             "node": times["a node alone"],
-            "move": max(0.0, times["1 process"] - 4 * alone) / n / passes(1, 4),
+            "move": measured["pass"],
         }  # fmt: skip
     return out
 
