@@ -361,7 +361,7 @@ class Trainer:
 
     def _check_patience(self) -> None:
         if self.patience and self._since_best >= self.patience:
-            self.stopped = "early"
+            self.stopped = self.stopped or "early"
 
     def _diverged(self, what: str) -> Diverged:
         if self._saved_step is None:
