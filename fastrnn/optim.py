@@ -313,10 +313,10 @@ class ASGD(SGD):
     def needs_evaluations(self):
         return self.start is None
 
-    def step(self, parameters, gradient, *, lr=None, max_norm=None, rows=None):
+    def update(self, kernels, w, gradient, rows, scale, lr):
         if rows:
             raise ValueError(f"rows must be empty: ASGD averages no tables, got {', '.join(rows)}")
-        return super().step(parameters, gradient, lr=lr, max_norm=max_norm)
+        super().update(kernels, w, gradient, rows, scale, lr)
 
     def _update(self, kernels, w, g, state, scale, lr, **rows):
         super()._update(kernels, w, g, state, scale, lr)

@@ -283,6 +283,7 @@ class Trainer:
         files.enter_context(only_one(self.run))
         history = open(self.history, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._file = files.enter_context(history)
+        files.callback(vars(self).pop, "_file")
 
     def _save_best(self, notes: dict) -> None:
         if self._steps.lead:

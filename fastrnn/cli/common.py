@@ -76,13 +76,16 @@ def _ending(group: "Group | None") -> Iterator[None]:
     group.comm.Abort(1)
 
 
-# What the launchers of MPICH and Intel MPI, Open MPI, and Slurm's PMIx set.
-_LAUNCHED = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK"
+# What the launchers of MPICH and Intel MPI, of Open MPI, and of Slurm set; PMIx sets no size.
+_SIZES = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"
 
 
 def _communicator() -> Any:
     """That of all processes which ``mpiexec`` started, else None."""
-    if not any(name in os.environ for name in _LAUNCHED):
+    sizes = [os.environ[name] for name in _SIZES if name in os.environ]
+    if not sizes and "PMIX_RANK" in os.environ:
+        sizes = [os.environ.get("SLURM_STEP_NUM_TASKS", "")]
+    if sizes in ([], ["1"]):
         return None
     # NumPy's products only initialise weights; with threads, its processes take each other's CPUs.
     for name in "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS":
@@ -198,6 +201,8 @@ def _open_run(out: Path, resume: bool, options: dict[str, Any], free: tuple[str,
         save_json(path, options)
         return
     before = _options_before(out)
+    if "shards" in options:
+        before.setdefault("shards", 1)
     # A run of an older version lacks the options that came later.
     changed = sorted(
         k for k in options.keys() & before if k not in free and options[k] != before[k]

@@ -309,6 +309,7 @@ def train_lm(
             raise ValueError("--warmup goes with --schedule cosine or decay")
         if not resume:
             options["from_run"] = from_run and str(from_run)
+            options["shards"] = shards  # not those of the other run
         files, other = options["text"], options["valid"]
         whole = read_units(files)
         held_out = None if other is None else read_text(other)[: options["valid_chars"]]

@@ -100,7 +100,13 @@ def encode_sentences(
                     yield sentence
 
     lengths, seen = list[int](), set[str]()
+    features = set[int]()
     for sentence in sentences():
+        features.update(0 if isinstance(t, str) else len(t) - 1 for t in sentence.tokens)
+        if len(features) > 1:
+            raise ValueError(
+                f"paths must have as many features for each token, got {sorted(features)}"
+            )
         lengths.append(len(sentence.tokens))
         seen.update(sentence.tags)
     if not lengths:
@@ -157,5 +163,9 @@ def load_sentences(folder: FilePath) -> Corpus:
     ids, tags = (mapped(folder / name, count) for name in ("tokens.npy", "tags.npy"))
     if lengths.sum() != count:
         raise ValueError(f"{folder / 'lengths.npy'} must have {count} tokens, got {lengths.sum()}")
+    for name, array, size in ("tokens.npy", ids, len(distinct)), ("tags.npy", tags, len(names)):
+        largest = max(int(array[at : at + _AT_ONCE].max()) for at in range(0, count, _AT_ONCE))
+        if largest >= size:
+            raise ValueError(f"{folder / name} must have indices below {size}, got {largest}")
     tokens = Tokens(ids, np.cumsum(lengths) - lengths, lengths)
     return Corpus(distinct, tokens, tags, names, writes, checksum)

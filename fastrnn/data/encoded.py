@@ -89,7 +89,7 @@ class EncodedText(Units):
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error!r}") from error
         self._files = [mapped(_name(folder, n), count) for n, count in enumerate(counts)]
-        self._ends = np.cumsum(counts)
+        self._ends, self._folder = np.cumsum(counts), folder
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -105,6 +105,10 @@ class EncodedText(Units):
             some = self._files[n][at - start : last - start]
             out[at - first : at - first + len(some)] = some
             at += len(some)
+        try:
+            checks.below("ids", "id", out, len(self.vocabulary))
+        except IndexError as error:
+            raise ValueError(f"{self._folder} is damaged: {error}") from None
         return out
 
 

@@ -112,6 +112,16 @@ class Group:
             raise error
         return result
 
+    def check_same(self, what: str, facts: Any) -> None:
+        """Raise a ValueError in all processes if facts that must agree differ."""
+        everyone = [facts] if self.size == 1 else self.comm.allgather(facts)
+        for rank, others in enumerate(everyone):
+            if others != everyone[0]:
+                raise ValueError(
+                    f"{what} must be the same in all processes: process 0 has {everyone[0]}, "
+                    f"process {rank} {others}"
+                )
+
     def map(self, function: Callable[[list[T]], Iterable[U]], items: Sequence[T]) -> list[U]:
         """``list(function(items))``, computed by all processes, for a function that maps each item
         on its own; the result is in every process."""

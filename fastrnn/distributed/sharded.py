@@ -43,6 +43,11 @@ class ShardedSteps(Steps):
         self._parts = {s: data.part(s, group.shards) for s in self._mine}  # type: ignore[attr-defined]
         self._carried: dict[int, dict[str, np.ndarray]] = {s: {} for s in self._mine}
         self._weights_sent = 0
+        shapes = {name: table.shape for name, table in tables_of(model).items()}
+        group.check_same(
+            "the shards, parameters and batches",
+            (group.shards, parameters.size, parameters.dtype.name, shapes, len(data)),
+        )
         if group.size > 1:  # a model without a seed differs between processes
             comm = group.comm
             parameters.writing()[:] = comm.bcast(parameters.flat)

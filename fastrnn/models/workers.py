@@ -2,6 +2,7 @@
 
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from fastrnn import checks
 from fastrnn.checkpoint import load_json
@@ -34,12 +35,17 @@ def load_once(folder: FilePath, *, threads: int = 1) -> Tagger | LanguageModel:
     FileNotFoundError, ValueError
         See `Tagger.load` and `LanguageModel.load`.
     """
-    return _loaded(checks.path("folder", folder), checks.integer("threads", threads))
+    path = checks.path("folder", folder).resolve()
+    set_num_threads(checks.integer("threads", threads))
+    with _loading:
+        return _loaded(path)
+
+
+_loading = Lock()  # of threads that ask at the same time
 
 
 @cache
-def _loaded(folder: Path, threads: int) -> Tagger | LanguageModel:
-    set_num_threads(threads)
+def _loaded(folder: Path) -> Tagger | LanguageModel:
     config = load_json(folder / "config.json")
     kind = config.get("model") if isinstance(config, dict) else None
     if kind not in _KINDS:

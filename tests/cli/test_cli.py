@@ -247,6 +247,23 @@ def test_a_resumed_run_knows_its_options(text, tmp_path):
     assert "train lm needs a text" in fastrnn("train", "lm", code=1)
 
 
+def test_shards_of_runs(text, tmp_path):
+    """One by default; those of a run stay, also of an older run, which did not say so."""
+    out, options = tmp_path / "run", tmp_path / "run" / "options.json"
+    fastrnn("train", "lm", text, "--out", out, "--steps", 2, *SMALL)
+    known = json.loads(options.read_text())
+    assert known.pop("shards") == 1
+    options.write_text(json.dumps(known))
+    said = fastrnn("train", "lm", "--resume", "--out", out, "--steps", 3, "--shards", 2, code=1)
+    assert "--shards was 1" in said
+    fastrnn("train", "lm", "--resume", "--out", out, "--steps", 3)
+    other = tmp_path / "other"
+    fastrnn("train", "lm", text, "--from", out, "--out", other, "--steps", 2, "--shards", 4)
+    assert load_json(other / "options.json")["shards"] == 4
+    fastrnn("train", "lm", text, "--from", other, "--out", tmp_path / "last", "--steps", 1)
+    assert load_json(tmp_path / "last" / "options.json")["shards"] == 1
+
+
 def test_units_scores_and_a_run_from_another(texts, tmp_path):
     run, finer = tmp_path / "words", tmp_path / "finer"
     small = ["--embed", 16, "--hidden", 16, "--batch", 4, "--bptt", 10, "--eval-every", 0]

@@ -66,6 +66,15 @@ def test_what_does_not_fit_is_refused(path, tmp_path):
             tagger.fit(*arguments)
     with pytest.raises(TypeError, match="y must"):
         Tagger().fit(X)
+    tags = np.load(out / "tags.npy")
+    np.save(out / "tags.npy", tags + np.uint16(9))
+    with pytest.raises(ValueError, match=r"tags\.npy must have indices below 5, got"):
+        load_sentences(out)
+    np.save(out / "tags.npy", tags)
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text('{"tokens": [["a", "x"], "b"], "tags": ["O", "O"]}\n')
+    with pytest.raises(ValueError, match="paths must have as many features for each token"):
+        encode_sentences([mixed], tmp_path / "other")
     np.save(out / "lengths.npy", np.ones(15, np.uint32))
     with pytest.raises(ValueError, match=r"lengths\.npy must have 40 tokens, got 15"):
         load_sentences(out)

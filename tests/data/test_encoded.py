@@ -72,6 +72,9 @@ def test_damaged_folders_are_refused_by_name(path, tmp_path):
         ids.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"ids-00000\.npy"):
             EncodedText(out)
+    np.save(ids, np.full(len(TEXT), 200, np.uint8))
+    with pytest.raises(ValueError, match="out is damaged: ids: id 200 at position 0"):
+        EncodedText(out)[:3]
     np.save(ids, np.zeros(7, np.uint8))
     with pytest.raises(ValueError, match=r"ids-00000\.npy must hold \d+ indices"):
         EncodedText(out)

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from fastrnn import Adam
+from fastrnn import ASGD, Adam
 from fastrnn.checkpoint import load_arrays
 from fastrnn.data.text import TextStream, Vocabulary
 from fastrnn.distributed import Group
@@ -261,6 +262,10 @@ def test_what_does_not_fit_is_refused(tmp_path):
         Group("4")
     with pytest.raises(TypeError, match="comm must be an object with"):
         Group(2, comm=3)
+    alike = Group(2)
+    alike.size, alike.comm = 2, SimpleNamespace(allgather=lambda facts: [facts, "others"])
+    with pytest.raises(ValueError, match="the text must be the same in all processes: process 0"):
+        alike.check_same("the text", 7)
     with pytest.raises(TypeError, match="group must be a Group, got int"):
         Trainer(model, Adam(), data, tmp_path, group=2)
     with pytest.raises(ValueError, match="shards must be at most the batch of 8, got 9"):
@@ -281,6 +286,10 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
     with pytest.raises(TypeError, match="part"):
         Trainer(model, Adam(), Other(), tmp_path, group=Group(2))
+    words = Tagger(word_dim=4, hidden_size=4, epochs=1).fit([["a"]] * 4, [["O"]] * 4)
+    network, batches = words.network_, words.trainer_.data
+    with pytest.raises(ValueError, match="rows must be empty: ASGD averages no tables, got words"):
+        Trainer(network, ASGD(start=0), batches, tmp_path / "a", group=Group(2)).train(steps=1)
     Trainer(model, Adam(), data, tmp_path, group=Group(4), progress=False).train(steps=2)
     with pytest.raises(ValueError, match="is of a run in 4 shards, not 2"):
         Trainer(model, Adam(), data, tmp_path, group=Group(2)).resume()
