@@ -16,6 +16,8 @@ def examples(tmp_path_factory):
     folder = tmp_path_factory.mktemp("examples")
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         blocks = re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+        # Dask and Ray are not typed for strict checks.
+        blocks = [code for code in blocks if not re.search("^import (dask|ray)", code, re.M)]
         for number, code in enumerate(blocks if path.stem == "serving" else ["\n".join(blocks)]):
             (folder / f"{path.stem}_{number}.py").write_text(code)
     assert len(list(folder.iterdir())) >= 9

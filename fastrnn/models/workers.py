@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from fastrnn import checks
 from fastrnn.checkpoint import load_json
@@ -17,7 +18,7 @@ _KINDS: dict[str, type[Tagger] | type[LanguageModel]] = {
 }  # fmt: skip
 
 
-def load_once(folder: FilePath, *, threads: int = 1) -> Tagger | LanguageModel:
+def load_once(folder: FilePath, *, threads: int = 1) -> Any:
     """The model in a folder, loaded by the first call in a process.
 
     A pipeline sends functions, not models, to its worker processes; there, each task can ask for
