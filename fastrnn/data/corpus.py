@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from fastrnn import checks
-from fastrnn.checkpoint import load_json, save_json
+from fastrnn.checkpoint import save_json
 from fastrnn.types import Path as FilePath
 
 from .batches import Tokens
-from .encoded import mapped
+from .encoded import mapped, read_config
 from .sentences import Token, read_sentences
 from .tags import all_tags, read_entities, split_tag, write_tags
 
@@ -149,10 +149,7 @@ def load_sentences(folder: FilePath) -> Corpus:
         A file is damaged; the message names it.
     """
     folder = checks.path("folder", folder)
-    path = folder / "config.json"
-    config = load_json(path)
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f"{path} does not belong to encoded sentences")
+    path, config = read_config(folder, FORMAT)
     try:
         distinct = [t if isinstance(t, str) else tuple(t) for t in config["distinct"]]
         names, writes, checksum = config["names"], config["writes"], config["checksum"]

@@ -7,6 +7,7 @@ the smallest unsigned type. They are mapped into memory and read as needed.
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from fastrnn.types import Path as FilePath
 from .text import Units, decoded, parts_of
 from .vocabularies import AnyVocabulary, vocabulary_of
 
-FORMAT = "fastrnn encoded text"
+FORMAT = "a fastrnn encoded text"
 _BLOCK = 1 << 24  # bytes read at a time
 _PER_FILE = 1 << 26  # units in a file, at least, apart from the last
 
@@ -78,10 +79,7 @@ class EncodedText(Units):
 
     def __init__(self, folder: FilePath):
         folder = checks.path("folder", folder)
-        path = folder / "config.json"
-        config = load_json(path)
-        if not isinstance(config, dict) or config.pop("format", None) != FORMAT:
-            raise ValueError(f"{path} does not belong to an encoded text")
+        path, config = read_config(folder, FORMAT)
         try:
             counts = [int(count) for count in config.pop("counts")]
             self.characters, self.checksum = config.pop("characters"), config.pop("checksum")
@@ -159,6 +157,15 @@ def encode_text(parts: Iterable[str], vocabulary: AnyVocabulary, folder: FilePat
 
 def _name(folder: Path, number: int) -> Path:
     return folder / f"ids-{number:05}.npy"
+
+
+def read_config(folder: Path, format: str) -> tuple[Path, dict[str, Any]]:
+    """The path of a folder's ``config.json`` and what it holds, of a folder of this format."""
+    path = folder / "config.json"
+    config = load_json(path)
+    if not isinstance(config, dict) or config.pop("format", None) != format:
+        raise ValueError(f"{path} does not belong to {format}")
+    return path, config
 
 
 def mapped(path: Path, count: int) -> np.ndarray:

@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused(path, tmp_path):
     with pytest.raises(ValueError, match=r"tags\.npy is damaged"):
         load_sentences(out)
     (out / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match="does not belong to encoded sentences"):
+    with pytest.raises(ValueError, match="does not belong to fastrnn encoded sentences"):
         load_sentences(out)
 
 

@@ -81,11 +81,11 @@ def test_damaged_folders_are_refused_by_name(path, tmp_path):
     ids.unlink()
     with pytest.raises(FileNotFoundError, match="ids-00000"):
         EncodedText(out)
-    (out / "config.json").write_text('{"format": "fastrnn encoded text"}')
+    (out / "config.json").write_text('{"format": "a fastrnn encoded text"}')
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
         EncodedText(out)
     (out / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="does not belong to an encoded text"):
+    with pytest.raises(ValueError, match="does not belong to a fastrnn encoded text"):
         EncodedText(out)
 
 
