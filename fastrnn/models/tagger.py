@@ -295,8 +295,8 @@ class Tagger(Estimator, Predictor):
     def _corpus(self, X: Sentences | Corpus, y: Tags | None) -> Corpus:
         """The training data, checked."""
         if isinstance(X, Corpus):
-            if y is not None or self.max_len is not None:
-                raise ValueError("y and max_len must be None for a Corpus, which has tags")
+            if any(given is not None for given in (y, self.max_len, self.tag_names)):
+                raise ValueError("y, max_len and tag_names must be None for a Corpus")
             if X.names != all_tags({split_tag(tag)[1] for tag in X.names} - {""}, self.scheme):
                 raise ValueError(f"X must be encoded with the scheme {self.scheme}")
             return X

@@ -61,8 +61,12 @@ def test_what_does_not_fit_is_refused(path, tmp_path):
     corpus = load_sentences(out)
     with pytest.raises(ValueError, match="X must be encoded with the scheme IOB2"):
         Tagger(scheme="IOB2").fit(corpus)
-    for arguments, tagger in (((corpus, Y), Tagger()), ((corpus,), Tagger(max_len=3))):
-        with pytest.raises(ValueError, match="y and max_len must be None for a Corpus"):
+    for arguments, tagger in (
+        ((corpus, Y), Tagger()),
+        ((corpus,), Tagger(max_len=3)),
+        ((corpus,), Tagger(tag_names=["O"])),
+    ):
+        with pytest.raises(ValueError, match="y, max_len and tag_names must be None"):
             tagger.fit(*arguments)
     with pytest.raises(TypeError, match="y must"):
         Tagger().fit(X)
