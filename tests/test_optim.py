@@ -70,6 +70,12 @@ def test_some_rows_of_a_table_with_torch(rng, ours, theirs, options):
         optimizer.step(parameters, np.zeros(3), rows={"t": smaller})
 
 
+def test_asgd_refuses_tables():
+    rows = {"words": optim.RowGradient(np.ones((4, 2)), np.array([1]), np.ones((1, 2)))}
+    with pytest.raises(ValueError, match="rows must be empty: ASGD averages no tables, got words"):
+        optim.ASGD(0.1).step(Parameters({"w": np.zeros(3)}, "float64"), np.ones(3), rows=rows)
+
+
 @needs_torch
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def _ending(group: "Group | None") -> Iterator[None]:
         time.sleep(1)  # the lead tells of an error that all have
     yield
     sys.stderr.flush()
+    time.sleep(0.3)  # the launcher closes the pipes at once: let it pass the message on
     group.comm.Abort(1)
 
 

@@ -272,5 +272,3 @@ def test_refused():
         model(cell_options={"bidirectional": True})
     with pytest.raises(ValueError, match="changed must be one of dropout"):
         LanguageModel.load("x", hidden_size=3)
-    with pytest.raises(ValueError, match="rows must be empty: ASGD averages no tables, got words"):
-        ASGD(0.1).step(None, None, rows={"words": None})
