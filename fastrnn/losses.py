@@ -57,7 +57,11 @@ def cross_entropy(
     (0.6931, [[0.5, -0.5], [0.0, 0.0]], 1)
     """
     kernels, given = backend_of(logits), logits
-    logits = kernels.device_view(logits) if kernels.on_device else checks.as_array("logits", logits)
+    logits = (
+        kernels.device_view(logits, "logits")
+        if kernels.on_device
+        else checks.as_array("logits", logits)
+    )
     if logits.dtype.kind not in "fiu":
         raise TypeError(f"logits must be real, got dtype {logits.dtype}")
     if logits.dtype.kind != "f":

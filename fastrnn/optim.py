@@ -101,11 +101,24 @@ class Optimizer:
             raise TypeError(f"parameters must be Parameters, got {type(parameters).__name__}")
         if self._parameters is not None and self._parameters is not parameters:
             raise ValueError("parameters are not those of the steps before: use another optimizer")
-        shape, dtype = (parameters.size,), parameters.dtype
         first: Any = gradient
         if isinstance(gradient, Mapping):
             first = next(iter(gradient.values()), None)
         kernels = backend_of(first)
+        with kernels.stream_of(first):
+            return self._step(kernels, parameters, gradient, rows, max_norm, lr)
+
+    def _step(
+        self,
+        kernels: Backend,
+        parameters: Parameters,
+        gradient: Any,
+        rows: Any,
+        max_norm,
+        lr: float,
+    ) -> float:
+        """`step` where the gradient lies."""
+        shape, dtype = (parameters.size,), parameters.dtype
         if isinstance(gradient, Mapping):
             gradient = parameters.flatten(gradient, kernels.empty(shape, dtype))
         if not (kernels.on_device or isinstance(gradient, np.ndarray)):
@@ -116,7 +129,7 @@ class Optimizer:
             raise ValueError(
                 f"gradient must be {dtype} {shape}, got {gradient.dtype} {gradient.shape}"
             )
-        gradient = kernels.device_view(gradient)
+        gradient = kernels.device_view(gradient, "gradient")
         if not kernels.on_device:
             gradient = np.ascontiguousarray(gradient)
         if not isinstance(rows, Mapping | None):

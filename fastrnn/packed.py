@@ -41,6 +41,7 @@ class PackedBatch:
     def __init__(self, steps: int, batch: int, lengths: np.ndarray | None = None):
         self.steps, self.batch = steps, batch
         self.cuts: dict[int, list[tuple[int, int]]] = {}  # how a backend divides the sequences
+        self.there: dict = {}  # these arrays on devices, as a backend wants them
         self.sorted_indices: np.ndarray | None = None
         if lengths is None or (lengths == steps).all():
             self.lengths = np.full(batch, steps, np.int64)

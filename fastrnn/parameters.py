@@ -70,7 +70,8 @@ class Parameters(Mapping):
 
     def _bind(self, vector: _Vector, part: slice, layout):
         self._vector, self._part, self._layout = vector, part, layout
-        self._views = {}
+        self._views: dict[str, np.ndarray] = {}
+        self._there: tuple[Any, Any, dict[str, Any]] = None, None, {}  # see `_on_device`
         for name, (at, shape) in layout.items():
             first = part.start + at
             view = vector.host[first : first + prod(shape)].reshape(shape)
@@ -109,17 +110,26 @@ class Parameters(Mapping):
         self._vector.changes("host")
         return flat
 
-    def on_device(self, to_device: Callable) -> dict[str, Any]:
+    def _on_device(self, to_device: Callable) -> tuple[Any, dict[str, Any]]:
+        """The whole vector and the parameters by name in device memory."""
+        there = self._vector.on_device(to_device)
+        if self._there[0] is not there:
+            flat = there[self._part]
+            named = {
+                name: flat[at : at + prod(s)].reshape(*s) for name, (at, s) in self._layout.items()
+            }
+            self._there = there, flat, named
+        return self._there[1:]
+
+    def on_device(self, to_device: Callable) -> Mapping[str, Any]:
         """The parameters by name in device memory, for reading; ``to_device`` copies them there."""
-        there = self._vector.on_device(to_device)[self._part]
-        layout = self._layout.items()
-        return {name: there[at : at + prod(s)].reshape(*s) for name, (at, s) in layout}
+        return self._on_device(to_device)[1]
 
     def writing_on_device(self, to_device: Callable) -> Any:
         """The whole vector in device memory for immediate writing; each call counts as a change."""
-        there = self._vector.on_device(to_device)[self._part]
+        flat, _ = self._on_device(to_device)
         self._vector.changes("device")
-        return there
+        return flat
 
     def __getitem__(self, name: str) -> np.ndarray:
         self._vector.on_host()

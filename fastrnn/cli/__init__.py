@@ -73,7 +73,8 @@ def info(
     """Show the CPU code path, where each kernel comes from, the versions and the cache folder."""
     with clear_errors():
         from fastrnn import _native
-        from fastrnn.kernels.native import isa, jit, library
+        from fastrnn.kernels.cache import cache_dir
+        from fastrnn.kernels.native import isa, library
         from fastrnn.runtime import threads
 
         paths = [path for path in (isa.ISA.base, isa.ISA.name) if path]
@@ -86,7 +87,7 @@ def info(
             "threads": f"{threads.get_num_threads()} of {os.cpu_count()} CPUs",
             "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
             **{name: _version(name) for name in ("numpy", "numba", "llvmlite", "scipy")},
-            "cache": str(jit.cache_dir()),
+            "cache": str(cache_dir()),
         }
         for name, fact in facts.items():
             typer.echo(f"{name:<9} {fact}")

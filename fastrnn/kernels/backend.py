@@ -58,14 +58,18 @@ class Backend(Protocol):
     def empty(self, shape, dtype) -> Array:
         """Uninitialised memory where the backend computes."""
 
+    def zero_state(self, shape, dtype) -> Array:
+        """An array of zeros, to be read only."""
+
     def to_device(self, x: Any) -> Array:
         """A host array where the backend computes; not copied if it is there already."""
 
     def to_host(self, x: Array) -> Any:
         """The inverse: a NumPy array; waits for the computation of x."""
 
-    def device_view(self, x: Any) -> Array:
-        """An array of another package in the GPU's memory, without a copy."""
+    def device_view(self, x: Any, name: str = "x") -> Array:
+        """An array of another package in the GPU's memory, without a copy; ``name`` is for
+        errors."""
 
     def to_caller(self, x: Any, array: Array) -> Any:
         """``array`` as the package that x belongs to knows it."""
@@ -140,8 +144,9 @@ class Backend(Protocol):
         where the backend has none.
 
         x has T B rows of I numbers, and a state is [L D, B, H] ([L D, H] if ``unbatched``), or
-        None. The plan returns ``(y, state)`` in the shapes of its arguments; or None where these
-        are not plain arrays of the right type and size or not finite, to be refused by the caller.
+        None. The plan returns ``(y, state)`` in the shapes of its arguments, and on a device in
+        arrays of x's package; or None where these are not plain arrays of the right type and size
+        or not finite, to be refused by the caller.
         """
 
     # The linear layer

@@ -59,8 +59,9 @@ class Door:
         Raises
         ------
         ValueError
-            The shape differs, a number on the host is not finite, or ``value`` lies on the device
-            and the main argument does not.
+            The shape differs, a number on the host is not finite, or ``value`` lies on another
+            device than the main argument, on the device while that does not, or requires a
+            gradient.
         TypeError
             It is not numeric, or an array on the device is of another dtype.
         """
@@ -70,7 +71,7 @@ class Door:
             return kernels.to_device(array)
         if not self.is_device:
             raise ValueError(f"{name} must be on the host, as {self.name} is")
-        array = kernels.device_view(value)
+        array = kernels.device_view(value, name)
         if array.dtype != dtype:
             raise TypeError(f"{name} must be of dtype {dtype}, got {array.dtype}")
         checks.shape_of(name, array.shape, shape)

@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import numpy as np
 from numpy import concatenate, empty
+from numpy import zeros as zero_state
 
 from fastrnn._gather import gather_rows, scatter_add_rows
 from fastrnn.checks import all_finite
@@ -31,6 +32,7 @@ __all__ = [
     "unpack",
     "unsort",
     "writable",
+    "zero_state",
 ]
 
 on_device = False
@@ -54,7 +56,7 @@ def copy(x: np.ndarray) -> np.ndarray:
     return x.copy()
 
 
-def device_view(x):
+def device_view(x, name="x"):
     """x itself; it is only asked for where `on_device` is true."""
     return x
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastrnn import checks
 from fastrnn.cells import CELLS, Cell
-from fastrnn.kernels.device import Door
+from fastrnn.kernels.device import Door, is_on_device
 from fastrnn.kernels.options import StepMasks
 from fastrnn.packed import PackedBatch
 from fastrnn.types import BackendName, DType, Grads, Input, Precision
@@ -240,7 +240,7 @@ class Recurrent(PackedLayer, Generic[S]):
 
     def _rows_planned(self, x, packed: PackedBatch, state: State | None):
         """The same for equally long sequences by the plan of their shape, or None."""
-        if type(x) is not np.ndarray or x.ndim != 2 or packed.sorted_indices is not None:
+        if packed.sorted_indices is not None or not self._is_plain(x) or x.ndim != 2:
             return None
         if self.batch_first or any(self.zoneout):  # plans belong to shapes [T, B, I]
             return None
@@ -291,8 +291,8 @@ class Recurrent(PackedLayer, Generic[S]):
         return dx, dstate, grads
 
     def _zero_state(self, batch: int) -> State:
-        move = self._kernels.to_device
-        return tuple(move(np.zeros(shape, self.dtype)) for shape in self._state_shapes(batch))
+        shapes = self._state_shapes(batch)
+        return tuple(self._kernels.zero_state(shape, self.dtype) for shape in shapes)
 
     # Padded arrays in, padded arrays out: the public interface.
 
@@ -334,9 +334,15 @@ class Recurrent(PackedLayer, Generic[S]):
 
     def _planned(self, x, state, *, unbatched: bool) -> Any:
         """``(y, state)`` by the plan of this shape, or None, see `Stack.planned`."""
-        if type(x) is not np.ndarray or any(self.zoneout):
+        if any(self.zoneout) or not self._is_plain(x):
             return None
         return self._weights().planned(x, state, unbatched, self._dense_size)
+
+    def _is_plain(self, x: Any) -> bool:
+        """Whether x is an array where the backend computes."""
+        if self._kernels.on_device:
+            return is_on_device(x) and hasattr(x, "shape")
+        return type(x) is np.ndarray
 
     def _dense_size(self, shape: tuple[int, ...], unbatched: bool) -> tuple[int, int] | None:
         """``(T, B)`` of an x whose rows lie step after step, else None."""

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from fastrnn.kernels.backend import Backend
 from fastrnn.kernels.options import StepMasks
 from fastrnn.packed import PackedBatch
@@ -58,7 +56,7 @@ class Stack:
         self.dropped, self.made_from = dropped or {}, made_from
         self._plans: dict[tuple, Any] = {}
 
-    def planned(self, x: np.ndarray, state, unbatched: bool, size_of: Callable):
+    def planned(self, x: Any, state, unbatched: bool, size_of: Callable):
         """``(y, state)`` of a dense x by the plan of its shape, or None if there is none or x does
         not fit, see `Backend.recurrent_plan`.
 

@@ -16,6 +16,7 @@ from fastrnn.kernels.host import (
     to_host,
     unsort,
     writable,
+    zero_state,
 )
 
 from .crf import crf_gradient, crf_viterbi
@@ -67,4 +68,5 @@ __all__ = [
     "unpack",
     "unsort",
     "writable",
+    "zero_state",
 ]

@@ -3,9 +3,10 @@
 from fastrnn.kernels.host import all_finite
 
 from .crf import crf_gradient, crf_viterbi
+from .driver import stream_of
 from .launch import require
 from .linear import LinearWeights, linear_backward, linear_forward
-from .memory import copy, device_view, empty, stream_of, to_caller, to_device, to_host
+from .memory import copy, device_view, empty, to_caller, to_device, to_host, zero_state
 from .moves import concatenate, pack, sort, unpack, unsort
 from .optim import adam, norm, sgd
 from .pointwise import cross_entropy, dropout, embedding_backward, embedding_forward, scale
@@ -67,4 +68,5 @@ __all__ = [
     "unpack",
     "unsort",
     "writable",
+    "zero_state",
 ]

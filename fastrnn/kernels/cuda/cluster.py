@@ -21,10 +21,10 @@ from fastrnn.cells import CELLS
 from fastrnn.kernels.signature import F1, I1, W1, I, Of, TupleOf
 
 from . import ptx
+from .driver import SIMULATED
 from .equations import compiled
-from .fused import Columns
-from .launch import Kernel, inlined
-from .memory import SIMULATED
+from .fused import Bias, Columns
+from .launch import Kernel, inlined, kernel
 from .ptx import across, as_bits, as_float, bf16_pair, cluster_rank, cluster_sync, store_remote
 
 # The states h and c.
@@ -42,6 +42,7 @@ class Sequences(NamedTuple):
     offsets: I1  # [T + 1]
     batch: I
     reverse: I
+    first: I  # the row of the first sequence in the states [D B, H] before and after the loop
 
 
 class Precision(NamedTuple):
@@ -101,6 +102,7 @@ class Plan(NamedTuple):
         return 4 * (exchanged + kept + 2 * self.threads)
 
 
+@cache
 def plan(units: int, precision: str, most_shared: int) -> Plan | None:
     """A cluster for layers of ``units`` units, of up to 8 blocks with 32 units or more and
     ``most_shared`` bytes of shared memory; None if they do not fit."""
@@ -110,6 +112,14 @@ def plan(units: int, precision: str, most_shared: int) -> Plan | None:
     layout = Plan(precision, blocks, 16 * -(-units // (16 * blocks)))
     # 256 threads may have 255 registers each.
     return layout if layout.threads <= 256 and layout.shared(4) <= most_shared else None
+
+
+def fits(layout: Plan, training: bool) -> bool:
+    """Whether the device can run such clusters."""
+    loops = [(forward, 1), (backward, 4)][: 1 + training]
+    return all(
+        make(layout).most_clusters(layout.shared(gates), layout.blocks) for make, gates in loops
+    )
 
 
 def _word(precision: str, part: int) -> Callable:
@@ -222,22 +232,19 @@ def _send(layout: Plan, gates: int) -> Callable:
     return inlined(send)
 
 
-@cache
-def pack(layout: Plan, backward: bool) -> Kernel:
-    """Makes of W_hh what `forward` or `backward` read."""
-    shape, part, block_units, blocks = (
-        PRECISIONS[layout.precision],
-        layout.part,
-        layout.block_units,
-        layout.blocks,
-    )
-    threads, pair = layout.threads, shape.pair
+@kernel
+def pack(layout: Plan) -> Kernel:
+    """Makes of W_hh what `forward` and `backward` read."""
+    shape, part, block_units = PRECISIONS[layout.precision], layout.part, layout.block_units
+    threads, blocks, words, pair = layout.threads, layout.blocks, layout.words, shape.pair
     word0, word1 = (_word(layout.precision, p) for p in (0, shape.parts - 1))
 
     def pack(w: F1, units: I, out: W1):
-        """w is W_hh [4 H, H], out [words, blocks, threads]; a block for each word and rank."""
+        """w is W_hh [4 H, H], out [2, words, blocks, threads]: for `forward`, then for `backward`;
+        a block for each word and rank of the first of these, or of both."""
         t, rank = cuda.threadIdx.x, cuda.blockIdx.x
-        i, which = cuda.blockIdx.y % part, cuda.blockIdx.y // part
+        backward, at = cuda.blockIdx.y // words, cuda.blockIdx.y % words
+        i, which = at % part, at // part
         warp, g, q = t >> 5, (t & 31) >> 2, t & 3
         chunk, tile, r = i >> 3, (i >> 2) & 1, i & 3
         k = chunk * 8 * pair + pair * (q + 4 * (r >> 1))
@@ -263,7 +270,7 @@ def _cells(layout: Plan):
     return compiled(CELL, np.dtype("float32"), tanh)
 
 
-@cache
+@kernel
 def forward(layout: Plan) -> Kernel:
     """The time loop."""
     blocks, block_units, threads = layout.blocks, layout.block_units, layout.threads
@@ -275,19 +282,19 @@ def forward(layout: Plan) -> Kernel:
     product, send, cell = _product(layout, 1), _send(layout, 1), _cells(layout).forward
 
     def forward(
-        w: W1, bias: F1, gate_columns: Columns, initial: Pair, state_offset: I,
-        states: Pair, y_columns: Columns, sequences: Sequences, units: I, training: I,
+        w: W1, bias: Bias, gate_columns: Columns, initial: Pair, states: Pair, final: Pair,
+        y_columns: Columns, sequences: Sequences, units: I, training: I,
     ):  # fmt: skip
         """One direction of one layer.
 
-        w as `pack` makes it; bias [4 H]; gates come in as x @ W_ih.T and leave activated if
-        ``training``; initial states from row ``state_offset`` on. The states [N + B, H] take what
-        each row starts from (if ``training``) and, from row N on, what each sequence ends with.
+        w as `pack` makes it; gates come in as x @ W_ih.T and leave activated if ``training``. If
+        so, the states [N, H] take what each row starts from; final [D B, H] takes what each
+        sequence ends with.
         """
         gates, gates_offset, gates_stride = gate_columns
         y, y_offset, y_stride = y_columns
-        (h_0, c_0), (h, c) = initial, states
-        lengths, offsets, batch, reverse = sequences
+        (h_0, c_0), (h, c), (h_n, c_n) = initial, states, final
+        lengths, offsets, batch, reverse, first = sequences
         shared = cuda.shared.array(0, uint32)
         kept = cuda.local.array(in_registers, uint32)
         sums, ahead = cuda.local.array(8, float32), cuda.local.array(8, float32)
@@ -310,23 +317,24 @@ def forward(layout: Plan) -> Kernel:
             n, k = i // (row - 4), i % (row - 4) * pair
             v0, v1 = float32(0), float32(0)
             if b0 + n < batch and k < units:
-                v0 = h_0[(state_offset + b0 + n) * units + k]
+                v0 = h_0[(first + b0 + n) * units + k]
             if b0 + n < batch and k + 1 < units:
-                v1 = h_0[(state_offset + b0 + n) * units + k + 1]
+                v1 = h_0[(first + b0 + n) * units + k + 1]
             shared[n * row + k // pair] = word0(v0, v1)
             if parts == 2:
                 shared[(ROWS + n) * row + k // pair] = word1(v0, v1)
         steps = lengths[b0]  # of the longest of my rows
         now = steps - 1 if reverse else 0
         for s in range(4):
-            unit_bias[s] = bias[s * units + column] if inside else float32(0)
+            at = s * units + column
+            unit_bias[s] = bias.ih[at] + bias.hh[at] if inside else float32(0)
         for j in range(2):
             r = b0 + 2 * q + j
             own_length[j] = lengths[r] if r < batch and inside else 0
             h_now[j], c_now[j] = float32(0), float32(0)
             if r < batch and inside:
-                h_now[j] = h_0[(state_offset + r) * units + column]
-                c_now[j] = c_0[(state_offset + r) * units + column]
+                h_now[j] = h_0[(first + r) * units + column]
+                c_now[j] = c_0[(first + r) * units + column]
             for s in range(4):
                 ahead[2 * s + j] = float32(0)
                 if 0 <= now < own_length[j]:
@@ -369,14 +377,13 @@ def forward(layout: Plan) -> Kernel:
         for j in range(2):
             r = b0 + 2 * q + j
             if r < batch and inside:
-                final = offsets[lengths[0]] + r  # N, the number of rows, is the last offset
-                h[final * units + column] = h_now[j]
-                c[final * units + column] = c_now[j]
+                at = (first + r) * units + column
+                h_n[at], c_n[at] = h_now[j], c_now[j]
 
     return Kernel(forward, threads, np.float32)
 
 
-@cache
+@kernel
 def backward(layout: Plan) -> Kernel:
     """The gradient through time of `forward`."""
     blocks, block_units, threads = layout.blocks, layout.block_units, layout.threads
@@ -388,18 +395,18 @@ def backward(layout: Plan) -> Kernel:
 
     def backward(
         w: W1, gate_columns: Columns, states: Pair, dy_columns: Columns,
-        dstates: Pair, state_offset: I, sequences: Sequences, units: I,
+        dfinal: Pair, dstates: Pair, sequences: Sequences, units: I,
     ):  # fmt: skip
         """One direction of one layer.
 
-        gates come in activated and leave as gradients; states as `forward` left them; dstates from
-        row ``state_offset`` on come in as the gradients of the final states and leave as those of
-        the initial ones.
+        gates come in activated and leave as gradients; states as `forward` left them; dfinal
+        [D B, H] are the gradients of the final states, and dstates become those of the initial
+        ones.
         """
         gates, gates_offset, gates_stride = gate_columns
         dy, dy_offset, dy_stride = dy_columns
-        c, (dh, dc) = states[1], dstates
-        lengths, offsets, batch, reverse = sequences
+        c, (dh_n, dc_n), (dh, dc) = states[1], dfinal, dstates
+        lengths, offsets, batch, reverse, first = sequences
         shared = cuda.shared.array(0, uint32)
         kept = cuda.local.array(in_registers, uint32)
         sums = cuda.local.array(8, float32)
@@ -426,8 +433,8 @@ def backward(layout: Plan) -> Kernel:
             own_length[j] = lengths[r] if r < batch and inside else 0
             dh_now[j], dc_now[j] = float32(0), float32(0)
             if r < batch and inside:
-                dh_now[j] = dh[(state_offset + r) * units + column]
-                dc_now[j] = dc[(state_offset + r) * units + column]
+                at = (first + r) * units + column
+                dh_now[j], dc_now[j] = dh_n[at], dc_n[at]
         cluster_sync()
         for step in range(steps + 1):  # the last one only brings dh past the first step
             now = step if reverse else steps - 1 - step
@@ -473,7 +480,7 @@ def backward(layout: Plan) -> Kernel:
         for j in range(2):
             r = b0 + 2 * q + j
             if r < batch and inside:
-                dh[(state_offset + r) * units + column] = dh_now[j]
-                dc[(state_offset + r) * units + column] = dc_now[j]
+                at = (first + r) * units + column
+                dh[at], dc[at] = dh_now[j], dc_now[j]
 
     return Kernel(backward, threads, np.float32)

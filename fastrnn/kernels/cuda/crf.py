@@ -3,7 +3,6 @@
 Forward-backward in logarithms and float64: no score is too large.
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -13,10 +12,11 @@ from fastrnn.kernels.signature import D1, F1, I1, I
 from fastrnn.packed import PackedBatch
 
 from . import gemm
+from .driver import SIMULATED
 from .equations import exp, log
-from .gemm import Matrix
-from .launch import Kernel, inlined
-from .memory import SIMULATED, to_device, to_host
+from .launch import Kernel, inlined, kernel
+from .matrix import Matrix
+from .memory import to_device, to_host
 from .moves import zeros
 
 _THREADS = 3 if SIMULATED else 32
@@ -50,7 +50,7 @@ def _log_add(a, b):
     return high if low == -np.inf else high + log(float64(1) + exp(low - high))
 
 
-@cache
+@kernel
 def gradient_kernel(dtype) -> Kernel:
     threads, log_add = _THREADS, inlined(_log_add)
 
@@ -127,7 +127,7 @@ def gradient_kernel(dtype) -> Kernel:
     return Kernel(gradient, threads, dtype)
 
 
-@cache
+@kernel
 def viterbi_kernel(dtype) -> Kernel:
     threads = _THREADS
 

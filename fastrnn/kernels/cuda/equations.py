@@ -11,8 +11,8 @@ import numpy as np
 from fastrnn.cells import Cell, activations
 from fastrnn.cells.spec import Equations
 
+from .driver import SIMULATED
 from .launch import inlined
-from .memory import SIMULATED
 
 
 def _fma(a, b, c):

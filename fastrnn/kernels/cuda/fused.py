@@ -13,12 +13,13 @@ import numpy as np
 from numba import cuda
 
 from fastrnn.cells import Cell
-from fastrnn.kernels.signature import F1, I1, I, Of, TupleOf
+from fastrnn.kernels.signature import F1, I1, W1, I, Of, TupleOf
 from fastrnn.kernels.unrolled import statements, tuple_function, with_first
 
+from .driver import SIMULATED
 from .equations import compiled
-from .launch import Kernel, inlined
-from .memory import SIMULATED
+from .launch import Kernel, inlined, kernel
+from .ptx import grid_sync
 
 # Rows of a tile, a thread's share of them, and the depth of what is read at once.
 ROWS, SHARE, DEPTH = (4, 2, 3) if SIMULATED else (32, 2, 32)
@@ -30,8 +31,19 @@ class Geometry(NamedTuple):
 
     batch_sizes: I1  # [T]
     offsets: I1  # [T + 1]
+    lengths: I1  # [B]
     steps: I  # T
+    batch: I  # B
     reverse: I
+    first: I  # the row of the first sequence in the states [D B, H] before and after the loop
+    barrier: W1
+
+
+class Bias(NamedTuple):
+    """``bias_ih`` and ``bias_hh``, [G H] each."""
+
+    ih: F1
+    hh: F1
 
 
 class Columns(NamedTuple):
@@ -154,11 +166,12 @@ def _tuples(cell: Cell, dtype) -> _Tuples:
     return _Tuples(*map(inlined, tuples))
 
 
-@cache
+@kernel
 def _forward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool) -> Kernel:
     slots, of_x, of_h = cell.accumulators, len(cell.input_gates), len(cell.recurrent_gates)
     first_recurrent, count_states = cell.first_recurrent, len(cell.states)
     real = np.dtype(dtype).type
+    order = sum(gate << 4 * s for s, gate in enumerate(cell.input_order))  # 4 bits each
     height, share, depth, columns = ROWS, SHARE, DEPTH, block_units * of_h
     tile_stride, threads = depth + 1, block_units * (ROWS // SHARE)
     tile_size = height * tile_stride
@@ -169,25 +182,25 @@ def _forward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool)
     ) = _tuples(cell, dtype)  # fmt: skip
 
     def forward(
-        geometry: Geometry, w: F1, bias: F1, units_in: Units, gates: Columns,
-        states: Annotated[Any, TupleOf(Of("F", 1), count_states)], masks: Masks, y: Columns,
+        geometry: Geometry, w: F1, bias: Bias, units_in: Units, gates: Columns,
+        initial: Annotated[Any, TupleOf(Of("F", 1), count_states)],
+        states: Annotated[Any, TupleOf(Of("F", 1), count_states)],
+        final: Annotated[Any, TupleOf(Of("F", 1), count_states)], masks: Masks, y: Columns,
         units: I, save: I,
     ):  # fmt: skip
         """One direction of one layer.
 
-        w is W_hh [G H, H]; bias [A H]; gates come in as x @ W_ih.T in their first accumulators and
-        leave as saved by the cell if ``save``; states [N + B, H] hold what each row starts from and
-        what each sequence ends with.
+        w is W_hh [G H, H]; gates come in as x @ W_ih.T in their first accumulators and leave as
+        saved by the cell if ``save``; states [N, H] take what each row starts from, final
+        [D B, H] what each sequence ends with.
         """
-        batch_sizes, offsets, steps, reverse = geometry
+        batch_sizes, offsets, lengths, steps, batch, reverse, first, barrier = geometry
         h = states[0]
         shared = cuda.shared.array(0, dtype)
         t = cuda.threadIdx.x
         unit, row = t % block_units, t // block_units * share
         sums = cuda.local.array((share, of_h), dtype)
         z = cuda.local.array(slots, dtype)
-        grid = cuda.cg.this_grid()
-        final = offsets[steps]
         if kept:
             for q in range(t, units * columns, threads):
                 k, j = q % units, q // units
@@ -196,11 +209,26 @@ def _forward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool)
                 if u < units:
                     v = w[(j % of_h * units + u) * units + k]
                 shared[tile_size + k * columns + j] = v
+        for u0 in range(cuda.blockIdx.x * block_units, units, cuda.gridDim.x * block_units):
+            for r0 in range(cuda.blockIdx.y * height, batch, cuda.gridDim.y * height):
+                u = u0 + unit
+                for i in range(share):
+                    r = r0 + row + i
+                    if r < batch and u < units:
+                        new = load_states(initial, (first + r) * units + u)
+                        if lengths[r] == 0:
+                            store_states(final, (first + r) * units + u, new)
+                        else:
+                            at = ((offsets[lengths[r] - 1] if reverse else 0) + r) * units + u
+                            store_states(states, at, new)
+                            if regularised:
+                                h[at] = new[0] * masks.recurrent[r * units + u]
+        grid_sync(barrier)
         for step in range(steps):
             now = steps - 1 - step if reverse else step
             following = now - 1 if reverse else now + 1
             active, here = batch_sizes[now], offsets[now]
-            lasting, after = 0, final
+            lasting, after = 0, 0
             if 0 <= following < steps:
                 lasting, after = batch_sizes[following], offsets[following]
             for u0 in range(cuda.blockIdx.x * block_units, units, cuda.gridDim.x * block_units):
@@ -234,30 +262,36 @@ def _forward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool)
                         if r < active and u < units:
                             gates_offset = gates.offset + (here + r) * gates.stride + u
                             for s in range(slots):
-                                z[s] = bias[s * units + u]
+                                z[s] = real(0)
                                 if s < of_x:
+                                    gate = (order >> 4 * s) & 15
                                     z[s] += gates.values[gates_offset + s * units]
+                                    z[s] += bias.ih[gate * units + u]
                                 if s >= first_recurrent:
-                                    z[s] += sums[i, s - first_recurrent]
+                                    gate = s - first_recurrent
+                                    z[s] += sums[i, gate] + bias.hh[gate * units + u]
                             previous = load_states(states, (here + r) * units + u)
                             p = load_units(units_in.parameters, u, units)
                             saved, new = step_cell(accumulators(z), previous, p)
                             if regularised:
                                 at = (here + r) * masks.keep_stride + u
                                 new = blend(new, previous, load_keep(masks.keep, at, units))
-                            to = ((after if r < lasting else final) + r) * units + u
-                            store_states(states, to, new)
-                            if regularised and r < lasting:
-                                h[to] = new[0] * masks.recurrent[r * units + u]
+                            if r < lasting:
+                                to = (after + r) * units + u
+                                store_states(states, to, new)
+                                if regularised:
+                                    h[to] = new[0] * masks.recurrent[r * units + u]
+                            else:
+                                store_states(final, (first + r) * units + u, new)
                             y.values[y.offset + (here + r) * y.stride + u] = new[0]
                             if save:
                                 store_gates(gates.values, gates_offset, units, saved)
-            grid.sync()
+            grid_sync(barrier)
 
     return Kernel(forward, threads, dtype, waits=True)
 
 
-@cache
+@kernel
 def _backward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool) -> Kernel:
     of_h, first_recurrent = len(cell.recurrent_gates), cell.first_recurrent
     count_states, has_units = len(cell.states), len(cell.unit_parameters) > 0
@@ -275,22 +309,22 @@ def _backward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool
     def backward(
         geometry: Geometry, w: F1, units_in: Units, gates: Columns,
         states: Annotated[Any, TupleOf(Of("F", 1), count_states)], masks: Masks, dy: Columns,
+        dfinal: Annotated[Any, TupleOf(Of("F", 1), count_states)],
         dstates: Annotated[Any, TupleOf(Of("F", 1), count_states)], units: I,
     ):  # fmt: skip
         """The gradient through time of ``forward``, one direction of one layer.
 
         gates come in as saved and leave as the gradients of the accumulators; states as `forward`
-        left them; dstates [B, H] come in as the gradients of the final states and leave as those
+        left them; dfinal [D B, H] are the gradients of the final states, and dstates become those
         of the states that the first steps started from.
         """
-        batch_sizes, offsets, steps, reverse = geometry
+        batch_sizes, offsets, _, steps, batch, reverse, first, barrier = geometry
         dh = dstates[0]
         shared = cuda.shared.array(0, dtype)
         t = cuda.threadIdx.x
         inner = of_h * units
         unit, row = t % block_units, t // block_units * share
         sums = cuda.local.array((share, 1), dtype)
-        grid = cuda.cg.this_grid()
         if kept:
             for q in range(t, inner * block_units, threads):
                 u = cuda.blockIdx.x * block_units + q % block_units
@@ -298,6 +332,13 @@ def _backward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool
                 if u < units:
                     v = w[q // block_units * units + u]
                 shared[tile_size + q] = v
+        for u0 in range(cuda.blockIdx.x * block_units, units, cuda.gridDim.x * block_units):
+            for r0 in range(cuda.blockIdx.y * height, batch, cuda.gridDim.y * height):
+                for i in range(share):
+                    r = r0 + row + i
+                    if r < batch and u0 + unit < units:
+                        at = (first + r) * units + u0 + unit
+                        store_states(dstates, at, load_states(dfinal, at))
         for step in range(steps + 1):  # the last one only brings dh past the first step
             now = step if reverse else steps - 1 - step
             before = now - 1 if reverse else now + 1
@@ -337,15 +378,16 @@ def _backward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool
                     for i in range(share):
                         r = r0 + row + i
                         if r < most and u < units:
-                            d = dh[r * units + u] + sums[i, 0]
+                            of_row = (first + r) * units + u
+                            d = dh[of_row] + sums[i, 0]
                             if r >= active:
-                                dh[r * units + u] = d
+                                dh[of_row] = d
                             else:
                                 if regularised and r < had:
                                     # The later step started from the masked h.
                                     d *= masks.recurrent[r * units + u]
                                 d += dy.values[dy.offset + (here + r) * dy.stride + u]
-                                every = replace_first(d, load_states(dstates, r * units + u))
+                                every = replace_first(d, load_states(dstates, of_row))
                                 gates_offset = gates.offset + (here + r) * gates.stride + u
                                 saved = load_gates(gates.values, gates_offset, units)
                                 previous = load_states(states, (here + r) * units + u)
@@ -359,13 +401,13 @@ def _backward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool
                                     dprevious = past(every, keep, dprevious)
                                 else:
                                     dz, dprevious, dp = step_back(saved, previous, p, every)
-                                store_states(dstates, r * units + u, dprevious)
+                                store_states(dstates, of_row, dprevious)
                                 store_gates(gates.values, gates_offset, units, dz)
                                 if has_units:
                                     to = units_in.gradient
                                     at = to.offset + (here + r) * to.stride + u
                                     store_units(to.values, at, units, dp)
             if step < steps:
-                grid.sync()
+                grid_sync(barrier)
 
     return Kernel(backward, threads, dtype, waits=True)

@@ -1,9 +1,8 @@
 """Matrix products over whole sequences, and sums over their rows. Every sum has a fixed order.
 
-Matrices are parts of flat arrays, see `Matrix`.
+Matrices are parts of flat arrays, see matrix.py.
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -11,41 +10,24 @@ from numba import cuda
 
 from fastrnn.kernels.signature import F1, I1, I
 
-from .launch import Kernel, over
-from .memory import SIMULATED, empty, to_device
+from . import blas
+from .driver import SIMULATED
+from .launch import Kernel, kernel, over
+from .matrix import Matrix, Sizes
+from .memory import empty, to_device
 
 # Rows and columns of a block's tile, its depth, and a thread's share of each side.
 TILE, DEPTH, SHARE = (4, 3, 2) if SIMULATED else (64, 16, 4)
-SIDE = TILE // SHARE  # threads along a side
-COLUMNS = 4 if SIMULATED else 128  # threads that sum or gather a column each
-CHUNK = 3 if SIMULATED else 128  # rows that are summed by one thread
+COLUMNS = 4 if SIMULATED else 128  # threads that gather a column each
+# Columns that a block sums, and threads that share a column.
+SUMMED, SHARES = (2, 3) if SIMULATED else (32, 16)
 
 
-class Matrix(NamedTuple):
-    """Part of an array: element (i, j) is ``values[offset + i * row + j * column]``."""
-
-    values: F1
-    offset: I
-    row: I
-    column: I = 1
-
-    @property
-    def transposed(self) -> "Matrix":
-        return Matrix(self.values, self.offset, self.column, self.row)
-
-
-class Sizes(NamedTuple):
-    """Of a product: rows and columns of the result, and what is summed over."""
-
-    rows: I
-    inner: I
-    columns: I
-
-
-@cache
+@kernel
 def product_kernel(dtype) -> Kernel:
     real = np.dtype(dtype).type
-    tile, depth, share, side, threads = TILE, DEPTH, SHARE, SIDE, SIDE * SIDE
+    tile, depth, share, side = TILE, DEPTH, SHARE, TILE // SHARE
+    threads = side * side
     row = tile + 1  # of the shared tiles: the numbers of a column are in different banks
     size = 2 * depth * row
 
@@ -93,23 +75,44 @@ def product_kernel(dtype) -> Kernel:
     return Kernel(product, threads, dtype)
 
 
-@cache
+@kernel
 def sum_rows_kernel(dtype) -> Kernel:
-    real, threads, chunk = np.dtype(dtype).type, COLUMNS, CHUNK
+    real, width, shares = np.dtype(dtype).type, SUMMED, SHARES
+    threads = width * shares
 
     def sum_rows(a: Matrix, rows: I, columns: I, out: F1):
-        """``out[c, j] = sum over the rows i of chunk c of a[i, j]``."""
-        j, first = cuda.blockIdx.x * threads + cuda.threadIdx.x, cuda.blockIdx.y * chunk
+        """``out[j] = sum over the rows i of a[i, j]``: each thread adds some of them, in order."""
+        shared = cuda.shared.array(threads, dtype)
+        t, j = cuda.threadIdx.x, cuda.blockIdx.x * width + cuda.threadIdx.x % width
+        total = real(0)
         if j < columns:
-            total = real(0)
-            for i in range(first, min(first + chunk, rows)):
+            for i in range(t // width, rows, shares):
                 total += a.values[a.offset + i * a.row + j]
-            out[cuda.blockIdx.y * columns + j] = total
+        shared[t] = total
+        cuda.syncthreads()
+        if t < width and j < columns:
+            for share in range(1, shares):
+                total += shared[share * width + t]
+            out[j] = total
 
     return Kernel(sum_rows, threads, dtype)
 
 
-@cache
+@kernel
+def spread_kernel(dtype) -> Kernel:
+    threads = COLUMNS
+
+    def spread(row: F1, columns: I, out: Matrix, count: I):
+        """``out[i, j] = row[j]``."""
+        at = cuda.blockIdx.x * threads + cuda.threadIdx.x
+        if at < count:
+            i, j = at // columns, at % columns
+            out.values[out.offset + i * out.row + j] = row[j]
+
+    return Kernel(spread, threads, dtype)
+
+
+@kernel
 def pick_kernel(dtype) -> Kernel:
     threads = COLUMNS
 
@@ -132,7 +135,7 @@ class Segments(NamedTuple):
     groups: I1  # the row of the result of each
 
 
-@cache
+@kernel
 def segment_sum_kernel(dtype) -> Kernel:
     real, threads = np.dtype(dtype).type, COLUMNS
 
@@ -153,23 +156,32 @@ def _blocks(count: int, per_block: int) -> int:
     return -(-count // per_block)
 
 
-def product(a: Matrix, b: Matrix, out: Matrix, sizes: Sizes, *, bias=None, add=False) -> None:
-    """``out = a @ b``, plus bias [columns], plus out itself if ``add``."""
-    kernel = product_kernel(out.values.dtype)
-    grid = _blocks(sizes.rows, TILE), _blocks(sizes.columns, TILE)  # the second up to 65,535
-    kernel(grid, a, b, out.values if bias is None else bias, bias is not None, out, sizes, add)
+def product(
+    a: Matrix, b: Matrix, out: Matrix, sizes: Sizes, *, bias=None, add=False,
+    precision: str = "float32",
+) -> None:  # fmt: skip
+    """``out = a @ b``, plus bias [columns], plus out itself if ``add``; rows of out lie side by
+    side. float32 numbers are multiplied as TF32 unless the precision is float32."""
+    if not (sizes.rows and sizes.columns):
+        return
+    if not blas.is_used():
+        kernel = product_kernel(out.values.dtype)
+        grid = _blocks(sizes.rows, TILE), _blocks(sizes.columns, TILE)  # the second up to 65,535
+        kernel(grid, a, b, out.values if bias is None else bias, bias is not None, out, sizes, add)
+        return
+    if bias is not None:
+        assert not add
+        count = sizes.rows * sizes.columns
+        grid = over(count, COLUMNS)
+        spread_kernel(out.values.dtype)(grid, bias, sizes.columns, out, count)
+    blas.product(a, b, out, sizes, add or bias is not None, precision != "float32")
 
 
 def sum_rows(a: Matrix, rows: int, columns: int):
-    """The sum of all rows, [columns]: of chunks first, then of those."""
-    kernel = sum_rows_kernel(a.values.dtype)
-    while True:
-        chunks = max(1, _blocks(rows, CHUNK))
-        out = empty((chunks, columns), a.values.dtype)
-        kernel((_blocks(columns, COLUMNS), chunks), a, rows, columns, out)
-        if chunks == 1:
-            return out.reshape(columns)
-        a, rows = Matrix(out, 0, columns), chunks
+    """The sum of all rows, [columns]."""
+    out = empty(columns, a.values.dtype)
+    sum_rows_kernel(a.values.dtype)((_blocks(columns, SUMMED), 1), a, rows, columns, out)
+    return out
 
 
 def pick(table: Matrix, ids, out: Matrix, columns: int) -> None:

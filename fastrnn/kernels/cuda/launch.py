@@ -1,22 +1,20 @@
-"""How kernels are compiled and launched.
+"""How kernels are made and launched.
 
 With ``NUMBA_ENABLE_CUDASIM=1`` there is no device: kernels run as plain Python (simulated.py), on
 small tiles, and memory is NumPy's.
 """
 
 import importlib.util
-import re
-from collections.abc import Callable, Iterator
-from functools import cache, cached_property
+from collections.abc import Callable
+from functools import cache, cached_property, wraps
 from typing import Any
 
 import numpy as np
-from numba import cuda, types
+from numba import cuda
 
-from fastrnn.kernels.signature import Of, TupleOf, arguments
-
-from . import simulated
-from .memory import SIMULATED, DeviceArray, call, device, stream, use_device
+from . import driver, machine, simulated
+from .arguments import Arguments
+from .driver import SIMULATED, Device, driver_call
 
 _DEFAULT_SHARED = 48 << 10  # bytes of shared memory that a kernel can have without asking
 
@@ -37,10 +35,9 @@ def require() -> None:
 class Kernel:
     """A kernel for blocks of ``block`` threads, compiled when it is first launched.
 
-    Numba compiles it from its annotations (kernels/signature.py), in which an array is a bare
-    pointer and F is ``dtype``. NVIDIA's own launcher runs it, because Numba's knows neither
-    clusters nor more than 48 KB of shared memory; and with bare pointers a launch costs a few
-    microseconds rather than tens of them.
+    Numba compiles it from its annotations, see `arguments`. The driver launches it, because
+    Numba's launcher knows neither clusters nor more than 48 KB of shared memory, and takes tens of
+    microseconds.
 
     Parameters
     ----------
@@ -50,144 +47,183 @@ class Kernel:
     dtype : dtype
     waits : bool, default False
         Whether blocks wait for each other, so that all of them must be resident at once.
+
+    Attributes
+    ----------
+    name : str
+        For messages.
+    made_by : tuple
+        The function that made it and its arguments, which tell it from all others, see `kernel`.
     """
+
+    made_by: tuple = ()
 
     def __init__(self, function: Callable, block: int, dtype, *, waits: bool = False):
         self.function, self.block, self.dtype, self.waits = function, block, np.dtype(dtype), waits
+        self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        self._configs: dict[tuple, Any] = {}  # of launches on clusters
+
+    @cached_property
+    def arguments(self) -> Arguments:
+        """How arguments get to the driver."""
+        return Arguments(self.function, self.dtype)
 
     def __call__(self, grid: tuple[int, int], *args, shared: int = 0, cluster: int = 1) -> None:
         """Launch it on ``grid`` clusters of ``cluster`` blocks, ``shared`` bytes of shared memory
-        each. Arguments are those of the function; a record may be given as one."""
+        each. Arguments are those of the function; a record may be given as one.
+
+        Raises
+        ------
+        ValueError
+            Arrays are on several devices.
+        """
         if not all(grid):
             return
         if SIMULATED:
             grid = grid[0] * cluster, grid[1]
             simulated.run(self.function, cuda, grid, self.block, args, shared, cluster)
             return
-        from cuda.core import LaunchConfig, launch
+        device = self._device_of(args)
+        with device.lock:
+            on = device.order()
+            loaded = _loaded(self, device, shared > _DEFAULT_SHARED)
+            values = self.arguments.pack(args)
+            size = (*grid, 1, self.block, 1, 1, shared, on, values)
+            if cluster > 1:
+                config = self._config(grid, shared, cluster, on)
+                driver_call("cuLaunchKernelEx", config, loaded, values, 0)
+            elif self.waits:
+                driver_call("cuLaunchCooperativeKernel", loaded, *size)
+            else:
+                driver_call("cuLaunchKernel", loaded, *size, 0)
+            if driver.SYNCHRONOUS:
+                self._finish(on)
 
-        config = LaunchConfig(
-            grid=grid, cluster=cluster if cluster > 1 else None, block=self.block,
-            shmem_size=shared, is_cooperative=self.waits,
-        )  # fmt: skip
-        use_device()
-        loaded = _loaded(self, shared > _DEFAULT_SHARED)
-        values = (kind(v) for kind, v in zip(self._kinds, _leaves(args), strict=True))
-        launch(_stream_of(stream()), config, loaded, *values)
+    def _device_of(self, args) -> Device:
+        """The one that all arrays are on."""
+        arrays = self.arguments.arrays(args)
+        device = arrays[0].device
+        for array in arrays:
+            if array.device is not device:
+                names = zip(self.arguments.array_names, arrays, strict=True)
+                where = ", ".join(f"{name} on {array.device}" for name, array in names)
+                raise ValueError(f"{self.name}: arrays must be on one device, got {where}")
+        return device
+
+    def _config(self, grid: tuple[int, int], shared: int, cluster: int, on: int) -> Any:
+        key = grid, shared, cluster, on
+        if key not in self._configs:
+            if len(self._configs) >= 64:
+                self._configs.clear()
+            self._configs[key] = _cluster_config(grid, self.block, shared, cluster, on)
+        return self._configs[key]
+
+    def _finish(self, on: int) -> None:
+        """Wait for the kernel, so that an error is known to be its own."""
+        try:
+            driver_call("cuStreamSynchronize", on)
+        except RuntimeError as error:
+            raise RuntimeError(f"the kernel {self.name} failed: {error}") from None
 
     def most_blocks(self, shared: int) -> int:
-        """How many blocks can be resident at once, so that they may wait for each other."""
-        return 6 if SIMULATED else _most_blocks(self, shared)
+        """How many blocks can be resident at once, so that they may wait for each other.
 
-    @cached_property
-    def argument_types(self) -> list:
-        """Numba's types of the arguments."""
-        return [_numba_type(a, self.dtype) for a in arguments(self.function).values()]
+        Raises
+        ------
+        RuntimeError
+            There is no room for a single one.
+        """
+        return 6 if SIMULATED else _most_blocks(self, driver.here(), shared)
 
-    @cached_property
-    def _kinds(self) -> list[Callable]:
-        """How the launcher is given each number or pointer."""
-        return [
-            _pointer if of.ndim else _number(of, self.dtype)
-            for argument in arguments(self.function).values()
-            for of in _declared_leaves(argument)
-        ]
+    def most_clusters(self, shared: int, cluster: int) -> int:
+        """How many clusters can be resident at once; 0 if the device cannot run one."""
+        return 1 if SIMULATED else _most_clusters(self, driver.here(), shared, cluster)
 
 
-def _pointer(array: DeviceArray) -> int:
-    return array.pointer
+def kernel(make: Callable[..., Kernel]) -> Callable[..., Kernel]:
+    """Decorator of functions that make a kernel: the same one for the same arguments."""
+
+    @cache
+    @wraps(make)
+    def made(*args, **options):
+        out = make(*args, **options)
+        out.made_by = make, args, tuple(options.items())
+        return out
+
+    return made
 
 
-def _number(of: Of, dtype: np.dtype) -> Callable:
-    return dtype.type if of.dtype == "F" else np.dtype(of.dtype).type
+def _cluster_config(grid: tuple[int, int], block: int, shared: int, cluster: int, on: int) -> Any:
+    """The driver's description of a launch on ``grid`` clusters."""
+    from cuda.bindings import driver as api
 
-
-def _leaves(args) -> Iterator[Any]:
-    """The numbers and arrays in arguments, records and tuples."""
-    for a in args:
-        if isinstance(a, tuple):
-            yield from _leaves(a)
-        else:
-            yield a
-
-
-def _declared_leaves(argument) -> Iterator[Of]:
-    if isinstance(argument, Of):
-        yield argument
-    elif isinstance(argument, TupleOf):
-        for _ in range(argument.size):
-            yield from _declared_leaves(argument.item)
-    else:
-        for field in argument[1].values():
-            yield from _declared_leaves(field)
-
-
-def _numba_type(argument, dtype: np.dtype):
-    if isinstance(argument, Of):
-        number = getattr(types, dtype.name if argument.dtype == "F" else argument.dtype)
-        return types.CPointer(number) if argument.ndim else number
-    if isinstance(argument, TupleOf):
-        return types.UniTuple(_numba_type(argument.item, dtype), argument.size)
-    record, fields = argument
-    return types.BaseTuple.from_types([_numba_type(f, dtype) for f in fields.values()], record)
-
-
-def machine_code(kernel: Kernel, capability: tuple[int, int]):
-    """``(name, code object, PTX, the assembler's messages)``; needs no GPU."""
-    from cuda.core import Linker, LinkerOptions, ObjectCode
-
-    ptx, _ = cuda.compile(
-        kernel.function, types.void(*kernel.argument_types), cc=capability, device=False,
-        abi="numba", output="ptx", launch_bounds=(kernel.block, 1),
-    )  # fmt: skip
-    parts = [ObjectCode.from_ptx(ptx.encode())]
-    if kernel.waits:
-        from cuda.pathfinder import find_static_lib
-
-        parts.append(ObjectCode.from_library(find_static_lib("cudadevrt")))
-    options = LinkerOptions(arch="sm_{}{}".format(*capability), ptxas_options=["-v"])
-    linker = Linker(*parts, options=options)
-    code = linker.link("cubin")
-    name = re.search(r"\.entry\s+(\w+)", ptx)
-    assert name
-    return name[1], code, ptx, linker.get_info_log()
+    config, attribute = api.CUlaunchConfig(), api.CUlaunchAttribute()
+    attribute.id = api.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    size = attribute.value.clusterDim
+    size.x, size.y, size.z = cluster, 1, 1
+    config.gridDimX, config.gridDimY, config.gridDimZ = grid[0] * cluster, grid[1], 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
+    config.sharedMemBytes, config.hStream = shared, on
+    config.attrs, config.numAttrs = [attribute], 1
+    return config
 
 
 def has_clusters() -> bool:
     """Whether the device has clusters of blocks."""
-    return not SIMULATED and tuple(device().compute_capability) >= (9, 0)
+    return not SIMULATED and driver.here().capability >= (9, 0)
 
 
 def most_shared() -> int:
     """Bytes of shared memory that a block can have if it asks for more than the default."""
-    return 227 << 10 if SIMULATED else device().properties.max_shared_memory_per_block_optin
+    return 227 << 10 if SIMULATED else driver.here().most_shared
 
 
 @cache
-def _stream_of(handle: int):
-    from cuda.core import Stream
+def _code(kernel: Kernel, capability: tuple[int, int]) -> Any:
+    """The machine code in this process."""
+    from cuda.core import ObjectCode
 
-    return Stream.from_handle(handle)
+    code = machine.code_of(kernel, capability)
+    return ObjectCode.from_cubin(code).get_kernel(machine.entry(code))
 
 
 @cache
-def _loaded(kernel: Kernel, much_shared: bool):
-    from cuda.bindings import driver
+def _loaded(kernel: Kernel, device: Device, much_shared: bool) -> Any:
+    """The kernel as the driver knows it."""
+    from cuda.bindings import driver as api
 
-    here = device()
-    name, code, _, _ = machine_code(kernel, tuple(here.compute_capability))
-    loaded = code.get_kernel(name)
+    handle = _code(kernel, device.capability).handle
     if much_shared:
-        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        call("cuKernelSetAttribute", attribute, most_shared(), loaded.handle, here.device_id)
-    return loaded
+        attribute = api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        most = device.most_shared
+        driver_call("cuKernelSetAttribute", attribute, most, handle, device.ordinal)
+    return api.CUfunction(int(handle))
 
 
 @cache
-def _most_blocks(kernel: Kernel, shared: int) -> int:
-    occupancy = _loaded(kernel, shared > _DEFAULT_SHARED).occupancy
-    per_processor = occupancy.max_active_blocks_per_multiprocessor(kernel.block, shared)
-    return per_processor * device().properties.multiprocessor_count
+def _most_blocks(kernel: Kernel, device: Device, shared: int) -> int:
+    loaded = _loaded(kernel, device, shared > _DEFAULT_SHARED)
+    device.use()
+    per_processor = driver_call(
+        "cuOccupancyMaxActiveBlocksPerMultiprocessor", loaded, kernel.block, shared
+    )
+    if not per_processor:
+        raise RuntimeError(
+            f"{device} has no room for the kernel {kernel.name}: a block has {kernel.block} "
+            f"threads and {shared} bytes of shared memory"
+        )
+    return per_processor * device.processors
+
+
+@cache
+def _most_clusters(kernel: Kernel, device: Device, shared: int, cluster: int) -> int:
+    loaded = _loaded(kernel, device, shared > _DEFAULT_SHARED)
+    device.use()
+    config = _cluster_config((1, 1), kernel.block, shared, cluster, 0)
+    try:
+        return driver_call("cuOccupancyMaxActiveClusters", loaded, config)
+    except RuntimeError:  # such a cluster is not one of this device's
+        return 0
 
 
 def over(count: int, block: int) -> tuple[int, int]:

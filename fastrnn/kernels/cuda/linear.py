@@ -2,7 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from .gemm import Matrix, Sizes, product, sum_rows
+from .gemm import product, sum_rows
+from .matrix import Matrix, Sizes
 from .memory import empty
 
 
@@ -11,7 +12,7 @@ class LinearWeights(NamedTuple):
 
     weight: Any
     bias: Any
-    precision: str = "float32"  # products are in float32 always
+    precision: str = "float32"
 
 
 def linear_forward(weights: LinearWeights, x, *, training: bool = False):
@@ -21,20 +22,24 @@ def linear_forward(weights: LinearWeights, x, *, training: bool = False):
     y = empty((len(x), outputs), w.dtype)
     sizes = Sizes(len(x), inputs, outputs)
     part = Matrix(w, 0, inputs).transposed
-    product(Matrix(x, 0, inputs), part, Matrix(y, 0, outputs), sizes, bias=weights.bias)
+    product(
+        Matrix(x, 0, inputs), part, Matrix(y, 0, outputs), sizes, bias=weights.bias,
+        precision=weights.precision,
+    )  # fmt: skip
     return y
 
 
 def linear_backward(weights: LinearWeights, x, dy, *, need_dx: bool = True):
     """``(dx or None, dweight, dbias)`` for ``dy [N, O]``."""
     w = weights.weight
-    (outputs, inputs), count, dx = w.shape, len(x), None
+    (outputs, inputs), count, dx, precision = w.shape, len(x), None, weights.precision
     dz = Matrix(dy, 0, outputs)
     if need_dx:
         dx = empty(x.shape, w.dtype)
         sizes = Sizes(count, outputs, inputs)
-        product(dz, Matrix(w, 0, inputs), Matrix(dx, 0, inputs), sizes)
+        product(dz, Matrix(w, 0, inputs), Matrix(dx, 0, inputs), sizes, precision=precision)
     dweight = empty(w.shape, w.dtype)
     sizes = Sizes(outputs, count, inputs)
-    product(dz.transposed, Matrix(x, 0, inputs), Matrix(dweight, 0, inputs), sizes)
+    to = Matrix(dweight, 0, inputs)
+    product(dz.transposed, Matrix(x, 0, inputs), to, sizes, precision=precision)
     return dx, dweight, sum_rows(dz, count, outputs)

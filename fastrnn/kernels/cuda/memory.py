@@ -1,114 +1,30 @@
-"""Arrays in the device's memory, and the stream that everything is queued on."""
+"""Arrays in the device's memory."""
 
-import contextlib
 import math
-import threading
-from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba.core import config
 
-from . import simulated
+from . import driver, simulated
+from .driver import SIMULATED
 
-SIMULATED = bool(config.ENABLE_CUDASIM)
-
-_LEGACY = 1  # the default stream, which synchronises with all others
-
-
-class _Thread(threading.local):
-    """Each thread's stream, and whether it has made the device current."""
-
-    stream = _LEGACY
-    ready = False
-
-
-_here = _Thread()
-_last = _LEGACY  # the stream that was used last, by any thread
-
-
-def stream() -> int:
-    """The handle of this thread's current stream."""
-    return _here.stream
-
-
-def _switch(to: int) -> None:
-    """Continue on another stream, after everything that was queued on the previous one."""
-    global _last
-    if to != _last and not SIMULATED:
-        event = call("cuEventCreate", 2)  # without timing
-        call("cuEventRecord", event, _last)
-        call("cuStreamWaitEvent", to, event, 0)
-        call("cuEventDestroy", event)  # once it has happened
-        _last = to
-    _here.stream = to
-
-
-@contextlib.contextmanager
-def stream_of(x) -> Iterator[None]:
-    """Queue everything on the current stream of x's package; on the default one if it has none."""
-    before, package, handle = stream(), type(x).__module__.partition(".")[0], 0
-    if package == "torch":
-        import torch
-
-        handle = torch.cuda.current_stream(x.device).cuda_stream
-    elif package == "cupy":
-        import cupy
-
-        handle = cupy.cuda.get_current_stream().ptr
-    elif hasattr(x, "__cuda_array_interface__"):
-        handle = x.__cuda_array_interface__.get("stream") or 0
-    _switch(handle or _LEGACY)
-    try:
-        yield
-    finally:
-        _switch(before)  # later work there may use the results
-
-
-def call(function: str, *args) -> Any:
-    """Call a function of the driver and return its result; RuntimeError if it fails."""
-    from cuda.bindings import driver
-
-    use_device()
-    error, *out = getattr(driver, function)(*args)
-    if error != driver.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(f"{function} failed: {error.name}")
-    return out[0] if out else None
-
-
-@cache
-def device() -> Any:
-    """The GPU."""
-    from cuda.bindings import driver
-    from cuda.core import Device
-
-    found = Device()
-    found.set_current()
-    # Freed memory stays in the pool, which would return it to the system at every synchronisation.
-    _, pool = driver.cuDeviceGetDefaultMemPool(found.device_id)
-    keep = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
-    driver.cuMemPoolSetAttribute(pool, keep, driver.cuuint64_t(2**64 - 1))
-    return found
-
-
-def use_device() -> None:
-    """Make the GPU current in this thread."""
-    if not _here.ready:
-        device().set_current()
-        _here.ready = True
+_ALIGNED = 4  # numbers: the parts of a block begin at multiples of 16 bytes or more
 
 
 class _Memory:
-    """A block of memory, returned to the device's pool when nothing refers to it any more."""
+    """A block of a device's memory, returned when nothing refers to it any more."""
 
-    def __init__(self, size: int):
-        self.pointer = int(call("cuMemAllocAsync", max(size, 1), stream()))
+    __slots__ = ("device", "pointer", "size")
+
+    def __init__(self, device: driver.Device, size: int):
+        size = driver.rounded(size)
+        self.pointer = device.allocate(size)
+        self.device, self.size = device, size
 
     def __del__(self):
-        with contextlib.suppress(Exception):  # as while Python shuts down
-            # All uses were queued on this stream, or on one that this one waits for.
-            call("cuMemFreeAsync", self.pointer, _last)
+        if hasattr(self, "size"):  # else there was no such block
+            self.device.free(self.pointer, self.size)
 
 
 class _Foreign:
@@ -116,10 +32,14 @@ class _Foreign:
 
     def __init__(self, owner, pointer: int):
         self.owner, self.pointer = owner, pointer
+        self.device = None if SIMULATED else driver.device_of(pointer)
 
 
 class _Simulated:
     """Memory of the simulation: NumPy's, initially NaN."""
+
+    device = None
+    pointer = 0
 
     def __init__(self, array: np.ndarray):
         self.array = array
@@ -132,13 +52,24 @@ class DeviceArray:
     the CUDA array interface.
     """
 
-    def __init__(self, memory, at: int, shape: tuple[int, ...], dtype):
-        self._memory, self._at = memory, at
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
-        self.size, self.ndim = math.prod(self.shape), len(self.shape)
+    __slots__ = ("_at", "_memory", "device", "dtype", "pointer", "shape")
+
+    def __init__(self, memory, at: int, shape: tuple[int, ...], dtype: np.dtype):
+        self._memory, self._at, self.shape, self.dtype = memory, at, shape, dtype
+        self.device, self.pointer = memory.device, memory.pointer + at * dtype.itemsize
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
 
     def reshape(self, *shape) -> "DeviceArray":
         """The same numbers in another shape."""
+        if shape == self.shape:
+            return self
         if -1 in shape:
             known = -math.prod(shape)
             shape = tuple(self.size // known if n == -1 else n for n in shape)
@@ -147,14 +78,15 @@ class DeviceArray:
         return DeviceArray(self._memory, self._at, shape, self.dtype)
 
     def __getitem__(self, key) -> "DeviceArray":
+        count, inner = self.shape[0], self.shape[1:]
         if isinstance(key, slice):
-            first, last, step = key.indices(self.shape[0])
+            first, last, step = key.indices(count)
             assert step == 1
-            shape: tuple[int, ...] = (max(0, last - first), *self.shape[1:])
+            inner = max(0, last - first), *inner
         else:
-            first, shape = range(self.shape[0])[key], self.shape[1:]
+            first = range(count)[key]
         at = self._at + first * math.prod(self.shape[1:])
-        return DeviceArray(self._memory, at, shape, self.dtype)
+        return DeviceArray(self._memory, at, inner, self.dtype)
 
     def __setitem__(self, key: slice, value) -> None:
         """Copy an array of the host or the device into a part."""
@@ -169,8 +101,8 @@ class DeviceArray:
         return self.shape[0]
 
     @property
-    def pointer(self) -> int:
-        return self._memory.pointer + self._at * self.dtype.itemsize
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
 
     @property
     def flat(self) -> np.ndarray:
@@ -183,8 +115,8 @@ class DeviceArray:
             return np.array(self.flat, subok=False).reshape(self.shape)
         out = np.empty(self.shape, self.dtype)
         if self.size:
-            call("cuMemcpyDtoHAsync", out.ctypes.data, self.pointer, out.nbytes, stream())
-            call("cuStreamSynchronize", stream())
+            self.device.queue("cuMemcpyDtoHAsync", out.ctypes.data, self.pointer, out.nbytes)
+            self.device.synchronise()
         return out
 
     def __array__(self, dtype=None, copy=None):
@@ -199,18 +131,42 @@ class DeviceArray:
             "typestr": self.dtype.str,
             "data": (self.pointer, False),
             "version": 3,
-            "stream": stream(),
+            "stream": self.device.last,
         }
 
 
 def empty(shape, dtype) -> DeviceArray:
     """Uninitialised memory."""
-    shape, dtype = (shape,) if isinstance(shape, int) else shape, np.dtype(dtype)
-    count = math.prod(shape)
-    memory = (
-        _Simulated(simulated.new(count, dtype)) if SIMULATED else _Memory(count * dtype.itemsize)
-    )
+    shape, dtype = (shape,) if isinstance(shape, int) else tuple(shape), np.dtype(dtype)
+    if SIMULATED:
+        memory: Any = _Simulated(simulated.new(math.prod(shape), dtype))
+    else:
+        memory = _Memory(driver.here(), math.prod(shape) * dtype.itemsize)
     return DeviceArray(memory, 0, shape, dtype)
+
+
+def empties(dtype, *shapes: tuple[int, ...]) -> list[DeviceArray]:
+    """Uninitialised arrays in one block of memory, which lives as long as any of them."""
+    dtype, at, places = np.dtype(dtype), 0, []
+    for shape in shapes:
+        places.append(at)
+        at += -(-math.prod(shape) // _ALIGNED) * _ALIGNED
+    memory = empty(at, dtype)._memory
+    return [DeviceArray(memory, at, shape, dtype) for at, shape in zip(places, shapes, strict=True)]
+
+
+def clear(x: DeviceArray) -> DeviceArray:
+    """x, filled with zeros."""
+    if SIMULATED:
+        x.flat[:] = 0
+    elif x.size:
+        x.device.queue("cuMemsetD8Async", x.pointer, 0, x.nbytes)
+    return x
+
+
+def zeros(shape, dtype) -> DeviceArray:
+    """An array of zeros."""
+    return clear(empty(shape, dtype))
 
 
 def _write(x: np.ndarray, to: DeviceArray) -> None:
@@ -220,14 +176,14 @@ def _write(x: np.ndarray, to: DeviceArray) -> None:
         to.flat[:] = x.reshape(-1)
     elif x.size:
         # From pageable memory: x has been read when the call returns.
-        call("cuMemcpyHtoDAsync", to.pointer, x.ctypes.data, x.nbytes, stream())
+        to.device.queue("cuMemcpyHtoDAsync", to.pointer, x.ctypes.data, x.nbytes)
 
 
 def _copy(x: DeviceArray, to: DeviceArray) -> None:
     if SIMULATED:
         to.flat[:] = x.flat
     elif x.size:
-        call("cuMemcpyDtoDAsync", to.pointer, x.pointer, x.size * x.dtype.itemsize, stream())
+        to.device.queue("cuMemcpyDtoDAsync", to.pointer, x.pointer, x.nbytes)
 
 
 def to_device(x) -> DeviceArray:
@@ -247,6 +203,26 @@ def copy(x: DeviceArray) -> DeviceArray:
     return out
 
 
+@lru_cache(16)
+def _kept_zeros(shape, dtype, device) -> DeviceArray:
+    return zeros(shape, dtype)
+
+
+def zero_state(shape, dtype) -> DeviceArray:
+    """Zeros that are only read: the same array for all who ask."""
+    return _kept_zeros(tuple(shape), np.dtype(dtype), here())
+
+
+def barrier() -> DeviceArray:
+    """What the blocks of a grid wait at, see ptx.py; kernels leave it as they find it."""
+    return _kept_zeros((1,), np.dtype(np.uint32), here())
+
+
+def here():
+    """The device that new arrays lie on; None in the simulation."""
+    return None if SIMULATED else driver.here()
+
+
 def _described(x) -> tuple:
     """``(owner, pointer, shape, strides in elements or None, dtype)`` of another package's array,
     by the CUDA array interface or DLPack; the owner keeps the memory alive."""
@@ -257,23 +233,37 @@ def _described(x) -> tuple:
         return x, facts["data"][0], facts["shape"], strides, dtype
     from cuda.core.utils import StridedMemoryView
 
-    view = StridedMemoryView.from_dlpack(x, stream())
+    view = StridedMemoryView.from_dlpack(x, driver.stream())
     return view, view.ptr, view.shape, view.strides, view.dtype
 
 
-def device_view(x) -> DeviceArray:
-    """Another package's C-contiguous array in the device's memory, without a copy."""
-    if isinstance(x, DeviceArray):
-        return x
-    if getattr(x, "requires_grad", False):
-        x = x.detach()
-    owner, pointer, shape, strides, dtype = _described(x)
-    expected = 1
-    for size, stride in zip(shape[::-1], (strides or ())[::-1], strict=False):
-        if stride != expected and size > 1:
-            raise ValueError("an array on the device must be C-contiguous")
-        expected *= size
-    return DeviceArray(_Foreign(owner, pointer), 0, shape, dtype)
+def device_view(x, name: str = "x") -> DeviceArray:
+    """Another package's C-contiguous array in the device's memory, without a copy.
+
+    Raises
+    ------
+    ValueError
+        It is not contiguous, on another device than the caller's main argument, or requires a
+        gradient, which would be lost.
+    """
+    if not isinstance(x, DeviceArray):
+        if getattr(x, "requires_grad", False):
+            raise ValueError(
+                f"{name} requires a gradient, which would be lost here: give {name}.detach(), or "
+                "use the modules of fastrnn.torch"
+            )
+        owner, pointer, shape, strides, dtype = _described(x)
+        expected = 1
+        for size, stride in zip(shape[::-1], (strides or ())[::-1], strict=False):
+            if stride != expected and size > 1:
+                raise ValueError(
+                    f"{name} must be C-contiguous on the device, got strides {strides}"
+                )
+            expected *= size
+        x = DeviceArray(_Foreign(owner, pointer), 0, tuple(shape), np.dtype(dtype))
+    if x.device is not here():
+        raise ValueError(f"{name} must be on {here()}, got an array on {x.device}")
+    return x
 
 
 def to_host(x: DeviceArray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Kernels that move numbers: packed rows, initial states, concatenation."""
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -9,28 +8,10 @@ from numba import cuda
 from fastrnn.kernels.signature import F1, I1, I
 from fastrnn.packed import PackedBatch
 
-from .launch import Kernel, over
-from .memory import empty, to_device
+from .launch import Kernel, kernel, over
+from .memory import empty, to_device, zeros
 
 _THREADS = 128
-
-
-@cache
-def move_kernel(dtype) -> Kernel:
-    def move(source: F1, source_offset: I, to: F1, to_offset: I, count: I, add: I):
-        """``to[to_offset + i] = source[source_offset + i]``, plus the old value if ``add``."""
-        i = cuda.blockIdx.x * _THREADS + cuda.threadIdx.x
-        if i < count:
-            v = source[source_offset + i]
-            to[to_offset + i] = to[to_offset + i] + v if add else v
-
-    return Kernel(move, _THREADS, dtype)
-
-
-def move(source, source_offset: int, to, to_offset: int, count: int, *, add=False) -> None:
-    """Copy ``count`` neighbouring numbers, or add them to the old values."""
-    kernel = move_kernel(to.dtype)
-    kernel(over(count, _THREADS), source, source_offset, to, to_offset, count, add)
 
 
 def concatenate(arrays) -> Any:
@@ -45,26 +26,7 @@ def concatenate(arrays) -> Any:
     return out
 
 
-@cache
-def fill_kernel(dtype) -> Kernel:
-    real = np.dtype(dtype).type
-
-    def fill(to: F1, count: I):
-        i = cuda.blockIdx.x * _THREADS + cuda.threadIdx.x
-        if i < count:
-            to[i] = real(0)
-
-    return Kernel(fill, _THREADS, dtype)
-
-
-def zeros(shape, dtype) -> Any:
-    """An array of zeros."""
-    out = empty(shape, dtype)
-    fill_kernel(out.dtype)(over(out.size, _THREADS), out, out.size)
-    return out
-
-
-@cache
+@kernel
 def gather_kernel(dtype) -> Kernel:
     def gather(source: F1, indices: I1, to: F1, width: I, count: I):
         """``to[i] = source[indices[i]]``, rows of ``width`` numbers."""
@@ -83,7 +45,7 @@ def gather(source, indices: np.ndarray, width: int) -> Any:
     return out
 
 
-@cache
+@kernel
 def scatter_kernel(dtype) -> Kernel:
     def scatter(source: F1, indices: I1, to: F1, width: I, count: I):
         """``to[indices[i]] = source[i]``, rows of ``width`` numbers."""
@@ -153,38 +115,7 @@ def unsort(state, packed: PackedBatch) -> Any:
 # States
 
 
-@cache
-def place_kernel(dtype) -> Kernel:
-    def place(
-        initial: F1, mask: F1, has_mask: I, state: F1, lengths: I1, offsets: I1, steps: I,
-        batch: I, units: I, reverse: I,
-    ):  # fmt: skip
-        """Write initial states [B, H] where the first step of each sequence reads them."""
-        at = cuda.blockIdx.x * _THREADS + cuda.threadIdx.x
-        if at < batch * units:
-            b, u = at // units, at % units
-            v = initial[b * units + u]
-            row = offsets[steps] + b  # stays there if the length is 0
-            if lengths[b] > 0:
-                row = (offsets[lengths[b] - 1] if reverse else 0) + b
-                if has_mask:
-                    v = v * mask[b * units + u]
-            state[row * units + u] = v
-
-    return Kernel(place, _THREADS, dtype)
-
-
-def place(initial, mask, state, lengths, offsets, steps: int, reverse: bool) -> None:
-    """Write initial states [B, H] where the first step of each sequence reads them in ``state``,
-    times ``mask`` [B, H] or None."""
-    batch, units = initial.shape
-    place_kernel(state.dtype)(
-        over(batch * units, _THREADS), initial, initial if mask is None else mask,
-        mask is not None, state, lengths, offsets, steps, batch, units, reverse,
-    )  # fmt: skip
-
-
-@cache
+@kernel
 def mask_kernel(dtype) -> Kernel:
     def multiply(x: F1, mask: F1, lengths: I1, units: I, count: I):
         """``x *= mask`` for states [B, H], except where a length is 0."""

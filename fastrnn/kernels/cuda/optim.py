@@ -1,7 +1,6 @@
 """Optimizer updates on the GPU: the twin of kernels/cpu/optim.py."""
 
 import math
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -10,16 +9,17 @@ from numba import cuda, float64
 from fastrnn.kernels.options import AdamStep, SGDStep
 from fastrnn.kernels.signature import D1, F1, F, I
 
+from .driver import SIMULATED
 from .equations import sqrt
-from .launch import Kernel, over
-from .memory import SIMULATED, empty, to_host
+from .launch import Kernel, kernel, over
+from .memory import empty, to_host
 
 _THREADS = 128
 # Squares that a block adds up, and its threads.
 _CHUNK, _SHARES = (8, 4) if SIMULATED else (8192, 256)
 
 
-@cache
+@kernel
 def squares_kernel(dtype) -> Kernel:
     chunk, threads = _CHUNK, _SHARES
 
@@ -54,7 +54,7 @@ class _SGD(NamedTuple):
     nesterov: I
 
 
-@cache
+@kernel
 def sgd_kernel(dtype) -> Kernel:
     def sgd(w: F1, g: F1, v: F1, options: _SGD, count: I):
         scale, lr, momentum, decay, nesterov = options
@@ -81,7 +81,7 @@ class _Adam(NamedTuple):
     root2: F
 
 
-@cache
+@kernel
 def adam_kernel(dtype) -> Kernel:
     def adam(w: F1, g: F1, m: F1, v: F1, options: _Adam, count: I):
         scale, lr, new1, beta2, new2, eps, l2, shrink, root2 = options

@@ -1,6 +1,5 @@
 """Dropout, the loss and the embedding: one thread per number, or one block per row."""
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,16 +9,18 @@ from fastrnn import checks
 from fastrnn.kernels.signature import F1, I1, F, I
 
 from . import moves
+from .driver import SIMULATED
 from .equations import exp, log
-from .gemm import Matrix, segment_sum
-from .launch import Kernel, over
-from .memory import SIMULATED, empty, to_device, to_host
+from .gemm import segment_sum
+from .launch import Kernel, kernel, over
+from .matrix import Matrix
+from .memory import empty, to_device, to_host
 
 _THREADS = 128
 _ROW = 4 if SIMULATED else 64  # threads that share a row of the loss
 
 
-@cache
+@kernel
 def dropout_kernel(dtype) -> Kernel:
     def dropout(x: F1, count: I, high: I, low: I, limit: I, scale: F):
         i = cuda.blockIdx.x * _THREADS + cuda.threadIdx.x
@@ -42,7 +43,7 @@ def dropout(x, p: float, key: int) -> None:
     dropout_kernel(x.dtype)(grid, x, x.size, key >> 32, key & 0xFFFFFFFF, int(p * 2**53), scale)
 
 
-@cache
+@kernel
 def scale_kernel(dtype) -> Kernel:
     def scale(x: F1, mask: F1, indices: I1, width: I, count: I):
         i = cuda.blockIdx.x * _THREADS + cuda.threadIdx.x
@@ -59,7 +60,7 @@ def scale(x, mask: np.ndarray, indices: np.ndarray) -> None:
     kernel(grid, x, to_device(mask), to_device(indices), x.shape[1], x.size)
 
 
-@cache
+@kernel
 def cross_entropy_kernel(dtype) -> Kernel:
     real, threads = np.dtype(dtype).type, _ROW
 

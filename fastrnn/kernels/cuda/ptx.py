@@ -15,6 +15,7 @@ if config.ENABLE_CUDASIM:
         bf16_pair,
         cluster_rank,
         cluster_sync,
+        grid_sync,
         mma_bf16,
         mma_tf32,
         store_remote,
@@ -27,6 +28,7 @@ else:
     _KINDS = {
         types.uint32: (ir.IntType(32), "r"),
         types.float32: (ir.FloatType(), "f"),
+        types.CPointer(types.uint32): (ir.PointerType(ir.IntType(32)), "l"),
     }
     _U, _F = types.uint32, types.float32
 
@@ -86,6 +88,13 @@ else:
         [], [_U, _U, _U], pure=False,
     )  # fmt: skip
 
+    _add_release = _operation(
+        "atom.add.release.gpu.u32 $0, [$1], $2;", [_U], [types.CPointer(_U), _U], pure=False
+    )
+    _load_acquire = _operation(
+        "ld.acquire.gpu.u32 $0, [$1];", [_U], [types.CPointer(_U)], pure=False
+    )
+
     @intrinsic
     def _address(typingctx, array, i):
         """Of ``array[i]`` in shared memory."""
@@ -101,6 +110,24 @@ else:
     from numba import cuda
 
     @cuda.jit(device=True, inline="always")
+    def grid_sync(barrier):
+        """Wait for all blocks of the grid, of which all must be resident.
+
+        ``barrier`` is a number in global memory, and the same for all blocks. Each adds 1 to it;
+        block (0, 0) adds what is missing to 2**31, so the highest bit changes when all have come,
+        the others are 0 again, and the next launch finds the barrier ready.
+        """
+        cuda.syncthreads()
+        if cuda.threadIdx.x == 0:
+            step = types.uint32(1)
+            if cuda.blockIdx.x == 0 and cuda.blockIdx.y == 0:
+                step = types.uint32(0x80000001) - types.uint32(cuda.gridDim.x * cuda.gridDim.y)
+            before = _add_release(barrier, step)
+            while not (before ^ _load_acquire(barrier)) & types.uint32(0x80000000):
+                pass
+        cuda.syncthreads()
+
+    @cuda.jit(device=True, inline="always")
     def store_remote(array, i, rank, value):
         """``array[i] = value`` in the shared memory of another block of the cluster."""
         _store_remote(_address(array, i), types.uint32(rank), value)
@@ -113,6 +140,7 @@ __all__ = [
     "bf16_pair",
     "cluster_rank",
     "cluster_sync",
+    "grid_sync",
     "mma_bf16",
     "mma_tf32",
     "store_remote",

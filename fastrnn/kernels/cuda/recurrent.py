@@ -5,7 +5,10 @@ The contract is in kernels/backend.py.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from fastrnn.cells import Cell
 from fastrnn.kernels import unfused
@@ -13,11 +16,51 @@ from fastrnn.kernels.options import StepMasks
 from fastrnn.packed import PackedBatch
 
 from . import cluster, gemm, moves
+from .driver import stream_of
 from .fused import ROWS, Columns, Geometry, Loop, Masks, Units, backward_loop, forward_loop
-from .gemm import Matrix, Sizes
-from .memory import copy, empty, to_device, to_host
+from .matrix import Matrix, Sizes
+from .memory import (
+    barrier,
+    clear,
+    device_view,
+    empties,
+    empty,
+    here,
+    to_caller,
+    to_device,
+    to_host,
+    zero_state,
+)
 from .unfused import Ops
 from .weights import FusedWeights
+
+
+class Indices(NamedTuple):
+    """A batch's geometry on the device, int64."""
+
+    batch_sizes: Any  # [T]
+    offsets: Any  # [T + 1]
+    lengths: Any  # [B]
+
+    @classmethod
+    def of(cls, packed: PackedBatch) -> "Indices":
+        """Those of a batch: copied once, and kept with it or, if dense, for all of its shape."""
+        if packed.sorted_indices is None:
+            return _dense_indices(len(packed.batch_sizes), packed.batch, here())
+        if here() not in packed.there:
+            packed.there[here()] = cls._copied(packed)
+        return packed.there[here()]
+
+    @classmethod
+    def _copied(cls, packed: PackedBatch) -> "Indices":
+        parts = packed.batch_sizes, packed.offsets, packed.lengths
+        there, steps = to_device(np.concatenate(parts)), len(packed.batch_sizes)
+        return cls(there[:steps], there[steps : 2 * steps + 1], there[2 * steps + 1 :])
+
+
+@lru_cache(16)
+def _dense_indices(steps: int, batch: int, device) -> Indices:
+    return Indices._copied(PackedBatch(steps, batch))
 
 
 @dataclass
@@ -26,7 +69,6 @@ class Tape:
 
     x: Any
     packed: PackedBatch
-    indices: tuple[Any, ...]  # batch_sizes, offsets and lengths on the device
     states: list[tuple[Any, ...]]  # of each direction
     gates: Any
     plan: cluster.Plan | None
@@ -38,10 +80,10 @@ def RecurrentWeights(
 ) -> FusedWeights | unfused.UnfusedWeights:
     """The parameters of one layer, see kernels/backend.py.
 
-    Only products with ``weight_hh`` of LSTMs, on GPUs with thread-block clusters, are in another
-    precision than float32."""
+    The precision is that of products over whole sequences, and of those with ``weight_hh`` in the
+    LSTM's loop on thread-block clusters."""
     if cell.program:
-        return unfused.UnfusedWeights(cell, parameters, lambda cell, p, _: Ops(cell, p))
+        return unfused.UnfusedWeights(cell, parameters, lambda cell, p, _: Ops(cell, p, precision))
     return FusedWeights(cell, parameters, precision)
 
 
@@ -79,62 +121,109 @@ def recurrent_forward(
         return unfused.recurrent_forward(
             weights, x, packed, state_0, training=training, masks=masks
         )
-    w, cell, batch, steps = weights, weights.cell, packed.batch, len(packed.batch_sizes)
-    plan = None if masks else w.plan()
-    is_index = x.ndim == 1
-    indices = tuple(map(to_device, (packed.batch_sizes, packed.offsets, packed.lengths)))
-    batch_sizes, offsets, lengths = indices
-    y_stride = w.directions * w.units
-    y = empty((packed.size, y_stride), w.dtype)
-    gates = empty((packed.size, w.gates_stride), w.dtype)
+    w, batch = weights, packed.batch
+    final = tuple(empties(w.dtype, *[(w.directions, batch, w.units)] * len(w.cell.states)))
+    y, tape = _forward(w, x, packed, tuple(state_0), final, training, masks)
+    return y, final, tape
+
+
+def _forward(
+    w: FusedWeights, x, packed: PackedBatch, initial: tuple, final: tuple, training: bool, masks
+) -> tuple[Any, Tape | None]:
+    """``(y, tape or None)``; writes the final states."""
+    batch, count, kinds = packed.batch, packed.size, len(final)
+    plan = None if masks else w.plan(training)
+    indices, y_stride = Indices.of(packed), w.directions * w.units
+    y = empty((count, y_stride), w.dtype)
+    # A cluster keeps the states of the steps in registers, but for a gradient.
+    kept = [] if plan and not training else [(count, w.units)] * (kinds * w.directions)
+    gates, *rows = empties(w.dtype, (count, w.gates_stride), *kept)
     states = []
     for d, (w_ih, w_hh, bias, unit) in enumerate(w.by_direction):
-        for run in w.runs():
-            part = Matrix(w_ih, run.gate * w.units * w.inputs, w.inputs)
-            offset = d * w.gates_size + run.accumulator * w.units
-            to, columns = Matrix(gates, offset, w.gates_stride), run.size * w.units
-            if is_index:
-                gemm.pick(part, x, to, columns)
-            else:
-                sizes = Sizes(packed.size, w.inputs, columns)
-                gemm.product(Matrix(x, 0, w.inputs), part.transposed, to, sizes)
-        own_states = tuple(empty((packed.size + batch, w.units), w.dtype) for _ in cell.states)
+        _project(w, d, w_ih, x, gates)
+        own_states = tuple(rows[d :: w.directions]) if rows else final
         states.append(own_states)
         of_gates = Columns(gates, d * w.gates_size, w.gates_stride)
-        of_y, reverse = Columns(y, d * w.units, y_stride), d == 1
+        of_y = Columns(y, d * w.units, y_stride)
         if plan:
-            sequences = cluster.Sequences(lengths, offsets, batch, reverse)
             cluster.forward(plan)(
                 (-(-batch // cluster.ROWS), 1),
-                w.packed(plan, d, backward=False), bias, of_gates, tuple(state_0), d * batch,
-                own_states, of_y, sequences, w.units, training,
+                w.packed(plan, d, training=training)[0], bias, of_gates, initial, own_states,
+                final, of_y, _sequences(indices, packed, d), w.units, training,
                 shared=plan.shared(1), cluster=plan.blocks,
             )  # fmt: skip
-            continue
-        for i, (state, first) in enumerate(zip(own_states, state_0, strict=True)):
-            mask = masks.recurrent[d] if masks and i == 0 else None
-            moves.place(first[d], mask, state, lengths, offsets, steps, reverse)
-        geometry = Geometry(batch_sizes, offsets, steps, reverse)
-        per_unit = Units(unit, Columns(unit, 0, 0))  # no gradient here
-        _over_grid(
-            forward_loop, w, batch, masks,
-            geometry, w_hh, bias, per_unit, of_gates, own_states, _masks(w, masks, d, unit), of_y,
-            w.units, training,
-        )  # fmt: skip
-    state_n = []
-    for k in range(len(cell.states)):
-        final = empty((w.directions, batch, w.units), w.dtype)
-        for d, own_states in enumerate(states):
-            size = batch * w.units
-            moves.move(own_states[k], packed.size * w.units, final, d * size, size)
-        state_n.append(final)
-    tape = Tape(x, packed, indices, states, gates, plan, masks) if training else None
-    return y, tuple(state_n), tape
+        else:
+            per_unit = Units(unit, Columns(unit, 0, 0))  # no gradient here
+            _over_grid(
+                forward_loop, w, batch, masks,
+                _geometry(indices, packed, d), w_hh, bias, per_unit, of_gates, initial,
+                own_states, final, _masks(w, masks, d, unit), of_y, w.units, training,
+            )  # fmt: skip
+    return y, Tape(x, packed, states, gates, plan, masks) if training else None
 
 
-def recurrent_plan(layers: Sequence[FusedWeights], steps: int, batch: int) -> None:
-    """None: this backend has no plans, see kernels/backend.py."""
-    return None
+def _sequences(indices: Indices, packed: PackedBatch, d: int) -> cluster.Sequences:
+    batch = packed.batch
+    return cluster.Sequences(indices.lengths, indices.offsets, batch, d == 1, d * batch)
+
+
+def _geometry(indices: Indices, packed: PackedBatch, d: int) -> Geometry:
+    steps, batch = len(packed.batch_sizes), packed.batch
+    return Geometry(*indices, steps, batch, d == 1, d * batch, barrier())
+
+
+def _project(w: FusedWeights, d: int, w_ih, x, gates) -> None:
+    """``x @ W_ih.T`` of one direction, into the first accumulators."""
+    for run in w.runs:
+        part = Matrix(w_ih, run.gate * w.units * w.inputs, w.inputs)
+        offset = d * w.gates_size + run.accumulator * w.units
+        to, columns = Matrix(gates, offset, w.gates_stride), run.size * w.units
+        if x.ndim == 1:
+            gemm.pick(part, x, to, columns)
+        else:
+            sizes, rows = Sizes(len(x), w.inputs, columns), Matrix(x, 0, w.inputs)
+            gemm.product(rows, part.transposed, to, sizes, precision=w.precision)
+
+
+def recurrent_plan(layers: Sequence[FusedWeights], steps: int, batch: int) -> Callable | None:
+    """Inference on arrays of the device, see kernels/backend.py."""
+    if any(isinstance(w, unfused.UnfusedWeights) for w in layers):
+        return None
+    first, packed = layers[0], PackedBatch(steps, batch)
+    dtype, units, d, kinds = first.dtype, first.units, first.directions, len(first.cell.states)
+    shape = len(layers) * d, batch, units
+
+    def plan(x, state, unbatched: bool) -> tuple | None:
+        with stream_of(x):
+            rows = device_view(x)
+            given = _states(state, (shape[0], units) if unbatched else shape, dtype, kinds)
+            if given is None or rows.dtype != dtype:
+                return None
+            final = empties(dtype, *[shape] * kinds)
+            y = rows.reshape(packed.size, first.inputs)
+            for i, w in enumerate(layers):
+                own = slice(i * d, (i + 1) * d)
+                before, after = (tuple(s[own] for s in of) for of in (given, final))
+                y, _ = _forward(w, y, packed, before, after, False, None)
+            out = [s.reshape(shape[0], units) if unbatched else s for s in final]
+            state = tuple(to_caller(x, s) for s in out)
+            y = to_caller(x, y.reshape(*x.shape[:-1], d * units))
+            return y, state if kinds > 1 else state[0]
+
+    return plan
+
+
+def _states(state, shape: tuple[int, ...], dtype, count: int) -> list | None:
+    """Initial states on the device; None if they do not fit."""
+    if state is None:
+        return [zero_state(shape, dtype)] * count
+    given = state if count > 1 else (state,)
+    if not isinstance(given, (tuple, list)) or len(given) != count:
+        return None
+    if any(isinstance(s, np.ndarray) or tuple(np.shape(s)) != shape for s in given):
+        return None
+    out = [device_view(s, "state") for s in given]
+    return out if all(s.dtype == dtype for s in out) else None
 
 
 def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_dx: bool = True):
@@ -145,36 +234,34 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
     if gates is None:
         raise ValueError("tape was used by an earlier backward: run forward again for a new one")
     tape.gates = None
-    steps, is_index, count = len(packed.batch_sizes), tape.x.ndim == 1, packed.size
-    batch_sizes, offsets, lengths = tape.indices
+    is_index, count, batch = tape.x.ndim == 1, packed.size, packed.batch
+    indices, dfinal = Indices.of(packed), tuple(dstate_n)
     dy_stride, unit_size = w.directions * w.units, len(cell.unit_parameters) * w.units
     dx = None if is_index or not need_dx else empty((count, w.inputs), w.dtype)
     ids = to_host(tape.x) if is_index else None
-    dunit = empty((count, max(1, w.directions * unit_size)), w.dtype)
-    grads, dstate = [], [copy(s) for s in dstate_n]
+    dunit = empty((count, w.directions * unit_size), w.dtype) if unit_size else dy
+    dstate = tuple(empties(w.dtype, *[(w.directions, batch, w.units)] * len(cell.states)))
+    grads = []
     for d, (w_ih, w_hh, _, unit) in enumerate(w.by_direction):
-        own_states = tuple(s[d] for s in dstate)
-        reverse, states = d == 1, tape.states[d]
+        states = tape.states[d]
         of_gates = Columns(gates, d * w.gates_size, w.gates_stride)
         of_dy = Columns(dy, d * w.units, dy_stride)
         if plan:
-            sequences = cluster.Sequences(lengths, offsets, packed.batch, reverse)
             cluster.backward(plan)(
-                (-(-packed.batch // cluster.ROWS), 1),
-                w.packed(plan, d, backward=True), of_gates, states, of_dy, own_states, 0, sequences,
-                w.units,
+                (-(-batch // cluster.ROWS), 1),
+                w.packed(plan, d, training=True)[1], of_gates, states, of_dy, dfinal, dstate,
+                _sequences(indices, packed, d), w.units,
                 shared=plan.shared(4), cluster=plan.blocks,
             )  # fmt: skip
         else:
-            geometry = Geometry(batch_sizes, offsets, steps, reverse)
             per_unit = Units(unit, Columns(dunit, d * unit_size, w.directions * unit_size))
             _over_grid(
-                backward_loop, w, packed.batch, tape.masks,
-                geometry, w_hh, per_unit, of_gates, states, _masks(w, tape.masks, d, unit), of_dy,
-                own_states, w.units,
+                backward_loop, w, batch, tape.masks,
+                _geometry(indices, packed, d), w_hh, per_unit, of_gates, states,
+                _masks(w, tape.masks, d, unit), of_dy, dfinal, dstate, w.units,
             )  # fmt: skip
             if tape.masks:
-                moves.mask(own_states[0], tape.masks.recurrent[d], lengths)
+                moves.mask(dstate[0][d], tape.masks.recurrent[d], indices.lengths)
         named = _weight_gradients(w, tape, d, gates, ids)
         if dx is not None:
             _add_dx(w, d, gates, w_ih, dx)
@@ -183,17 +270,18 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
             sums = gemm.sum_rows(part, count, unit_size).reshape(-1, w.units)
             named |= {name: sums[i] for i, name in enumerate(cell.unit_parameters)}
         grads.append(named)
-    return dx, tuple(dstate), grads
+    return dx, dstate, grads
 
 
 def _add_dx(w: FusedWeights, d: int, gates, w_ih, dx) -> None:
     """Add a direction's part of the gradient of x; the first one starts it."""
-    for run in w.runs():
+    for run in w.runs:
         offset, columns = d * w.gates_size + run.accumulator * w.units, run.size * w.units
         dz = Matrix(gates, offset, w.gates_stride)
         part = Matrix(w_ih, run.gate * w.units * w.inputs, w.inputs)
         sizes, add = Sizes(dx.shape[0], columns, w.inputs), bool(d or run.accumulator)
-        gemm.product(dz, part, Matrix(dx, 0, w.inputs), sizes, add=add)
+        to = Matrix(dx, 0, w.inputs)
+        gemm.product(dz, part, to, sizes, add=add, precision=w.precision)
 
 
 def _weight_gradients(w: FusedWeights, tape: Tape, d: int, gates, ids) -> dict[str, Any]:
@@ -201,27 +289,33 @@ def _weight_gradients(w: FusedWeights, tape: Tape, d: int, gates, ids) -> dict[s
     cell, count, size = w.cell, tape.packed.size, len(w.cell.gates) * w.units
     first = d * w.gates_size
     is_index = ids is not None
-    dw_ih = (moves.zeros if is_index else empty)((size, w.inputs), w.dtype)
-    for run in w.runs():
+    dw_ih, dw_hh = empties(w.dtype, (size, w.inputs), (size, w.units))
+    if is_index:
+        clear(dw_ih)
+    for run in w.runs:
         dz = Matrix(gates, first + run.accumulator * w.units, w.gates_stride)
         offset, columns = run.gate * w.units * w.inputs, run.size * w.units
         if is_index:
             gemm.segment_sum(dz, ids, Matrix(dw_ih, offset, 1, w.inputs), columns)
             continue
         x, to = Matrix(tape.x, 0, w.inputs), Matrix(dw_ih, offset, w.inputs)
-        gemm.product(dz.transposed, x, to, Sizes(columns, count, w.inputs))
-    dw_hh = empty((size, w.units), w.dtype)
+        sizes = Sizes(columns, count, w.inputs)
+        gemm.product(dz.transposed, x, to, sizes, precision=w.precision)
     dz = Matrix(gates, first + cell.first_recurrent * w.units, w.gates_stride)
     h_prev = Matrix(tape.states[d][0], 0, w.units)
     rows = len(cell.recurrent_gates) * w.units
     to = Matrix(dw_hh, 0, w.units)
-    gemm.product(dz.transposed, h_prev, to, Sizes(rows, count, w.units))
+    gemm.product(
+        dz.transposed, h_prev, to, Sizes(rows, count, w.units), precision=w.precision
+    )  # fmt: skip
     named = {"weight_ih": dw_ih, "weight_hh": dw_hh}
     if "bias_ih" in w.parameters[d]:
         sums = gemm.sum_rows(Matrix(gates, first, w.gates_stride), count, w.gates_size)
-        db_ih = empty(size, w.dtype)
-        for run in w.runs():
-            source, columns = run.accumulator * w.units, run.size * w.units
-            moves.move(sums, source, db_ih, run.gate * w.units, columns)
+        runs = w.runs
+        db_ih = sums[:size] if len(runs) == 1 else empty(size, w.dtype)
+        for run in runs if len(runs) > 1 else ():
+            first, last = run.accumulator * w.units, (run.accumulator + run.size) * w.units
+            to = run.gate * w.units
+            db_ih[to : to + last - first] = sums[first:last]
         named |= {"bias_ih": db_ih, "bias_hh": sums[cell.first_recurrent * w.units :]}
     return named

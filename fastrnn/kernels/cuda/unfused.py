@@ -1,7 +1,6 @@
 """The operations of unfused cells on the GPU, see kernels/unfused.py."""
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -13,10 +12,11 @@ from fastrnn.kernels.unfused import EPS, add, resolve
 from fastrnn.kernels.unrolled import applied, statements, tuple_function
 
 from . import gemm, linear, moves
+from .driver import SIMULATED
 from .equations import scalar, sqrt
-from .gemm import Matrix, Sizes
-from .launch import Kernel, inlined, over
-from .memory import SIMULATED, empty, to_host
+from .launch import Kernel, inlined, kernel, over
+from .matrix import Matrix, Sizes
+from .memory import empty, to_host
 
 _THREADS = 128
 _ROW = 4 if SIMULATED else 64  # threads that share a row
@@ -30,7 +30,7 @@ class Block(NamedTuple):
     stride: I  # from row to row, 0 where the one row serves all
 
 
-@cache
+@kernel
 def _elementwise(function: Callable, inputs: int, outputs: int, dtype) -> Kernel:
     run = scalar(function, dtype)
     load = inlined(
@@ -51,7 +51,7 @@ def _elementwise(function: Callable, inputs: int, outputs: int, dtype) -> Kernel
     return Kernel(elementwise, _THREADS, dtype)
 
 
-@cache
+@kernel
 def normalise_kernel(dtype) -> Kernel:
     real, threads = np.dtype(dtype).type, _ROW
 
@@ -86,7 +86,7 @@ def normalise_kernel(dtype) -> Kernel:
     return Kernel(normalise, threads, dtype)
 
 
-@cache
+@kernel
 def normalise_backward_kernel(dtype) -> Kernel:
     real, threads = np.dtype(dtype).type, _ROW
 
@@ -114,7 +114,7 @@ def normalise_backward_kernel(dtype) -> Kernel:
     return Kernel(normalise_backward, threads, dtype)
 
 
-@cache
+@kernel
 def copy_columns_kernel(dtype) -> Kernel:
     def copy_columns(source: Block, to: Block, width: I, count: I):
         i = cuda.blockIdx.x * _THREADS + cuda.threadIdx.x
@@ -130,8 +130,8 @@ def copy_columns_kernel(dtype) -> Kernel:
 class Ops:
     """See `kernels.unfused.Ops`."""
 
-    def __init__(self, cell: Cell, parameters: Mapping[str, Any]):
-        self.cell, self.p = cell, parameters
+    def __init__(self, cell: Cell, parameters: Mapping[str, Any], precision: str):
+        self.cell, self.p, self.precision = cell, parameters, precision
         self.dtype = parameters["weight_ih"].dtype
 
     def empty(self, shape):
@@ -143,7 +143,7 @@ class Ops:
     def project(self, x, bias):
         w = self.p["weight_ih"]
         if x.ndim == 2:
-            return linear.linear_forward(linear.LinearWeights(w, bias), x)
+            return linear.linear_forward(linear.LinearWeights(w, bias, self.precision), x)
         rows, inputs = w.shape
         a = empty((len(x), rows), self.dtype)
         gemm.pick(Matrix(w, 0, inputs), x, Matrix(a, 0, rows), rows)
@@ -152,7 +152,7 @@ class Ops:
     def project_backward(self, x, dy, need_dx: bool):
         w = self.p["weight_ih"]
         if x.ndim == 2:
-            weights = linear.LinearWeights(w, None)
+            weights = linear.LinearWeights(w, None, self.precision)
             return linear.linear_backward(weights, x, dy, need_dx=need_dx)[:2]
         rows, inputs = w.shape
         dw = moves.zeros(w.shape, self.dtype)
@@ -161,21 +161,23 @@ class Ops:
         return None, dw
 
     def product(self, weight: str, source):
-        weights = linear.LinearWeights(resolve(self.cell, self.p, weight), None)
+        w = resolve(self.cell, self.p, weight)
+        weights = linear.LinearWeights(w, None, self.precision)
         return linear.linear_forward(weights, source)
 
     def product_backward(self, weight: str, dy):
         w = resolve(self.cell, self.p, weight)
         (outputs, inputs), out = w.shape, empty((len(dy), w.shape[1]), self.dtype)
         sizes = Sizes(len(dy), outputs, inputs)
-        gemm.product(Matrix(dy, 0, outputs), Matrix(w, 0, inputs), Matrix(out, 0, inputs), sizes)
+        parts = Matrix(dy, 0, outputs), Matrix(w, 0, inputs), Matrix(out, 0, inputs)
+        gemm.product(*parts, sizes, precision=self.precision)
         return out
 
     def weight_gradient(self, source, dy):
         out = empty((dy.shape[1], source.shape[1]), self.dtype)
         sizes = Sizes(dy.shape[1], len(dy), source.shape[1])
         a, b = Matrix(dy, 0, dy.shape[1]).transposed, Matrix(source, 0, source.shape[1])
-        gemm.product(a, b, Matrix(out, 0, source.shape[1]), sizes)
+        gemm.product(a, b, Matrix(out, 0, source.shape[1]), sizes, precision=self.precision)
         return out
 
     def elementwise(self, function: Callable, count: int, *inputs) -> list:

@@ -1,16 +1,16 @@
 """The parameters of a recurrent layer on the GPU."""
 
-from collections.abc import Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastrnn.cells import Cell
 
-from . import cluster, moves
+from . import cluster
+from .fused import Bias
 from .launch import has_clusters, most_shared
-from .memory import empty
+from .memory import empty, zero_state
 
 # Which time loop: "grid", "cluster", or None for clusters if the device has them and the layer
 # fits.
@@ -30,8 +30,19 @@ class Direction(NamedTuple):
 
     weight_ih: Any
     weight_hh: Any
-    bias: Any  # [A H]: what the accumulators start from
+    bias: Bias
     unit: Any  # [P, H]: per-unit parameters and constants
+
+
+@cache
+def _runs(order: tuple[int, ...]) -> list[Run]:
+    """As few as possible."""
+    out, first = [], 0
+    for i in range(1, len(order) + 1):
+        if i == len(order) or order[i] != order[i - 1] + 1:
+            out.append(Run(first, order[first], i - first))
+            first = i
+    return out
 
 
 class FusedWeights:
@@ -44,50 +55,60 @@ class FusedWeights:
         self.dtype = w_ih.dtype
         self.gates_size = cell.accumulators * self.units  # of one direction
         self.gates_stride = self.directions * self.gates_size
-        self._packed: dict[tuple, Any] = {}
+        self._packed: dict[tuple, tuple[Any, bool]] = {}
+        self._plans: dict[tuple, cluster.Plan | None] = {}
 
     @cached_property
     def by_direction(self) -> list[Direction]:
         """The parameters of each direction."""
-        out = []
-        for p in self.parameters:
-            bias = moves.zeros(self.gates_size, self.dtype)
-            if "bias_ih" in p:
-                for run in self.runs():
-                    source, to = run.gate * self.units, run.accumulator * self.units
-                    moves.move(p["bias_ih"], source, bias, to, run.size * self.units)
-                to = self.cell.first_recurrent * self.units
-                moves.move(p["bias_hh"], 0, bias, to, p["bias_hh"].size, add=True)
-            names = self.cell.unit_inputs
-            unit = empty((max(1, len(names)), self.units), self.dtype)
-            for row, name in enumerate(names):
-                unit[row : row + 1] = p[name].reshape(1, self.units)
-            out.append(Direction(p["weight_ih"], p["weight_hh"], bias, unit))
-        return out
+        return [
+            Direction(p["weight_ih"], p["weight_hh"], self._bias(p), self._unit(p))
+            for p in self.parameters
+        ]
 
-    def plan(self) -> cluster.Plan | None:
+    def _bias(self, p) -> Bias:
+        if "bias_ih" in p:
+            return Bias(p["bias_ih"], p["bias_hh"])
+        none = zero_state((len(self.cell.gates) * self.units,), self.dtype)
+        return Bias(none, none)
+
+    def _unit(self, p) -> Any:
+        names = self.cell.unit_inputs
+        if not names:
+            return p["weight_hh"]  # any array: it is not read
+        unit = empty((len(names), self.units), self.dtype)
+        for row, name in enumerate(names):
+            unit[row : row + 1] = p[name].reshape(1, self.units)
+        return unit
+
+    def plan(self, training: bool) -> cluster.Plan | None:
         """How the time loop is laid out on clusters, None for the loop over the grid."""
+        key = training, loop
+        if key not in self._plans:
+            self._plans[key] = self._plan(training)
+        return self._plans[key]
+
+    def _plan(self, training: bool) -> cluster.Plan | None:
         if self.cell != cluster.CELL or self.dtype != np.float32 or loop == "grid":
             return None
         if loop is None and not has_clusters():
             return None
-        return cluster.plan(self.units, self.precision, most_shared())
+        plan = cluster.plan(self.units, self.precision, most_shared())
+        return plan if plan and cluster.fits(plan, training) else None
 
-    def packed(self, layout: cluster.Plan, d: int, *, backward: bool):
-        """W_hh of one direction as a cluster reads it."""
-        key = layout, d, backward
-        if key not in self._packed:
-            out = empty((layout.words, layout.blocks, layout.threads), np.uint32)
-            grid = layout.blocks, layout.words
-            w_hh = self.by_direction[d].weight_hh
-            cluster.pack(layout, backward)(grid, w_hh, self.units, out)
-            self._packed[key] = out
-        return self._packed[key]
+    def packed(self, layout: cluster.Plan, d: int, *, training: bool):
+        """W_hh of one direction as a cluster reads it: [2, words, blocks, threads], for the
+        backward pass too if ``training``."""
+        out, has_both = self._packed.get((layout, d), (None, False))
+        if out is None or has_both < training:
+            words = layout.words
+            out = empty((2, words, layout.blocks, layout.threads), np.uint32)
+            grid = layout.blocks, words * (2 if training else 1)
+            cluster.pack(layout)(grid, self.by_direction[d].weight_hh, self.units, out)
+            self._packed[layout, d] = out, training
+        return out
 
-    def runs(self) -> Iterator[Run]:
-        """The row blocks of weight_ih, as few runs as possible."""
-        order, first = self.cell.input_order, 0
-        for i in range(1, len(order) + 1):
-            if i == len(order) or order[i] != order[i - 1] + 1:
-                yield Run(first, order[first], i - first)
-                first = i
+    @property
+    def runs(self) -> list[Run]:
+        """The row blocks of weight_ih."""
+        return _runs(self.cell.input_order)

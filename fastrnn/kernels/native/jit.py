@@ -1,15 +1,11 @@
 """Kernels that are compiled at run time, and the folder that keeps their machine code.
 
-A file is kept under a key made of every source file that kernels are built from, the versions and
-the instruction-set path. One that cannot be read or written costs a compilation and is never an
-error. What takes time is logged by the logger "fastrnn", once for a process.
+A file is kept (see kernels/cache.py) under a key made of every source file that kernels are built
+from, the versions and the instruction-set path.
 """
 
-import contextlib
 import hashlib
-import logging
 import os
-import tempfile
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -18,26 +14,14 @@ from pathlib import Path
 
 from fastrnn._native import Kernel
 from fastrnn.extras import needs
+from fastrnn.kernels.cache import cache_dir, read, say_once, write
 
 from .formats import Format
 from .identity import fingerprint
 from .isa import ISA
 
 _SYMBOL = "fastrnn_kernel"
-_DIGEST = hashlib.sha256().digest_size
 _compiling = threading.Lock()  # also: no two threads may make kernels of one name
-
-
-_log = logging.getLogger("fastrnn")
-
-
-_said: set[str] = set()  # at the level of warnings, as Python shows nothing below by default
-
-
-def _say_once(message: str, *of: object) -> None:
-    if message not in _said:
-        _said.add(message)
-        _log.warning(message, *of)
 
 
 def _renew_lock() -> None:
@@ -48,18 +32,6 @@ def _renew_lock() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
-
-
-def cache_dir() -> Path:
-    """Where machine code is kept: ``FASTRNN_CACHE_DIR``, else the user's cache."""
-    chosen = os.environ.get("FASTRNN_CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    if os.name == "nt":
-        base = os.environ.get("LOCALAPPDATA") or tempfile.gettempdir()
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "fastrnn"
 
 
 @cache
@@ -84,22 +56,24 @@ def load(name: str, form: Format, make: Callable, *, keep: bool = True) -> Kerne
         )
         raise ImportError(needs(what, "jit")) from error
     with _compiling:
-        kept = _read(path) if keep else None
+        kept = read(path) if keep else None
         if kept is None:
-            _say_once("compiling kernels that are not precompiled; this takes a few seconds")
+            say_once("compiling kernels that are not precompiled; this takes a few seconds")
             kept = _compile(form, make)
             if keep:
-                _write(path, *kept)
-        signature, code = kept
+                write(path, kept)
+        signature, _, code = kept.partition(b"\n")
         engine = _engine(code)
-    return Kernel(name, signature, engine.get_function_address(_SYMBOL), engine)
+    return Kernel(name, signature.decode(), engine.get_function_address(_SYMBOL), engine)
 
 
-def _compile(form: Format, make: Callable) -> tuple[str, bytes]:
+def _compile(form: Format, make: Callable) -> bytes:
+    """The signature, a line break, and the machine code."""
     from .source import compiler
 
     kernel = make()
-    return compiler.signature(kernel, form), compiler.machine_code(kernel, _SYMBOL, form)
+    signature = compiler.signature(kernel, form).encode()
+    return signature + b"\n" + compiler.machine_code(kernel, _SYMBOL, form)
 
 
 def _engine(code: bytes):
@@ -113,33 +87,3 @@ def _engine(code: bytes):
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     return engine
-
-
-def _read(path: Path) -> tuple[str, bytes] | None:
-    with contextlib.suppress(OSError):
-        data = path.read_bytes()
-        digest, payload = data[:_DIGEST], data[_DIGEST:]
-        if hashlib.sha256(payload).digest() == digest:
-            signature, _, code = payload.partition(b"\n")
-            return signature.decode(), code
-    return None
-
-
-def _write(path: Path, signature: str, code: bytes) -> None:
-    payload = signature.encode() + b"\n" + code
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(hashlib.sha256(payload).digest() + payload)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        _say_once(
-            "the cache of compiled kernels cannot be used, so they are compiled again at every "
-            "start; FASTRNN_CACHE_DIR names another folder (%s)",
-            error,
-        )

@@ -21,6 +21,7 @@ from fastrnn.kernels.host import (
     unpack,
     unsort,
     writable,
+    zero_state,
 )
 
 from .crf import crf_gradient, crf_viterbi
@@ -70,4 +71,5 @@ __all__ = [
     "unpack",
     "unsort",
     "writable",
+    "zero_state",
 ]

@@ -1,84 +1,107 @@
-"""The host's side of the CUDA backend without a GPU: a driver that only has memory, and launches
-that are compiled, checked and not run. A script of its own, as tests/kernels/cuda/offline.py.
+"""The host's side of the CUDA backend without a GPU: everything but what kernels compute.
 
-    NUMBA_ENABLE_CUDASIM=0 python tests/kernels/cuda/dry_run.py
+A script of its own, as the tests' process has the kernels as plain Python. ``libcuda.so.1`` must be
+fake_driver.c, compiled (see test_offline.py). Prints JSON: how many operations some calls queue and
+how long the host takes for them.
+
+    LD_LIBRARY_PATH=FOLDER NUMBA_ENABLE_CUDASIM=0 python tests/kernels/cuda/dry_run.py
 """
 
 import ctypes
+import gc
+import json
+import statistics
+import threading
+import time
 from collections import Counter
-from types import SimpleNamespace
 
-import cuda.core
 import numpy as np
-from numba.cuda import dispatcher
 
 import fastrnn
 from fastrnn.data.text import UNKNOWN, Chunk, Vocabulary
-from fastrnn.kernels import cuda as backend
-from fastrnn.kernels.cuda import launch, memory
+from fastrnn.kernels.cuda import blas, driver, launch, machine, memory, recurrent
 from fastrnn.models import LanguageModel
 
-blocks: dict[int, ctypes.Array] = {}
-launched: Counter = Counter()
+fake = ctypes.CDLL("libcuda.so.1")
+kernels: dict[str, launch.Kernel] = {}
+operations: list[tuple[str, int, int]] = []
+blocks: Counter = Counter()  # alive, by device
 
 
-def call(function: str, *args):
-    """A driver that only has memory."""
-    if function == "cuMemAllocAsync":
-        block = (ctypes.c_char * args[0])()
-        blocks[ctypes.addressof(block)] = block
-        return ctypes.addressof(block)
-    if function == "cuMemFreeAsync":
-        del blocks[args[0]]
-        return None
-    if function in ("cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemcpyDtoDAsync"):
-        ctypes.memmove(*args[:3])  # the last is the stream
-        return None
-    assert function in ("cuStreamSynchronize", "cuKernelSetAttribute"), function
-    return None
+def code_of(kernel: launch.Kernel, capability) -> bytes:
+    """Instead of the machine code: only the name of its entry."""
+    name = f"{kernel.name.replace('.', '_')}_{len(kernels)}"
+    kernels[name] = kernel
+    return f".text.{name}\0".encode()
 
 
-class Loaded:
-    """What a kernel becomes."""
+@ctypes.CFUNCTYPE(
+    None, ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.POINTER(ctypes.c_void_p)
+)
+def listen(what, where, number, values):
+    what = what.decode()
+    operations.append((what, where, number))
+    if what in ("alloc", "free"):
+        blocks[where] += 1 if what == "alloc" else -1
+    if what in kernels:
+        for i, kind in enumerate(kernels[what].arguments.kinds):
+            raw = ctypes.string_at(values[i], 8)
+            if kind == "pointer":
+                assert int.from_bytes(raw, "little") >= 4096, (what, i)
+            elif kind == "float32":
+                assert raw[4:] == bytes(4), (what, i)  # what fills 8 bytes
 
-    handle = None
-    occupancy = SimpleNamespace(max_active_blocks_per_multiprocessor=lambda block, shared: 2)
+
+class Described:
+    """Another package's array, on a stream of its own."""
+
+    def __init__(self, array: memory.DeviceArray, stream: int = 1):
+        self.array = array
+        self.__cuda_array_interface__ = array.__cuda_array_interface__ | {"stream": stream}
 
 
-def run(stream, config, kernel, *values):
-    """What the launcher is given."""
-    assert isinstance(kernel, Loaded) and int(stream.handle) == 1
-    assert all(type(v) in (int, np.int64, np.float32, np.float64) for v in values), values
-    # The real one looks for a GPU if it is told of clusters.
-    assert all(type(n) is int and n > 0 for n in config.grid), config.grid
-    assert config.grid[1] <= 65535 and config.block <= 256 and config.shmem_size <= 227 << 10
-    how = "cooperative" if config.is_cooperative else f"clusters of {config.cluster or 1}"
-    launched[how] += 1
+def queued(function) -> Counter:
+    """What a call queues: how many of each, kernels as "launch"."""
+    operations.clear()
+    function()
+    return Counter("launch" if what in kernels else what for what, _, _ in operations)
 
 
-def main() -> None:
-    properties = SimpleNamespace(
-        multiprocessor_count=132, max_shared_memory_per_block_optin=227 << 10
-    )
-    here = SimpleNamespace(compute_capability=(9, 0), properties=properties, device_id=0)
-    here.set_current = lambda: None
-    memory.call = launch.call = call
-    memory.device = launch.device = lambda: here
-    dispatcher.get_current_device = lambda: here
-    launch.require = lambda: None
-    backend.require = launch.require
-    compiled = launch.machine_code
+def refused(error: type, message: str, function) -> None:
+    try:
+        function()
+    except error as raised:
+        assert message in str(raised), raised
+    else:
+        raise AssertionError(f"not refused: {message}")
 
-    def checked(kernel, capability):
-        name, _, ptx, log = compiled(kernel, capability)
-        assert f".entry {name}(" in ptx.replace("\n", "") or name in ptx
-        return name, SimpleNamespace(get_kernel=lambda _: Loaded()), ptx, log
 
-    launch.machine_code = checked
-    cuda.core.launch, cuda.core.LaunchConfig = run, SimpleNamespace
+def there(*shape) -> memory.DeviceArray:
+    return memory.to_device(np.zeros(shape, np.float32))
 
+
+def calls(cell, sizes, precision):
+    """Inference and training of a layer on arrays of the device."""
+    steps, batch, inputs, units = sizes
+    layer = cell(inputs, units, precision=precision, backend="cuda", seed=0)
+    x, dy = there(steps, batch, inputs), there(steps, batch, units)
+
+    def training():
+        layer.parameters.writing_on_device(memory.to_device)  # as an optimizer does
+        _, _, tape = layer.forward(x)
+        layer.backward(tape, dy)
+
+    return {"inference": lambda: layer(x), "training": training}
+
+
+def check_arrays() -> None:
     x = memory.to_device(np.arange(24.0).reshape(4, 6))
     assert np.array_equal(x[1:3].reshape(-1, 3).copy_to_host(), np.arange(6.0, 18).reshape(4, 3))
+    assert not memory.zeros((2, 3), np.int64).copy_to_host().any()
+
+
+def check_models() -> None:
+    """Every layer's way through the host: its kernels' arguments are looked at by `listen`."""
     for cell in (fastrnn.LSTM, fastrnn.GRU):
         layer = cell(5, 40, 2, bidirectional=True, backend="cuda", seed=0)
         y, _, tape = layer.forward(np.ones((3, 4, 5)), lengths=[3, 0, 1, 2])
@@ -89,13 +112,162 @@ def main() -> None:
             dropout=0.5, backend="cuda", seed=0,
         )  # fmt: skip
         ids = np.ones((3, 2), np.int64)
-        _, gradient, _ = model.loss_and_gradient(Chunk(ids, ids, True))
-        before = model.parameters.flat.copy()
+        # Nothing is computed: what comes back is what memory happened to hold.
+        gradient = memory.zeros(model.parameters.size, np.float32)
+        model.loss_and_gradient(Chunk(ids, ids, True))
         fastrnn.Adam().step(model.parameters, gradient)
         fastrnn.SGD().step(model.parameters, gradient)
-        assert np.array_equal(model.parameters.flat, before)  # as nothing was computed
-    del layer, model, tape, gradient, x, y
-    print(dict(launched), f"{len(blocks)} blocks of memory left")
+
+
+def check_pool() -> None:
+    run = calls(fastrnn.LSTM, (3, 2, 4, 64), "float32")["training"]
+    run()
+    assert not queued(run)["alloc"]  # memory is used again
+    own, before = driver.here(), sum(blocks.values())
+    del run
+    gc.collect()
+    free = ctypes.c_uint64(3 << 20)
+    fake.fake_memory(free)
+    memory.empty(2 << 20, np.int8)
+    assert sum(blocks.values()) == before + 1
+    memory.empty(3 << 20, np.int8)  # fits only after what is unused was given back
+    assert sum(blocks.values()) < before
+    refused(
+        MemoryError, "device 0: 67108864 bytes are not free", lambda: memory.empty(1 << 26, "i1")
+    )
+    fake.fake_memory(ctypes.c_uint64(1 << 40))
+    own.trim()
+
+
+def check_devices() -> None:
+    layer = fastrnn.LSTM(4, 64, backend="cuda", seed=0)
+    layer(there(3, 2, 4))
+    assert driver.here() is driver.device(0)
+    driver.device(1).use()
+    other = Described(there(3, 2, 4))
+    driver.device(0).use()
+    refused(ValueError, "on device 1", lambda: layer(other))
+    mine = Described(there(3, 2, 4))
+    state = there(1, 2, 64)
+    driver.device(1).use()
+    refused(
+        ValueError, "h_0 must be on device 1, got an array on device 0",
+        lambda: fastrnn.LSTM(4, 64, backend="cuda")(other, (state, state)),
+    )  # fmt: skip
+    y, _ = fastrnn.LSTM(4, 64, backend="cuda", seed=0)(other)
+    assert y.device is driver.device(1)
+    layer(mine)  # on device 0, and what was current is again
+    assert driver.here() is driver.device(1)
+    driver.device(0).use()
+
+
+def check_streams() -> None:
+    """Two threads, each on a stream of its own: no operation begins before the one queued last."""
+    layer = fastrnn.LSTM(4, 64, backend="cuda", seed=0)
+    inputs = [Described(there(3, 2, 4), stream) for stream in (0x7000, 0x8000)]
+    layer(inputs[0])
+    operations.clear()
+
+    def work(x):
+        for _ in range(50):
+            layer(x)
+
+    threads = [threading.Thread(target=work, args=(x,)) for x in inputs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    last = None
+    changes = 0
+    for what, stream, _ in operations:
+        if what in ("alloc", "free", "record"):
+            assert what != "record" or last in (None, stream)
+            continue
+        assert stream in (0x7000, 0x8000)
+        assert what == "after" or last in (None, stream), (what, last, stream)
+        changes += what == "after"
+        last = stream
+    assert changes
+    fake.fake_capture(ctypes.c_uint64(0x7000))
+    refused(RuntimeError, "is being captured", lambda: layer(inputs[0]))
+    fake.fake_capture(ctypes.c_uint64(0))
+
+
+def check_room() -> None:
+    run = calls(fastrnn.LSTM, (3, 2, 4, 64), "bf16")["inference"]
+    run()
+    assert any(what.startswith("cluster_forward") for what, _, _ in operations)
+    fake.fake_room(2, 0)
+    launch._most_clusters.cache_clear()
+    run = calls(fastrnn.LSTM, (3, 2, 4, 64), "bf16")["inference"]
+    queued(run)
+    assert any(what.startswith("fused_forward") for what, _, _ in operations)
+    fake.fake_room(0, 0)
+    launch._most_blocks.cache_clear()
+    refused(RuntimeError, "device 0 has no room for the kernel fused.forward", run)
+    fake.fake_room(2, 16)
+    launch._most_blocks.cache_clear()
+    launch._most_clusters.cache_clear()
+
+
+def check_synchronous() -> None:
+    run = calls(fastrnn.LSTM, (3, 2, 4, 64), "bf16")["inference"]
+    driver.SYNCHRONOUS = True
+    count = queued(run)
+    assert count["wait"] >= count["launch"] > 0
+    fake.fake_failure(700)
+    refused(RuntimeError, "the kernel gemm.product failed: cuStreamSynchronize", run)
+    driver.SYNCHRONOUS = False
+    fake.fake_failure(700)
+    refused(RuntimeError, "FASTRNN_CUDA_SYNC=1", lambda: there(3).copy_to_host())
+
+
+def host_times() -> list[dict]:
+    """Operations and the host's microseconds of whole calls."""
+    rows = []
+    for cell, sizes, precision in (
+        (fastrnn.LSTM, (50, 32, 128, 256), "bf16"),
+        (fastrnn.LSTM, (50, 32, 128, 512), "float32"),
+        (fastrnn.GRU, (50, 32, 128, 256), "float32"),
+    ):
+        for what, run in calls(cell, sizes, precision).items():
+            for _ in range(20):
+                run()
+            fake.fake_listen(listen)
+            count = queued(run)
+            fake.fake_listen(None)
+            times = []
+            for _ in range(300):
+                start = time.perf_counter()
+                run()
+                times.append(time.perf_counter() - start)
+            rows.append({
+                "layer": cell.__name__, "shape": sizes, "precision": precision, "call": what,
+                "launches": count.pop("launch"), "others": sum(count.values()),
+                "microseconds": round(statistics.median(times) * 1e6, 1),
+            })  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    machine.code_of = code_of
+    blas.is_used = lambda: False
+    fake.fake_listen(listen)
+    check_arrays()
+    check_models()
+    check_pool()
+    check_devices()
+    check_streams()
+    check_room()
+    check_synchronous()
+    memory._kept_zeros.cache_clear()
+    recurrent._dense_indices.cache_clear()
+    gc.collect()
+    for ordinal in (0, 1):
+        driver.device(ordinal).trim()
+    assert not any(blocks.values()), blocks  # all memory was given back
+    for row in host_times():
+        print(json.dumps(row))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from fastrnn import optim
 from fastrnn.cells import CELLS as RECORDS
 from fastrnn.data.text import UNKNOWN, Chunk, TextStream, Vocabulary
 from fastrnn.kernels.backend import PRECISIONS, get_backend
-from fastrnn.kernels.cuda import cluster, fused, gemm, memory, simulated, weights
+from fastrnn.kernels.cuda import cluster, driver, fused, gemm, memory, simulated, weights
+from fastrnn.kernels.cuda.matrix import Matrix, Sizes
+from fastrnn.kernels.cuda.ptx import grid_sync
 from fastrnn.kernels.device import is_on_device
 from fastrnn.models import LanguageModel, Tagger
 from fastrnn.packed import PackedBatch
@@ -146,17 +148,17 @@ def test_product(rng, sizes, turned, add):
     for name, x in (("a", a), ("b", b)):
         stored = x.T if name in turned else x
         flat = memory.to_device(np.concatenate([[9.0, 9.0], stored.ravel()]))
-        matrix = gemm.Matrix(flat, 2, stored.shape[1])
+        matrix = Matrix(flat, 2, stored.shape[1])
         parts.append(matrix.transposed if name in turned else matrix)
     out = memory.to_device(c)
     gemm.product(
         *parts,
-        gemm.Matrix(out.reshape(-1), 0, n),
-        gemm.Sizes(*sizes),
-        bias=memory.to_device(bias),
+        Matrix(out.reshape(-1), 0, n),
+        Sizes(*sizes),
+        bias=None if add else memory.to_device(bias),
         add=add,
     )
-    check_close(memory.to_host(out), a @ b + bias + (c if add else 0), "float64")
+    check_close(memory.to_host(out), a @ b + (c if add else bias), "float64")
 
 
 # Clusters and tensor cores
@@ -342,10 +344,9 @@ def _blocks_do_not_wait(out):
 
 
 def _passed_on(out):
-    grid = cuda.cg.this_grid()
     for step in range(3):
         out[2 * step + 2 + cuda.blockIdx.x] = out[2 * step + 1 - cuda.blockIdx.x] + 1
-        grid.sync()
+        grid_sync(None)
 
 
 def _some_do_not_come(out):
@@ -472,7 +473,7 @@ def test_arrays_of_others():
 
 def test_arrays_of_others_by_dlpack(monkeypatch):
     pytest.importorskip("cuda.core")
-    monkeypatch.setattr(memory, "stream", lambda: -1)  # NumPy has none
+    monkeypatch.setattr(driver, "stream", lambda: -1)  # NumPy has none
     x = np.arange(6.0, dtype=np.float32).reshape(2, 3)
     _, pointer, shape, strides, dtype = memory._described(x)  # as NumPy knows DLPack too
     assert (pointer, shape, strides, dtype) == (x.ctypes.data, (2, 3), (3, 1), x.dtype)

@@ -1,0 +1,279 @@
+"""The GPUs: their contexts, the order of what is queued on each, and their memory.
+
+Whatever this package queues on a device happens in the order in which it is queued, also from
+several threads and on several streams: an operation on another stream than the one before waits
+for it. So freed memory can be used again at once, and all kernels share one barrier.
+"""
+
+import os
+import threading
+from functools import cache, cached_property
+from typing import Any
+
+from numba.core import config
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+LEGACY = 1  # the default stream, which synchronises with all others
+# Whether each operation is waited for, so that an error names the kernel that made it.
+SYNCHRONOUS = os.environ.get("FASTRNN_CUDA_SYNC", "") not in ("", "0")
+
+
+class _Thread(threading.local):
+    """Each thread's stream, and the device that this package made current in it."""
+
+    stream = LEGACY
+    device: "Device | None" = None
+
+
+_here = _Thread()
+
+
+def stream() -> int:
+    """The handle of this thread's current stream."""
+    return _here.stream
+
+
+@cache
+def bindings() -> Any:
+    """The module with the driver's functions."""
+    from cuda.bindings import driver
+
+    return driver
+
+
+def driver_call(function: str, *args) -> Any:
+    """Call a function of the driver and return its result; RuntimeError if it fails."""
+    error, *out = getattr(bindings(), function)(*args)
+    if error:
+        raise failed(function, error)
+    return out[0] if len(out) == 1 else out
+
+
+def failed(what: str, error: Any) -> Exception:
+    """What to raise for an error of the driver."""
+    if error == bindings().CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        return MemoryError(f"{what} failed: {error.name}")
+    hint = (
+        "" if SYNCHRONOUS else "; an earlier kernel may be the cause: FASTRNN_CUDA_SYNC=1 names it"
+    )
+    return RuntimeError(f"{what} failed: {error.name}{hint}")
+
+
+class Device:
+    """A GPU.
+
+    Attributes
+    ----------
+    ordinal : int
+        Its number.
+    lock : threading.RLock
+        Held while something is queued.
+    last : int
+        The stream that something was queued on last.
+    """
+
+    def __init__(self, ordinal: int):
+        self.ordinal, self.lock, self.last = ordinal, threading.RLock(), LEGACY
+        self._free: dict[int, list[int]] = {}  # blocks of memory by their size
+        self._used = 0  # bytes
+
+    def __repr__(self) -> str:
+        return f"device {self.ordinal}"
+
+    # Facts
+
+    @cached_property
+    def core(self) -> Any:
+        """The same as `cuda.core` knows it."""
+        from cuda.core import Device
+
+        return Device(self.ordinal)
+
+    @cached_property
+    def capability(self) -> tuple[int, int]:
+        """The compute capability."""
+        return tuple(self.core.compute_capability)
+
+    @cached_property
+    def processors(self) -> int:
+        """The number of multiprocessors."""
+        return self.core.properties.multiprocessor_count
+
+    @cached_property
+    def most_shared(self) -> int:
+        """Bytes of shared memory that a block can have if it asks for more than the default."""
+        return self.core.properties.max_shared_memory_per_block_optin
+
+    # Work
+
+    @cached_property
+    def context(self) -> int:
+        """Its primary context, which other packages use as well."""
+        self.core.set_current()
+        return int(driver_call("cuCtxGetCurrent"))
+
+    def use(self) -> None:
+        """Make it current in this thread, which it is already inside `stream_of`."""
+        if _here.device is not self:
+            driver_call("cuCtxSetCurrent", self.context)
+
+    def order(self) -> int:
+        """The stream to queue something on, after all that was queued before; with the lock."""
+        if _here.device is not self:
+            self.use()
+        on = _here.stream
+        if on != self.last:
+            event = driver_call("cuEventCreate", 2)  # without timing
+            driver_call("cuEventRecord", event, self.last)
+            driver_call("cuStreamWaitEvent", on, event, 0)
+            driver_call("cuEventDestroy", event)  # once it has happened
+            self.last = on
+        return on
+
+    def queue(self, function: str, *args) -> None:
+        """Call a function of the driver whose last argument is the stream."""
+        with self.lock:
+            driver_call(function, *args, self.order())
+
+    def synchronise(self) -> None:
+        """Wait for everything that this package has queued."""
+        self.queue("cuStreamSynchronize")
+
+    # Memory
+
+    def allocate(self, size: int) -> int:
+        """The address of a block of ``size`` bytes, a result of `rounded`.
+
+        Raises
+        ------
+        MemoryError
+            There is no such block, also after all unused memory was given back.
+        """
+        try:
+            pointer = self._free[size].pop()
+        except (KeyError, IndexError):
+            pointer = self._new(size)
+        self._used += size
+        return pointer
+
+    def free(self, pointer: int, size: int) -> None:
+        """Return a block; what is queued from now on may use it. Called by the garbage collector,
+        so at any time and in any thread."""
+        self._free.setdefault(size, []).append(pointer)
+        self._used -= size
+
+    def _new(self, size: int) -> int:
+        with self.lock:
+            self.use()
+            try:
+                return int(driver_call("cuMemAlloc", size))
+            except MemoryError:
+                self.trim()
+            try:
+                return int(driver_call("cuMemAlloc", size))
+            except MemoryError:
+                free, total = driver_call("cuMemGetInfo")
+                raise MemoryError(
+                    f"{self}: {size} bytes are not free: {self._used} are in use here, and "
+                    f"{free} of {total} are left"
+                ) from None
+
+    def trim(self) -> None:
+        """Give unused memory back to the system."""
+        with self.lock:
+            self.synchronise()
+            for blocks in list(self._free.values()):
+                while blocks:
+                    driver_call("cuMemFree", blocks.pop())
+
+
+def rounded(size: int) -> int:
+    """The size of the blocks that are kept for ``size`` bytes: at most a quarter larger, or 512."""
+    step = 1 << max(9, size.bit_length() - 3)
+    return max(1, -(-size // step)) * step
+
+
+@cache
+def device(ordinal: int) -> Device:
+    """The GPU of that number."""
+    return Device(ordinal)
+
+
+def here() -> Device:
+    """This thread's GPU: that of the caller's arrays, else CUDA's current one."""
+    if _here.device is not None:
+        return _here.device
+    from cuda.core import Device
+
+    return device(Device().device_id)
+
+
+def device_of(pointer: int) -> Device:
+    """The GPU whose memory an address is in."""
+    attribute = bindings().CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return device(int(driver_call("cuPointerGetAttribute", attribute, pointer)))
+
+
+def _place(x: Any) -> tuple[Device, int]:
+    """The device of the caller's array, and the current stream of its package."""
+    own: Any = getattr(x, "device", None)
+    if type(own) is Device:  # a `DeviceArray`
+        return own, own.last
+    package = type(x).__module__.partition(".")[0]
+    if package == "torch" and x.is_cuda:
+        import torch
+
+        return device(own.index), torch.cuda.current_stream(own).cuda_stream
+    if package == "cupy":
+        import cupy
+
+        return device(own.id), cupy.cuda.get_current_stream().ptr
+    if package != "torch" and hasattr(x, "__cuda_array_interface__"):
+        facts = x.__cuda_array_interface__
+        return device_of(facts["data"][0]), facts.get("stream") or 0
+    if hasattr(x, "__dlpack_device__") and not hasattr(x, "__array__"):
+        return device(x.__dlpack_device__()[1]), 0
+    return here(), 0
+
+
+class stream_of:
+    """A context in which everything is queued on the device of x and the current stream of its
+    package; on the current device and the default stream if x is on the host.
+
+    Raises
+    ------
+    RuntimeError
+        That stream is being captured into a graph.
+    """
+
+    __slots__ = ("_before", "_chosen", "_outer")
+
+    def __init__(self, x: Any):
+        if SIMULATED:
+            return
+        chosen, handle = _place(x)
+        handle = handle or LEGACY
+        if handle != LEGACY and int(driver_call("cuStreamIsCapturing", handle)):
+            raise RuntimeError(
+                "the current stream is being captured into a CUDA graph, which cannot hold this "
+                "package's work: its memory is used again after each call"
+            )
+        self._chosen = chosen, handle
+
+    def __enter__(self) -> None:
+        if SIMULATED:
+            return
+        self._outer = _here.device, _here.stream
+        chosen, handle = self._chosen
+        self._before = int(driver_call("cuCtxGetCurrent"))
+        if self._before != chosen.context:
+            driver_call("cuCtxSetCurrent", chosen.context)
+        _here.device, _here.stream = chosen, handle
+
+    def __exit__(self, *error) -> None:
+        if SIMULATED:
+            return
+        chosen, _ = self._chosen
+        _here.device, _here.stream = self._outer
+        if self._before not in (0, chosen.context):
+            driver_call("cuCtxSetCurrent", self._before)

@@ -1,0 +1,92 @@
+"""Machine code of kernels: compiled by Numba and NVIDIA's linker, and kept in files.
+
+Neither needs a GPU, so the files can be made ahead, on another machine.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from types import FunctionType
+from typing import Any, Protocol
+
+from numba import cuda, types
+
+from fastrnn.kernels.cache import cache_dir, read, say_once, write
+
+from .arguments import Arguments
+
+_ROOT = Path(__file__).parents[2]
+# All that kernels are built from; kernels/*.py has what they share with other backends.
+_SOURCES = "cells/*.py", "kernels/*.py", "kernels/cuda/*.py"
+_PACKAGES = "numba", "numba-cuda", "cuda-core"
+
+
+class Kernel(Protocol):
+    """What is needed of `launch.Kernel`."""
+
+    function: Callable
+    block: int
+    made_by: tuple
+
+    @property
+    def arguments(self) -> Arguments: ...
+
+
+def compiled(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, str, str]:
+    """``(machine code, PTX, the assembler's messages)``; needs no GPU."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    ptx, _ = cuda.compile(
+        kernel.function, types.void(*kernel.arguments.types), cc=capability, device=False,
+        abi="numba", output="ptx", launch_bounds=(kernel.block, 1),
+    )  # fmt: skip
+    options = LinkerOptions(arch="sm_{}{}".format(*capability), ptxas_options=["-v"])
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
+    return bytes(linker.link("cubin").code), ptx, linker.get_info_log()
+
+
+def entry(code: bytes) -> str:
+    """The name of the kernel in machine code, which has one."""
+    found = re.search(rb"\.text\.(\w+)", code)
+    assert found
+    return found[1].decode()
+
+
+def code_of(kernel: Kernel, capability: tuple[int, int]) -> bytes:
+    """The machine code, from a file if there is one."""
+    path = cache_dir() / "cuda" / f"{key(kernel, capability)}.cubin"
+    code = read(path)
+    if code is None:
+        say_once("compiling kernels for the GPU; this takes some seconds for each, once")
+        code, _, _ = compiled(kernel, capability)
+        write(path, code)
+    return code
+
+
+def key(kernel: Kernel, capability: tuple[int, int]) -> str:
+    """What tells the machine code apart, on all machines alike."""
+    of = f"{_versions()} {capability} {kernel.block} {_identity(kernel.made_by)}"
+    return hashlib.sha256(of.encode()).hexdigest()[:32]
+
+
+@cache
+def _versions() -> str:
+    """Of everything that machine code depends on."""
+    digest = hashlib.sha256()
+    for pattern in _SOURCES:
+        for path in sorted(_ROOT.glob(pattern)):
+            digest.update(path.read_bytes())
+    return " ".join([*map(version, _PACKAGES), digest.hexdigest()])
+
+
+def _identity(x: Any) -> str:
+    """The same text for the same thing in every process. All functions are from `_SOURCES`."""
+    if isinstance(x, FunctionType):
+        closed = [_identity(c.cell_contents) for c in x.__closure__ or ()]
+        return f"{x.__module__}.{x.__qualname__}({', '.join(closed)})"
+    if isinstance(x, tuple):
+        return f"{type(x).__name__}({', '.join(map(_identity, x))})"
+    return str(x)
