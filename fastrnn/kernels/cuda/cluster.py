@@ -24,7 +24,7 @@ from . import ptx
 from .driver import SIMULATED
 from .equations import compiled
 from .fused import Bias, Columns
-from .launch import Kernel, inlined, kernel
+from .launch import CLUSTERS, Kernel, inlined, kernel
 from .ptx import across, as_bits, as_float, bf16_pair, cluster_rank, cluster_sync, store_remote
 
 # The states h and c.
@@ -380,7 +380,7 @@ def forward(layout: Plan) -> Kernel:
                 at = (first + r) * units + column
                 h_n[at], c_n[at] = h_now[j], c_now[j]
 
-    return Kernel(forward, threads, np.float32)
+    return Kernel(forward, threads, np.float32, least=CLUSTERS)
 
 
 @kernel
@@ -483,4 +483,4 @@ def backward(layout: Plan) -> Kernel:
                 at = (first + r) * units + column
                 dh[at], dc[at] = dh_now[j], dc_now[j]
 
-    return Kernel(backward, threads, np.float32)
+    return Kernel(backward, threads, np.float32, least=CLUSTERS)

@@ -16,6 +16,7 @@ from . import driver, machine, simulated
 from .arguments import Arguments
 from .driver import SIMULATED, Device, driver_call
 
+CLUSTERS = (9, 0)  # the first compute capability that has clusters of blocks
 _DEFAULT_SHARED = 48 << 10  # bytes of shared memory that a kernel can have without asking
 
 
@@ -47,6 +48,8 @@ class Kernel:
     dtype : dtype
     waits : bool, default False
         Whether blocks wait for each other, so that all of them must be resident at once.
+    least : tuple of int
+        The compute capability that it needs.
 
     Attributes
     ----------
@@ -58,8 +61,17 @@ class Kernel:
 
     made_by: tuple = ()
 
-    def __init__(self, function: Callable, block: int, dtype, *, waits: bool = False):
-        self.function, self.block, self.dtype, self.waits = function, block, np.dtype(dtype), waits
+    def __init__(
+        self,
+        function: Callable,
+        block: int,
+        dtype,
+        *,
+        waits: bool = False,
+        least: tuple[int, int] = (8, 0),
+    ):
+        self.function, self.block, self.dtype = function, block, np.dtype(dtype)
+        self.waits, self.least = waits, least
         self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
         self._configs: dict[tuple, Any] = {}  # of launches on clusters
 
@@ -170,7 +182,7 @@ def _cluster_config(grid: tuple[int, int], block: int, shared: int, cluster: int
 
 def has_clusters() -> bool:
     """Whether the device has clusters of blocks."""
-    return not SIMULATED and driver.here().capability >= (9, 0)
+    return not SIMULATED and driver.here().capability >= CLUSTERS
 
 
 def most_shared() -> int:
@@ -183,8 +195,8 @@ def _code(kernel: Kernel, capability: tuple[int, int]) -> Any:
     """The machine code in this process."""
     from cuda.core import ObjectCode
 
-    code = machine.code_of(kernel, capability)
-    return ObjectCode.from_cubin(code).get_kernel(machine.entry(code))
+    name, code = machine.code_of(kernel, capability)
+    return ObjectCode.from_cubin(code).get_kernel(name)
 
 
 @cache

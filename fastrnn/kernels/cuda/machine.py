@@ -29,41 +29,50 @@ class Kernel(Protocol):
 
     function: Callable
     block: int
+    least: tuple[int, int]
     made_by: tuple
 
     @property
     def arguments(self) -> Arguments: ...
 
 
-def compiled(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, str, str]:
-    """``(machine code, PTX, the assembler's messages)``; needs no GPU."""
-    from cuda.core import Linker, LinkerOptions, ObjectCode
-
+@cache
+def ptx_of(kernel: Kernel) -> str:
+    """Assembly for the oldest devices that the kernel can run on, and so for all later ones."""
     ptx, _ = cuda.compile(
-        kernel.function, types.void(*kernel.arguments.types), cc=capability, device=False,
+        kernel.function, types.void(*kernel.arguments.types), cc=kernel.least, device=False,
         abi="numba", output="ptx", launch_bounds=(kernel.block, 1),
     )  # fmt: skip
+    return ptx
+
+
+def compiled(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, str]:
+    """``(machine code, the assembler's messages)``; needs no GPU."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
     options = LinkerOptions(arch="sm_{}{}".format(*capability), ptxas_options=["-v"])
-    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
-    return bytes(linker.link("cubin").code), ptx, linker.get_info_log()
+    linker = Linker(ObjectCode.from_ptx(ptx_of(kernel).encode()), options=options)
+    return bytes(linker.link("cubin").code), linker.get_info_log()
 
 
-def entry(code: bytes) -> str:
-    """The name of the kernel in machine code, which has one."""
-    found = re.search(rb"\.text\.(\w+)", code)
+def entry(kernel: Kernel) -> str:
+    """The name of the kernel in its machine code, which may have other functions as well."""
+    found = re.search(r"\.entry\s+([\w$]+)", ptx_of(kernel))
     assert found
-    return found[1].decode()
+    return found[1]
 
 
-def code_of(kernel: Kernel, capability: tuple[int, int]) -> bytes:
-    """The machine code, from a file if there is one."""
+def code_of(kernel: Kernel, capability: tuple[int, int]) -> tuple[str, bytes]:
+    """``(name, machine code)``, from a file if there is one."""
     path = cache_dir() / "cuda" / f"{key(kernel, capability)}.cubin"
-    code = read(path)
-    if code is None:
+    kept = read(path)
+    if kept is None:
         say_once("compiling kernels for the GPU; this takes some seconds for each, once")
-        code, _, _ = compiled(kernel, capability)
-        write(path, code)
-    return code
+        code, _ = compiled(kernel, capability)
+        kept = entry(kernel).encode() + b"\n" + code
+        write(path, kept)
+    name, _, code = kept.partition(b"\n")
+    return name.decode(), code
 
 
 def key(kernel: Kernel, capability: tuple[int, int]) -> str:

@@ -11,6 +11,7 @@ import ctypes
 import gc
 import json
 import statistics
+import sys
 import threading
 import time
 from collections import Counter
@@ -28,11 +29,11 @@ operations: list[tuple[str, int, int]] = []
 blocks: Counter = Counter()  # alive, by device
 
 
-def code_of(kernel: launch.Kernel, capability) -> bytes:
-    """Instead of the machine code: only the name of its entry."""
+def code_of(kernel: launch.Kernel, capability) -> tuple[str, bytes]:
+    """Instead of the machine code: a name by which `listen` knows the kernel."""
     name = f"{kernel.name.replace('.', '_')}_{len(kernels)}"
     kernels[name] = kernel
-    return f".text.{name}\0".encode()
+    return name, b"code"
 
 
 @ctypes.CFUNCTYPE(
@@ -169,14 +170,18 @@ def check_streams() -> None:
     operations.clear()
 
     def work(x):
-        for _ in range(50):
+        for _ in range(100):
             layer(x)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
 
     threads = [threading.Thread(target=work, args=(x,)) for x in inputs]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    sys.setswitchinterval(interval)
     last = None
     changes = 0
     for what, stream, _ in operations:

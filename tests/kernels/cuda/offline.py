@@ -1,33 +1,31 @@
 """Compile every CUDA kernel without a GPU, and say what the result is like: a script of its own,
 as the tests' process has the kernels as plain Python.
 
-    NUMBA_ENABLE_CUDASIM=0 python tests/kernels/cuda/offline.py
+    NUMBA_ENABLE_CUDASIM=0 python tests/kernels/cuda/offline.py [--table]
 
-prints a line of JSON for each kernel and architecture.
+prints a line of JSON for each kernel and architecture, or a table in Markdown.
 """
 
-import importlib.util
+import argparse
 import json
 import re
-import shutil
-import subprocess
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 from numba.cuda import dispatcher
 
 from fastrnn.cells import CELLS
-from fastrnn.kernels.cuda import cluster, crf, fused, gemm, moves, optim, pointwise
-from fastrnn.kernels.cuda.launch import machine_code
+from fastrnn.kernels.cuda import cluster, crf, fused, gemm, machine, moves, optim, pointwise
+from sass import Code, disassembled
 
-EVERYWHERE, NEWER = ((8, 0), (9, 0)), ((9, 0),)
+CLUSTERS = ((9, 0), (10, 0), (12, 0))  # have them
+EVERYWHERE = ((8, 0), *CLUSTERS)
 SIMPLE = gemm, moves, pointwise, optim, crf
 # Sums that are made in float64 on purpose.
 WIDE = {"squares_kernel", "gradient_kernel", "viterbi_kernel"}
+# How the assembler writes the kinds of `Arguments`.
+PTX_KINDS = {"pointer": "u64", "int64": "u64", "uint64": "u64", "float32": "f32", "float64": "f64"}
 
 
 def kernels():
@@ -51,40 +49,22 @@ def kernels():
         made = cluster.plan(256, precision, 227 << 10)
         assert (made.blocks, made.block_units, made.in_registers) == (8, 32, 128)
         name = f"{precision}, {made.in_registers} of {made.words} words in registers"
-        yield f"cluster forward {name}", cluster.forward(made), NEWER
-        yield f"cluster backward {name}", cluster.backward(made), NEWER
-        yield f"pack {name}", cluster.pack(made, True), EVERYWHERE
-
-
-@cache
-def disassembler() -> str | None:
-    """NVIDIA's, from the package nvidia-cuda-nvdisasm or a toolkit."""
-    found = importlib.util.find_spec("nvidia").submodule_search_locations
-    here = [str(p) for root in found for p in Path(root).glob("*/bin/nvdisasm")]
-    return here[0] if here else shutil.which("nvdisasm")
-
-
-def disassembled(code: bytes) -> str:
-    """The machine's own instructions; none without a disassembler."""
-    tool = disassembler()
-    if tool is None:
-        return ""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(code)
-        file.flush()
-        return subprocess.run([tool, file.name], capture_output=True, text=True, check=True).stdout
+        yield f"cluster forward {name}", cluster.forward(made), CLUSTERS
+        yield f"cluster backward {name}", cluster.backward(made), CLUSTERS
+        yield f"pack {name}", cluster.pack(made), EVERYWHERE
 
 
 def compiled(number: int) -> list[dict]:
     """What became of the kernel of that number."""
     name, kernel, architectures = list(kernels())[number]
-    rows = []
+    # Device functions ask the device that is there for its architecture.
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=kernel.least)
+    rows, ptx = [], machine.ptx_of(kernel)
+    entry = ptx[ptx.index(".entry") :]
     for capability in architectures:
-        # Device functions ask the device that is there for its architecture.
-        here = SimpleNamespace(compute_capability=capability)
-        dispatcher.get_current_device = lambda here=here: here
-        _, code, ptx, log = machine_code(kernel, capability)
-        machine = disassembled(code.code) if name.startswith("cluster") else ""
+        code, log = machine.compiled(kernel, capability)
+        given = re.findall(r"\.param \.\w*?(\w\d+)", entry[: entry.index("{")])
+        assembled = disassembled(code)
         rows.append({
             "kernel": name,
             "architecture": "sm_{}{}".format(*capability),
@@ -92,21 +72,49 @@ def compiled(number: int) -> list[dict]:
             "registers": max(map(int, re.findall(r"Used (\d+) registers", log))),
             "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", log))),
             "stack": max(map(int, re.findall(r"(\d+) bytes stack", log))),
-            "local memory": len(re.findall(r"\b(?:LDL|STL)\b", machine)),
-            "tensor cores": len(re.findall(r"\bHMMA\b", machine)),
-            "shuffles": len(re.findall(r"\bSHFL\b", machine)),
-            "cluster barriers": len(re.findall(r"\bUCGABAR_ARV\b", machine)),
-            "disassembled": bool(machine),
             "float64": ".f64" in ptx,
+            "parameters agree": [PTX_KINDS[k] for k in kernel.arguments.kinds] == given,
+            "disassembled": assembled is not None,
         })  # fmt: skip
+        if assembled:
+            rows[-1] |= facts(assembled)
     return rows
 
 
+def facts(code: Code) -> dict:
+    """What the machine's instructions say."""
+    return {
+        "instructions": len(code.instructions),
+        "instructions per multiply-add": code.per_multiply,
+        "local memory": code.count("LDL|STL"),
+        "tensor cores": code.count("HMMA"),
+        "shuffles": code.count("SHFL"),
+        "cluster barriers": code.count("UCGABAR_ARV"),
+        "in a step": len(code.steps),
+        "fences in a step": code.count("MEMBAR", code.steps),
+        "loads waited for": code.exposed_loads,
+    }
+
+
+COLUMNS = (
+    "kernel", "architecture", "threads", "registers", "instructions per multiply-add", "in a step",
+    "fences in a step", "loads waited for",
+)  # fmt: skip
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", action="store_true", help="only loops and products, as a table")
+    table = parser.parse_args().table
+    if table:
+        print(f"| {' | '.join(COLUMNS)} |\n|---|---{'|--:' * (len(COLUMNS) - 2)}|")
     with ProcessPoolExecutor() as pool:
         for rows in pool.map(compiled, range(len(list(kernels())))):
             for row in rows:
-                print(json.dumps(row), flush=True)
+                if not table:
+                    print(json.dumps(row), flush=True)
+                elif re.match("grid|cluster|product", row["kernel"]):
+                    print("|", " | ".join(str(row.get(c)) for c in COLUMNS), "|", flush=True)
 
 
 if __name__ == "__main__":
