@@ -21,7 +21,7 @@ def is_on_device(x: Any) -> bool:
     """Whether x is an array in a GPU's memory, of whatever package."""
     if hasattr(type(x), "is_cuda"):  # PyTorch, whose interface raises where a gradient is required
         return bool(x.is_cuda)
-    if hasattr(x, "__cuda_array_interface__") or hasattr(x, "copy_to_host"):
+    if hasattr(x, "copy_to_host") or hasattr(x, "__cuda_array_interface__"):
         return True
     return hasattr(x, "__dlpack_device__") and x.__dlpack_device__()[0] == _DLPACK_CUDA
 

@@ -68,12 +68,11 @@ class Device:
         Its number.
     lock : threading.RLock
         Held while something is queued.
-    last : int
-        The stream that something was queued on last.
     """
 
     def __init__(self, ordinal: int):
-        self.ordinal, self.lock, self.last = ordinal, threading.RLock(), LEGACY
+        self.ordinal, self.lock = ordinal, threading.RLock()
+        self._last: int | None = LEGACY  # the stream that was used last; None: see `leave`
         self._free: dict[int, list[int]] = {}  # blocks of memory by their size
         self._used = 0  # bytes
 
@@ -107,6 +106,11 @@ class Device:
     # Work
 
     @cached_property
+    def _event(self) -> Any:
+        """Recorded behind what was queued last, when another stream is to follow."""
+        return driver_call("cuEventCreate", 2)  # without timing
+
+    @cached_property
     def context(self) -> int:
         """Its primary context, which other packages use as well."""
         self.core.set_current()
@@ -122,12 +126,26 @@ class Device:
         if _here.device is not self:
             self.use()
         on = _here.stream
-        if on != self.last:
-            event = driver_call("cuEventCreate", 2)  # without timing
-            driver_call("cuEventRecord", event, self.last)
-            driver_call("cuStreamWaitEvent", on, event, 0)
-            driver_call("cuEventDestroy", event)  # once it has happened
-            self.last = on
+        if on != self._last:
+            if self._last is not None:
+                driver_call("cuEventRecord", self._event, self._last)
+            driver_call("cuStreamWaitEvent", on, self._event, 0)
+            self._last = on
+        return on
+
+    def leave(self, stream: int) -> None:
+        """Remember what was queued on a stream that its owner may destroy."""
+        with self.lock:
+            if self._last == stream != LEGACY:
+                driver_call("cuEventRecord", self._event, stream)
+                self._last = None
+
+    def ready(self) -> int:
+        """A stream that waits for everything queued so far."""
+        before = driver_call("cuCtxGetCurrent")
+        with self.lock:
+            on = self.order()
+        driver_call("cuCtxSetCurrent", before)
         return on
 
     def queue(self, function: str, *args) -> None:
@@ -218,7 +236,7 @@ def _place(x: Any) -> tuple[Device, int]:
     """The device of the caller's array, and the current stream of its package."""
     own: Any = getattr(x, "device", None)
     if type(own) is Device:  # a `DeviceArray`
-        return own, own.last
+        return own, _here.stream if _here.device is own else LEGACY
     package = type(x).__module__.partition(".")[0]
     if package == "torch" and x.is_cuda:
         import torch
@@ -273,7 +291,9 @@ class stream_of:
     def __exit__(self, *error) -> None:
         if SIMULATED:
             return
-        chosen, _ = self._chosen
+        chosen, handle = self._chosen
+        if handle != self._outer[1]:
+            chosen.leave(handle)
         _here.device, _here.stream = self._outer
         if self._before not in (0, chosen.context):
             driver_call("cuCtxSetCurrent", self._before)

@@ -131,7 +131,7 @@ class DeviceArray:
             "typestr": self.dtype.str,
             "data": (self.pointer, False),
             "version": 3,
-            "stream": self.device.last,
+            "stream": self.device.ready(),
         }
 
 

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 
 import numpy as np
 from numba.cuda import dispatcher
+from sass import Code, disassembled
 
 from fastrnn.cells import CELLS
 from fastrnn.kernels.cuda import cluster, crf, fused, gemm, machine, moves, optim, pointwise
-from sass import Code, disassembled
 
 CLUSTERS = ((9, 0), (10, 0), (12, 0))  # have them
 EVERYWHERE = ((8, 0), *CLUSTERS)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,10 +20,10 @@ pytestmark = [
 ]
 
 
-def output(script: str) -> str:
+def output(script: str, **environment: str) -> str:
     """What a script prints that has the kernels compiled."""
     path = Path(__file__).with_name(script)
-    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "0"}
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "0"} | environment
     done = subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -33,12 +34,24 @@ def compiled():
     return [json.loads(line) for line in output("offline.py").splitlines()]
 
 
+@pytest.fixture(scope="module")
+def assembled(compiled):
+    """Those whose instructions are known."""
+    if not compiled[0]["disassembled"]:
+        pytest.skip("nvdisasm is not installed (pip install nvidia-cuda-nvdisasm)")
+    return compiled
+
+
 def test_no_kernel_spills(compiled):
-    assert {row["architecture"] for row in compiled} == {"sm_80", "sm_90"}
+    assert {row["architecture"] for row in compiled} == {"sm_80", "sm_90", "sm_100", "sm_120"}
     for row in compiled:
-        assert row["spilled"] == row["stack"] == row["local memory"] == 0, row
+        assert row["spilled"] == row["stack"] == 0, row
         # All threads of a block must find room in a multiprocessor's 65,536 registers.
         assert row["registers"] * row["threads"] <= 65536, row
+
+
+def test_the_host_passes_what_the_kernel_takes(compiled):
+    assert all(row["parameters agree"] for row in compiled)
 
 
 def test_float32_kernels_never_use_float64(compiled):
@@ -47,11 +60,38 @@ def test_float32_kernels_never_use_float64(compiled):
     assert wide and all("float64" in name for name in wide)
 
 
-def test_clusters_hold_their_weights_and_use_tensor_cores(compiled):
-    rows = [row for row in compiled if row["kernel"].startswith("cluster")]
-    assert len(rows) == 6
-    if not rows[0]["disassembled"]:
-        pytest.skip("nvdisasm is not installed (pip install nvidia-cuda-nvdisasm)")
+def test_what_a_step_waits_for(assembled):
+    for row in assembled:
+        assert row["local memory"] == 0, row
+        if row["kernel"].startswith("cluster"):
+            assert row["loads waited for"] == 0, row
+        if row["kernel"].startswith(("cluster", "grid")):
+            assert row["fences in a step"] <= FENCES, row
+
+
+# On one line each: the most instructions that stand for a multiply-add in the hottest loop, so
+# that no change makes a loop slower unnoticed. Tensor cores do 1,024 multiply-adds in one.
+MOST_INSTRUCTIONS = {
+    "product_kernel of float32": 5.1,
+    "grid forward_loop lstm float32": 7.9,
+    "grid backward_loop lstm float32": 18.6,
+    "cluster forward bf16": 13,
+    "cluster backward bf16": 17,
+}
+FENCES = 2  # at the barrier: what others are to see, and what they are to have seen
+
+
+def test_instructions_of_a_multiply_add(assembled):
+    for start, most in MOST_INSTRUCTIONS.items():
+        rows = [row for row in assembled if row["kernel"].startswith(start)]
+        assert rows
+        for row in rows:
+            assert row["instructions per multiply-add"] <= most, row
+
+
+def test_clusters_hold_their_weights_and_use_tensor_cores(assembled):
+    rows = [row for row in assembled if row["kernel"].startswith("cluster")]
+    assert len(rows) == 18
     for row in rows:
         # Weights are in registers: as many mma's stand there as 128 words take, and what comes
         # out of shared memory in a loop.
@@ -65,8 +105,22 @@ def test_clusters_hold_their_weights_and_use_tensor_cores(compiled):
         assert row["shuffles"] == sent, row
 
 
-def test_dry_run():
-    """Everything the host does, but for running the kernels; all memory is given back."""
-    printed = output("dry_run.py")
-    assert "cooperative" in printed and "clusters of 2" in printed
-    assert "0 blocks of memory left" in printed
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory):
+    """What the host does, on a driver that has memory and runs nothing."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("a C compiler on Linux is needed to make the driver")
+    folder = tmp_path_factory.mktemp("driver")
+    source, library = Path(__file__).with_name("fake_driver.c"), folder / "libcuda.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    printed = output("dry_run.py", LD_LIBRARY_PATH=str(folder))
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+def test_the_host_without_a_gpu(dry_run):
+    """Devices, streams, memory and errors are looked at by the script itself."""
+    for row in dry_run:
+        lstm, inference = row["layer"] == "LSTM", row["call"] == "inference"
+        assert row["launches"] <= (2 + (not lstm) if inference else 8 if lstm else 10), row
+        assert row["others"] <= 2 * (not lstm), row
