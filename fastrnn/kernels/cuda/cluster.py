@@ -19,13 +19,23 @@ from numba import cuda, float32, uint32
 
 from fastrnn.cells import CELLS
 from fastrnn.kernels.signature import F1, I1, W1, I, Of, TupleOf
+from fastrnn.kernels.unrolled import from_source
 
 from . import ptx
 from .driver import SIMULATED
 from .equations import compiled
 from .fused import Bias, Columns
 from .launch import CLUSTERS, Kernel, inlined, kernel
-from .ptx import across, as_bits, as_float, bf16_pair, cluster_rank, cluster_sync, store_remote
+from .ptx import (
+    across,
+    as_bits,
+    as_float,
+    bf16_pair,
+    cluster_rank,
+    cluster_sync,
+    load_if,
+    store_remote,
+)
 
 # The states h and c.
 Pair = Annotated[Any, TupleOf(Of("F", 1), 2)]
@@ -33,6 +43,7 @@ Pair = Annotated[Any, TupleOf(Of("F", 1), 2)]
 CELL = CELLS["lstm"]  # the one cell that has these loops
 ROWS = 8  # of a cluster: the width of an mma
 REGISTERS = 8 if SIMULATED else 128  # of a thread for weights
+CHAINS = 4  # sums of a tile, where registers allow it
 
 
 class Sequences(NamedTuple):
@@ -147,62 +158,44 @@ def _word(precision: str, part: int) -> Callable:
 
 
 def _product(layout: Plan, gates: int) -> Callable:
-    """The mma's of a step: adds to sums [8], four for each of two tiles.
+    """The mma's of a step: ``sums [8]``, four for each of two tiles.
 
     Called with ``(kept, shared, weights, t, at0, at1, sums)``; ``at0`` and ``at1`` are where the
-    other side begins in shared memory for the tiles.
+    other side begins in shared memory for the tiles. An mma has to wait for the one whose sums it
+    continues, so there are `CHAINS` sums of each tile, which are added up at the end.
     """
-    passes = [_pass(layout, gates, *parts) for parts in PRECISIONS[layout.precision].products]
-    if len(passes) == 1:
-        return passes[0]
-    first, second, third = passes
+    shape, part, row = PRECISIONS[layout.precision], layout.part, layout.row(gates)
+    chunks = [
+        (own * part + o, other * ROWS * row + o)
+        for own, other in shape.products
+        for o in range(0, part, 8)
+    ]
+    chains = min(CHAINS if len(shape.products) == 1 else 2, len(chunks))
+    lines = ["def function(kept, shared, weights, t, at0, at1, sums):"]
+    for i, (word, at) in enumerate(chunks):
+        for tile in range(2):
+            w = ", ".join(_weight(layout, word + 4 * tile + k) for k in range(4))
+            sums = _names(tile, i % chains)
+            before = sums if i >= chains else ", ".join(["zero"] * 4)
+            x = f"shared[at{tile} + {at}], shared[at{tile} + {at + 4}]"
+            lines.append(f"{sums} = mma({w}, {x}, {before})")
+    for tile in range(2):
+        for k in range(4):
+            each = " + ".join(_names(tile, c).split(", ")[k] for c in range(chains))
+            lines.append(f"sums[{4 * tile + k}] = {each}")
+    mma = ptx.mma_tf32 if shape.pair == 1 else ptx.mma_bf16
+    return inlined(from_source("\n    ".join(lines), {"mma": mma, "zero": np.float32(0)}))
 
-    def product(kept, shared, weights, t, at0, at1, sums):
-        first(kept, shared, weights, t, at0, at1, sums)
-        second(kept, shared, weights, t, at0, at1, sums)
-        third(kept, shared, weights, t, at0, at1, sums)
 
-    return inlined(product)
+def _names(tile: int, chain: int) -> str:
+    return ", ".join(f"s{tile}{chain}{k}" for k in range(4))
 
 
-def _pass(layout: Plan, gates: int, own_length: int, other: int) -> Callable:
-    """One part of the weights by one part of the other side."""
-    part, block_units, threads = layout.part, layout.in_registers, layout.threads
-    # Of this part: words in registers, then in shared memory.
-    first, last = own_length * part, (own_length + 1) * part
-    middle = min(max(first, block_units), last)
-    beside = other * ROWS * layout.row(gates) - first
-    mma = ptx.mma_tf32 if PRECISIONS[layout.precision].pair == 1 else ptx.mma_bf16
-
-    def one_pass(kept, shared, weights, t, at0, at1, sums):
-        s0, s1, s2, s3 = sums[0], sums[1], sums[2], sums[3]
-        s4, s5, s6, s7 = sums[4], sums[5], sums[6], sums[7]
-        for o in range(first, middle, 8):
-            x0, x1 = shared[at0 + beside + o], shared[at0 + beside + o + 4]
-            y0, y1 = shared[at1 + beside + o], shared[at1 + beside + o + 4]
-            s0, s1, s2, s3 = mma(
-                kept[o], kept[o + 1], kept[o + 2], kept[o + 3], x0, x1, s0, s1, s2, s3
-            )
-            s4, s5, s6, s7 = mma(
-                kept[o + 4], kept[o + 5], kept[o + 6], kept[o + 7], y0, y1, s4, s5, s6, s7
-            )
-        for o in range(middle, last, 8):
-            x0, x1 = shared[at0 + beside + o], shared[at0 + beside + o + 4]
-            y0, y1 = shared[at1 + beside + o], shared[at1 + beside + o + 4]
-            w = weights + (o - block_units) * threads + t
-            s0, s1, s2, s3 = mma(
-                shared[w], shared[w + threads], shared[w + 2 * threads], shared[w + 3 * threads],
-                x0, x1, s0, s1, s2, s3,
-            )  # fmt: skip
-            w += 4 * threads
-            s4, s5, s6, s7 = mma(
-                shared[w], shared[w + threads], shared[w + 2 * threads], shared[w + 3 * threads],
-                y0, y1, s4, s5, s6, s7,
-            )  # fmt: skip
-        sums[0], sums[1], sums[2], sums[3] = s0, s1, s2, s3
-        sums[4], sums[5], sums[6], sums[7] = s4, s5, s6, s7
-
-    return inlined(one_pass)
+def _weight(layout: Plan, word: int) -> str:
+    """Where a thread's weight is: in registers or in shared memory."""
+    if word < layout.in_registers:
+        return f"kept[{word}]"
+    return f"shared[weights + {(word - layout.in_registers) * layout.threads} + t]"
 
 
 def _send(layout: Plan, gates: int) -> Callable:
@@ -265,6 +258,18 @@ def pack(layout: Plan) -> Kernel:
     return Kernel(pack, threads, np.float32)
 
 
+@inlined
+def load(r, column, wanted, units, gate_columns, dy_columns, c, to, j):
+    """What the gradient of a row needs: four gates, dy, and c before the step."""
+    gates, gates_offset, gates_stride = gate_columns
+    dy, dy_offset, dy_stride = dy_columns
+    first = r * gates_stride + gates_offset + column
+    for s in range(4):
+        to[6 * j + s] = load_if(gates, first + s * units, wanted)
+    to[6 * j + 4] = load_if(dy, r * dy_stride + dy_offset + column, wanted)
+    to[6 * j + 5] = load_if(c, r * units + column, wanted)
+
+
 def _cells(layout: Plan):
     tanh = ptx.tanh_approx if PRECISIONS[layout.precision].approximate else None
     return compiled(CELL, np.dtype("float32"), tanh)
@@ -297,7 +302,8 @@ def forward(layout: Plan) -> Kernel:
         lengths, offsets, batch, reverse, first = sequences
         shared = cuda.shared.array(0, uint32)
         kept = cuda.local.array(in_registers, uint32)
-        sums, ahead = cuda.local.array(8, float32), cuda.local.array(8, float32)
+        sums = cuda.local.array(8, float32)
+        ahead, coming = cuda.local.array(8, float32), cuda.local.array(8, float32)
         h_now, c_now = cuda.local.array(2, float32), cuda.local.array(2, float32)
         unit_bias = cuda.local.array(4, float32)
         own_length = cuda.local.array(2, np.int64)
@@ -324,10 +330,13 @@ def forward(layout: Plan) -> Kernel:
             if parts == 2:
                 shared[(ROWS + n) * row + k // pair] = word1(v0, v1)
         steps = lengths[b0]  # of the longest of my rows
-        now = steps - 1 if reverse else 0
         for s in range(4):
             at = s * units + column
-            unit_bias[s] = bias.ih[at] + bias.hh[at] if inside else float32(0)
+            unit_bias[s] = load_if(bias.ih, at, inside) + load_if(bias.hh, at, inside)
+        now = steps - 1 if reverse else 0
+        direction = -1 if reverse else 1
+        here = offsets[now] if steps else 0
+        there = offsets[min(max(now + direction, 0), steps)]
         for j in range(2):
             r = b0 + 2 * q + j
             own_length[j] = lengths[r] if r < batch and inside else 0
@@ -336,43 +345,48 @@ def forward(layout: Plan) -> Kernel:
                 h_now[j] = h_0[(first + r) * units + column]
                 c_now[j] = c_0[(first + r) * units + column]
             for s in range(4):
-                ahead[2 * s + j] = float32(0)
-                if 0 <= now < own_length[j]:
-                    at = (offsets[now] + r) * gates_stride + gates_offset + s * units + column
-                    ahead[2 * s + j] = gates[at] + unit_bias[s]
+                at = (here + r) * gates_stride + gates_offset + s * units + column
+                ahead[2 * s + j] = load_if(gates, at, 0 <= now < own_length[j])
         cluster_sync()
         for step in range(steps):
-            now = steps - 1 - step if reverse else step
-            following = now - 1 if reverse else now + 1
-            here = offsets[now] + b0 + 2 * q
-            for i in range(8):
-                sums[i] = ahead[i]
-            if step + 1 < steps:  # on the way while this step is computed
-                there = offsets[following] + b0 + 2 * q
-                for j in range(2):
-                    if following < own_length[j]:
-                        for s in range(4):
-                            at = (there + j) * gates_stride + gates_offset + s * units + column
-                            ahead[2 * s + j] = gates[at] + unit_bias[s]
+            # The next step's gates are on their way while this one is computed, and the offset of
+            # the step after that: no product waits for a load that has only begun.
+            following = now + direction
+            for j in range(2):
+                at = (there + b0 + 2 * q + j) * gates_stride + gates_offset + column
+                wanted = 0 <= following < own_length[j]
+                for s in range(4):
+                    coming[2 * s + j] = load_if(gates, at + s * units, wanted)
             at = (step & 1) * buffer + g * row + q
             product(kept, shared, weights, t, at, at, sums)
+            beyond = offsets[min(max(following + direction, 0), steps)]
+            for i in range(8):
+                sums[i] += ahead[i] + unit_bias[i >> 1]
+            saved_0, (h_a, c_a) = cell(
+                (sums[0], sums[2], sums[4], sums[6]), (h_now[0], c_now[0]), ()
+            )  # fmt: skip
+            saved_1, (h_b, c_b) = cell(
+                (sums[1], sums[3], sums[5], sums[7]), (h_now[1], c_now[1]), ()
+            )  # fmt: skip
             for j in range(2):
                 if now < own_length[j]:
-                    (i, f, gg, o), (h_new, c_new) = cell(
-                        (sums[j], sums[2 + j], sums[4 + j], sums[6 + j]), (h_now[j], c_now[j]), ()
-                    )
+                    r = here + b0 + 2 * q + j
                     if training:
-                        at = (here + j) * units + column
+                        i, f, gg, o = saved_1 if j else saved_0
+                        at = r * units + column
                         h[at] = h_now[j]
                         c[at] = c_now[j]
-                        at = (here + j) * gates_stride + gates_offset + column
+                        at = r * gates_stride + gates_offset + column
                         gates[at] = i
                         gates[at + units] = f
                         gates[at + 2 * units] = gg
                         gates[at + 3 * units] = o
-                    h_now[j], c_now[j] = h_new, c_new
-                    y[(here + j) * y_stride + y_offset + column] = h_new
+                    h_now[j], c_now[j] = h_b if j else h_a, c_b if j else c_a
+                    y[r * y_stride + y_offset + column] = h_now[j]
             send(shared, (1 - (step & 1)) * buffer, column, q, g, h_now[0], h_now[1])
+            for i in range(8):
+                ahead[i] = coming[i]
+            now, here, there = following, there, beyond
             cluster_sync()
         for j in range(2):
             r = b0 + 2 * q + j
@@ -404,12 +418,12 @@ def backward(layout: Plan) -> Kernel:
         ones.
         """
         gates, gates_offset, gates_stride = gate_columns
-        dy, dy_offset, dy_stride = dy_columns
         c, (dh_n, dc_n), (dh, dc) = states[1], dfinal, dstates
         lengths, offsets, batch, reverse, first = sequences
         shared = cuda.shared.array(0, uint32)
         kept = cuda.local.array(in_registers, uint32)
         sums = cuda.local.array(8, float32)
+        ahead, coming = cuda.local.array(12, float32), cuda.local.array(12, float32)
         dh_now, dc_now = cuda.local.array(2, float32), cuda.local.array(2, float32)
         dz = cuda.local.array(8, float32)
         own_length = cuda.local.array(2, np.int64)
@@ -435,13 +449,24 @@ def backward(layout: Plan) -> Kernel:
             if r < batch and inside:
                 at = (first + r) * units + column
                 dh_now[j], dc_now[j] = dh_n[at], dc_n[at]
+        now = 0 if reverse else steps - 1
+        direction = 1 if reverse else -1
+        here = offsets[max(now, 0)]
+        there = offsets[min(max(now + direction, 0), steps)]
+        for j in range(2):
+            wanted = 0 <= now < own_length[j]
+            load(
+                here + b0 + 2 * q + j, column, wanted, units, gate_columns, dy_columns, c, ahead, j
+            )
         cluster_sync()
         for step in range(steps + 1):  # the last one only brings dh past the first step
-            now = step if reverse else steps - 1 - step
-            before = now - 1 if reverse else now + 1
+            following = now + direction
+            for j in range(2):  # the next step's, on their way while this one is computed
+                load(
+                    there + b0 + 2 * q + j, column, 0 <= following < own_length[j], units,
+                    gate_columns, dy_columns, c, coming, j,
+                )  # fmt: skip
             if step > 0:
-                for i in range(8):
-                    sums[i] = float32(0)
                 at = (1 - (step & 1)) * buffer + g * row + q + 2 * second * gate
                 product(kept, shared, weights, t, at, at + gate, sums)
                 # Each warp has half of the sums of 16 units: it gives away those of 8.
@@ -451,27 +476,28 @@ def backward(layout: Plan) -> Kernel:
                 cuda.syncthreads()
                 for j in range(2):
                     v = sums[2 + j] + sums[6 + j] if second else sums[j] + sums[4 + j]
-                    if before < own_length[j]:
+                    if now - direction < own_length[j]:
                         dh_now[j] = v + as_float(shared[between + 2 * (t ^ 32) + j])
+            beyond = offsets[min(max(following + direction, 0), steps)]
             for j in range(2):
-                for s in range(4):
-                    dz[2 * s + j] = float32(0)
-                if step < steps and now < own_length[j]:
-                    place = offsets[now] + b0 + 2 * q + j
-                    at = place * gates_stride + gates_offset + column
-                    d = dh_now[j] + dy[place * dy_stride + dy_offset + column]
-                    saved = (
-                        gates[at], gates[at + units], gates[at + 2 * units], gates[at + 3 * units]
-                    )  # fmt: skip
-                    # h is not used by the equations' backward.
-                    previous = d, c[place * units + column]
-                    (z_i, z_f, z_g, z_o), (_, dc_prev), _ = cell(
-                        saved, previous, (), (d, dc_now[j])
-                    )
-                    dc_now[j] = dc_prev
-                    dz[j], dz[2 + j], dz[4 + j], dz[6 + j] = z_i, z_f, z_g, z_o
+                i = 6 * j
+                d = dh_now[j] + ahead[i + 4]
+                # h is not used by the equations' backward.
+                (z_i, z_f, z_g, z_o), (_, dc_prev), _ = cell(
+                    (ahead[i], ahead[i + 1], ahead[i + 2], ahead[i + 3]), (d, ahead[i + 5]), (),
+                    (d, dc_now[j]),
+                )  # fmt: skip
+                active = step < steps and now < own_length[j]
+                dc_now[j] = dc_prev if active else dc_now[j]
+                dz[j], dz[2 + j] = z_i if active else float32(0), z_f if active else float32(0)
+                dz[4 + j], dz[6 + j] = z_g if active else float32(0), z_o if active else float32(0)
+                if active:
+                    at = (here + b0 + 2 * q + j) * gates_stride + gates_offset + column
                     for s in range(4):
                         gates[at + s * units] = dz[2 * s + j]
+            for i in range(12):
+                ahead[i] = coming[i]
+            now, here, there = following, there, beyond
             if step < steps:
                 for s in range(4):
                     to = (step & 1) * buffer

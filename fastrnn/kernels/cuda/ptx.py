@@ -16,6 +16,7 @@ if config.ENABLE_CUDASIM:
         cluster_rank,
         cluster_sync,
         grid_sync,
+        load_if,
         mma_bf16,
         mma_tf32,
         store_remote,
@@ -29,6 +30,7 @@ else:
         types.uint32: (ir.IntType(32), "r"),
         types.float32: (ir.FloatType(), "f"),
         types.CPointer(types.uint32): (ir.PointerType(ir.IntType(32)), "l"),
+        types.CPointer(types.float32): (ir.PointerType(ir.FloatType()), "l"),
     }
     _U, _F = types.uint32, types.float32
 
@@ -95,6 +97,22 @@ else:
         "ld.acquire.gpu.u32 $0, [$1];", [_U], [types.CPointer(_U)], pure=False
     )
 
+    # 0 where the condition is 0; a compiler would make a branch of it.
+    _load_if = _operation(
+        "{ .reg .pred p; .reg .u64 a; setp.ne.u32 p, $2, 0; cvta.to.global.u64 a, $1; "
+        "mov.f32 $0, 0f00000000; @p ld.global.f32 $0, [a]; }",
+        [_F], [types.CPointer(_F), _U],
+    )  # fmt: skip
+
+    @intrinsic
+    def _element(typingctx, array, i):
+        """The address of ``array[i]``."""
+
+        def codegen(context, builder, sig, args):
+            return builder.gep(args[0], [args[1]])
+
+        return array(array, types.int64), codegen
+
     @intrinsic
     def _address(typingctx, array, i):
         """Of ``array[i]`` in shared memory."""
@@ -128,6 +146,11 @@ else:
         cuda.syncthreads()
 
     @cuda.jit(device=True, inline="always")
+    def load_if(array, i, condition):
+        """``array[i]``, or 0 where the condition is false, without a branch."""
+        return _load_if(_element(array, i), types.uint32(condition))
+
+    @cuda.jit(device=True, inline="always")
     def store_remote(array, i, rank, value):
         """``array[i] = value`` in the shared memory of another block of the cluster."""
         _store_remote(_address(array, i), types.uint32(rank), value)
@@ -141,6 +164,7 @@ __all__ = [
     "cluster_rank",
     "cluster_sync",
     "grid_sync",
+    "load_if",
     "mma_bf16",
     "mma_tf32",
     "store_remote",

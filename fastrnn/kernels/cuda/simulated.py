@@ -342,6 +342,10 @@ def grid_sync(barrier):
     machine().sync_grid()
 
 
+def load_if(array, i, condition):
+    return array[i] if condition else np.float32(0)
+
+
 def store_remote(array, i, rank, value):
     machine().store_remote(array, i, rank, value)
 

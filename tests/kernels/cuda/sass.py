@@ -45,9 +45,9 @@ class Code:
         self.loops: list[range] = []
         for i, instruction in enumerate(self.instructions):
             to = re.search(r"\.L_x_\d+", instruction.operands)
-            if instruction.name.startswith("BRA") and to and labels.get(to[0], i + 1) <= i:
-                if labels[to[0]] < i:  # at the end of the code there is one to itself
-                    self.loops.append(range(labels[to[0]], i + 1))
+            # At the end of the code there is one to itself.
+            if instruction.name.startswith("BRA") and to and labels.get(to[0], i) < i:
+                self.loops.append(range(labels[to[0]], i + 1))
 
     def count(self, pattern: str, of: range | None = None) -> int:
         """How many instructions have a name that begins with the pattern."""

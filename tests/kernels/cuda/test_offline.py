@@ -64,7 +64,9 @@ def test_what_a_step_waits_for(assembled):
     for row in assembled:
         assert row["local memory"] == 0, row
         if row["kernel"].startswith("cluster"):
-            assert row["loads waited for"] == 0, row
+            # Where both passes leave no register, an address is overwritten by the first product.
+            full = row["kernel"].startswith(("cluster backward float32", "cluster backward tf32"))
+            assert row["loads waited for"] <= full, row
         if row["kernel"].startswith(("cluster", "grid")):
             assert row["fences in a step"] <= FENCES, row
 
