@@ -1,28 +1,26 @@
-"""Checks the CUDA kernels on a GPU against the reference, then times them against cuDNN.
+"""Checks the CUDA backend on a GPU, then times it against cuDNN: see CUDA.md beside this file.
 
-    python -m benchmarks.cuda [--out benchmarks/results/cuda.json] [--rounds 30]
+    python -m benchmarks.cuda [--out cuda.jsonl] [--only checks host] [--limit 120]
 
-The time loops, projections and gradients are first compared with the reference at shapes that
-tend to break kernels (the tests do so for every kernel, see tests/kernels/cuda). Then our layers
-and torch's (which use cuDNN) are timed in turn on device arrays with CUDA events: in float32 (with
-torch's TF32 off) and, for the LSTM, tf32 (on) and bfloat16, with torch's float16 beside it. Writes
-JSON and, next to it, a table of microseconds per step.
+Each case runs in a process of its own with a time limit, and its result is appended to the file at
+once, as a line of JSON: a case that fails or hangs costs only itself. Cases that are in the file
+already are not run again.
 """
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-import fastrnn
-from fastrnn.bench.cases import DENSE
-from fastrnn.kernels.cuda import memory, weights
-from fastrnn.layers import GRU, LSTM, RNN
-
-CELLS = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
+CELLS = "LSTM", "GRU", "RNN"
 # Limit of the difference from the reference, relative to its largest value or to 1 if larger.
 GRADES = {"float32": 5e-5, "tf32": 4e-3, "bf16": 4e-2}
 # Steps, sequences, inputs, units, and whether sequences have different lengths.
@@ -30,13 +28,135 @@ CHECKED = [
     (1, 1, 1, 1, False), (7, 1, 5, 64, False), (5, 9, 3, 33, True), (12, 33, 40, 100, True),
     (9, 17, 20, 256, True), (6, 70, 30, 300, False), (4, 5, 8, 650, True), (3, 4, 6, 1500, False),
 ]  # fmt: skip
+LOOPS = [(50, 32, 128, 256), (50, 8, 128, 256), (50, 32, 128, 512), (100, 64, 256, 512)]
+PRODUCTS = [(6400, 256, 2048), (2048, 6400, 512), (1600, 128, 1024), (35 * 20, 650, 10000)]
+Case = dict[str, Any]
 
 
-def _arrays(layer, steps, batch, seed=0):
-    rng = np.random.default_rng(seed)
+def cases(stage: str) -> Iterator[Case]:
+    """What a stage runs, the cheapest and most telling first."""
+    if stage == "smoke":
+        yield {"what": "smoke"}
+    elif stage == "checks":
+        for sizes in CHECKED:
+            for cell in CELLS:
+                for loop in ("grid", "cluster") if cell == "LSTM" else ("grid",):
+                    for precision in GRADES if loop == "cluster" else ("float32",):
+                        yield {
+                            "what": "check", "cell": cell, "loop": loop, "precision": precision,
+                            "sizes": sizes,
+                        }  # fmt: skip
+    elif stage == "loops":
+        for sizes in LOOPS:
+            for precision in GRADES:
+                yield {"what": "loop", "cell": "LSTM", "precision": precision, "sizes": sizes}
+    elif stage == "products":
+        for sizes in PRODUCTS:
+            for how in ("cublas", "own"):
+                for precision in ("tf32", "float32"):
+                    yield {"what": "product", "by": how, "precision": precision, "sizes": sizes}
+    elif stage == "host":
+        for sizes in LOOPS[:3]:
+            yield {"what": "host", "cell": "LSTM", "precision": "bf16", "sizes": sizes}
+    elif stage == "layers":
+        from fastrnn.bench.cases import DENSE
+
+        for cell in CELLS:
+            for sizes in DENSE:
+                for precision in GRADES if cell == "LSTM" else ("float32", "tf32"):
+                    yield {"what": "layer", "cell": cell, "precision": precision, "sizes": sizes}
+        yield {"what": "ragged", "cell": "LSTM", "precision": "bf16", "sizes": (80, 64, 128, 256)}
+        yield {"what": "ragged", "cell": "LSTM", "precision": "tf32", "sizes": (80, 64, 128, 256)}
+    elif stage == "profile":
+        for precision in GRADES:
+            yield {"what": "profile", "cell": "LSTM", "precision": precision, "sizes": LOOPS[0]}
+
+
+STAGES = "smoke", "checks", "loops", "products", "host", "layers", "profile"
+
+
+def _layer(case: Case, **options):
+    import fastrnn
+
+    _, _, inputs, units = case["sizes"][:4]
+    options = {"precision": case["precision"], "backend": "cuda", "seed": 0} | options
+    return getattr(fastrnn, case["cell"])(inputs, units, **options)
+
+
+def _arrays(layer, steps: int, batch: int):
+    rng = np.random.default_rng(0)
     width = layer.directions * layer.hidden_size
     x = rng.standard_normal((steps, batch, layer.input_size), np.float32)
     return x, rng.standard_normal((steps, batch, width), np.float32)
+
+
+class Clock:
+    """The device's time between two points of a stream."""
+
+    def __init__(self):
+        from fastrnn.kernels.cuda import driver
+
+        self._call, device = driver.driver_call, driver.here()
+        device.use()
+        self._events = [self._call("cuEventCreate", 0) for _ in range(2)]
+
+    def seconds(self, function, stream: int = 1) -> float:
+        """What ``function`` queues on a stream takes."""
+        self._call("cuEventRecord", self._events[0], stream)
+        function()
+        self._call("cuEventRecord", self._events[1], stream)
+        self._call("cuEventSynchronize", self._events[1])
+        return self._call("cuEventElapsedTime", *self._events) * 1e-3
+
+
+def _in_turn(sides: dict[str, Any], rounds: int = 30) -> dict[str, float]:
+    """The median seconds of each function, called alternately."""
+    clock, times = Clock(), {side: list[float]() for side in sides}
+    for turn in range(rounds + 5):
+        for side, function in sides.items():
+            seconds = clock.seconds(function)
+            if turn >= 5:  # the turns before compile and warm up
+                times[side].append(seconds)
+    return {side: statistics.median(t) for side, t in times.items()}
+
+
+def smoke(case: Case) -> Case:
+    """One small layer, and what machine this is."""
+    import fastrnn
+    from fastrnn.kernels.cuda import blas, driver
+
+    layer = fastrnn.LSTM(4, 8, backend="cuda", seed=0)
+    judge = fastrnn.LSTM(4, 8, seed=0)
+    x, _ = _arrays(layer, 3, 2)
+    here = driver.here()
+    return {
+        "device": here.core.name, "capability": here.capability, "cuBLAS": blas.is_used(),
+        "driver": driver.driver_call("cuDriverGetVersion"),
+        "error": float(np.abs(layer(x)[0] - judge(x)[0]).max()),
+    }  # fmt: skip
+
+
+def check(case: Case) -> Case:
+    """The worst difference of everything a layer computes from the reference."""
+    from fastrnn.kernels.cuda import weights
+
+    steps, batch, *_, ragged = case["sizes"]
+    weights.loop = "grid" if case["loop"] == "grid" else None
+    ours = _layer(case, bidirectional=True)
+    oracle = _layer(
+        case, bidirectional=True, dtype="float64", backend="reference", precision="float32"
+    )
+    oracle.load_state_dict(ours.state_dict())
+    lengths = np.random.default_rng(1).integers(0, steps + 1, batch) if ragged else None
+    x, dy = _arrays(ours, steps, batch)
+    got, wanted = (_everything(layer, x, dy, lengths) for layer in (ours, oracle))
+    each = {k: np.abs(got[k] - v).max() / max(1, np.abs(v).max()) for k, v in wanted.items()}
+    worst = max(each, key=lambda k: each[k] if each[k] == each[k] else np.inf)
+    plan = ours._weights().layers[0].plan(True)
+    return {
+        "ran": "cluster" if plan else "grid", "worst": worst, "error": float(each[worst]),
+        "ok": bool(each[worst] < GRADES[case["precision"]]),
+    }  # fmt: skip
 
 
 def _everything(layer, x, dy, lengths) -> dict:
@@ -47,144 +167,186 @@ def _everything(layer, x, dy, lengths) -> dict:
     return {"y": y, "dx": dx, **states, **grads}
 
 
-def check() -> list[dict]:
-    """The worst difference of each kernel from the reference."""
-    rows = []
-    for name, cell in CELLS.items():
-        ways = [("grid", "float32")]
-        if name == "LSTM" and memory.device().compute_capability >= (9, 0):
-            ways += [("cluster", precision) for precision in GRADES]
-        for steps, batch, inputs, units, ragged in CHECKED:
-            ours = cell(inputs, units, bidirectional=True, backend="cuda", seed=0)
-            oracle = cell(inputs, units, bidirectional=True, dtype="float64", backend="reference")
-            oracle.load_state_dict(ours.state_dict())
-            lengths = np.random.default_rng(1).integers(0, steps + 1, batch) if ragged else None
-            x, dy = _arrays(ours, steps, batch)
-            wanted = _everything(oracle, x, dy, lengths)
-            for loop, precision in ways:
-                weights.loop = loop
-                ours.precision = precision
-                got = _everything(ours, x, dy, lengths)
-                each = [
-                    np.abs(got[k] - v).max() / max(1, np.abs(v).max()) for k, v in wanted.items()
-                ]
-                worst = np.max(each)  # NaN if any of them is
-                ran = "cluster" if ours._weights()[0].plan() else "grid"
-                shape = steps, batch, inputs, units
-                rows.append({
-                    "cell": name, "loop": ran, "precision": precision, "shape": shape,
-                    "ragged": ragged, "error": float(worst), "ok": bool(worst < GRADES[precision]),
-                })  # fmt: skip
-                print(rows[-1], flush=True)
-    weights.loop = None
-    return rows
+def loop(case: Case) -> Case:
+    """Microseconds a step of the time loop alone: long sequences less short ones."""
+    from fastrnn.kernels.cuda import memory
+
+    steps, batch, *_ = case["sizes"]
+    layer, seconds = _layer(case), {}
+    for factor in (1, 3):
+        x, dy = map(memory.to_device, _arrays(layer, factor * steps, batch))
+
+        def training(x=x, dy=dy):
+            _, _, tape = layer.forward(x)
+            layer.backward(tape, dy)
+
+        seconds[factor] = _in_turn({"forward": lambda x=x: layer(x), "training": training})
+    return {
+        f"{what}, us a step": (seconds[3][what] - seconds[1][what]) / (2 * steps) * 1e6
+        for what in seconds[1]
+    }
 
 
-class Clock:
-    """Measures the time between two points of the stream."""
+def product(case: Case) -> Case:
+    """Microseconds and TFLOP/s of a matrix product."""
+    os.environ["FASTRNN_CUDA_PRODUCTS"] = case["by"]
+    from fastrnn.kernels.cuda import gemm, memory
+    from fastrnn.kernels.cuda.matrix import Matrix, Sizes
 
-    def __init__(self):
-        self.events = [memory.call("cuEventCreate", 0) for _ in range(2)]
+    m, k, n = case["sizes"]
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(s, np.float32) for s in ((m, k), (n, k)))
+    there = [memory.to_device(v) for v in (a, b)]
+    out = memory.empty((m, n), np.float32)
+    parts = Matrix(there[0], 0, k), Matrix(there[1], 0, k).transposed, Matrix(out, 0, n)
 
-    def time(self, function) -> float:
-        """Seconds that the device takes for the work that ``function`` queues."""
-        stream = memory.stream()
-        memory.call("cuEventRecord", self.events[0], stream)
-        function()
-        memory.call("cuEventRecord", self.events[1], stream)
-        memory.call("cuEventSynchronize", self.events[1])
-        return memory.call("cuEventElapsedTime", *self.events) * 1e-3
+    def run():
+        gemm.product(*parts, Sizes(m, k, n), precision=case["precision"])
+
+    run()
+    wanted = a[:32].astype(float) @ b.T
+    error = np.abs(out.copy_to_host()[:32] - wanted).max() / np.abs(wanted).max()
+    seconds = _in_turn({"ours": run})["ours"]
+    return {"us": seconds * 1e6, "TFLOP/s": 2 * m * k * n / seconds / 1e12, "error": float(error)}
 
 
-def _ours(cell, shape, precision) -> dict:
-    """Inference and training of one layer on device arrays."""
-    steps, batch, inputs, units = shape
-    layer = cell(inputs, units, precision=precision, backend="cuda", seed=0)
+def host(case: Case) -> Case:
+    """Microseconds that the host takes to queue a call."""
+    from fastrnn.kernels.cuda import memory
+
+    steps, batch, *_ = case["sizes"]
+    layer = _layer(case)
     x, dy = map(memory.to_device, _arrays(layer, steps, batch))
 
-    def train():
-        layer.parameters.writing_on_device(memory.to_device)  # as after an optimizer's step
+    def training():
+        layer.parameters.writing_on_device(memory.to_device)
         _, _, tape = layer.forward(x)
         layer.backward(tape, dy)
 
-    return {"inference": lambda: layer(x), "training": train}
+    out = {}
+    for what, run in {"inference": lambda: layer(x), "training": training}.items():
+        times = []
+        for _ in range(60):
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+            x.device.synchronise()
+        out[f"{what}, us"] = statistics.median(times[10:]) * 1e6
+    return out
 
 
-def _torch(cell, shape, precision) -> dict:
-    """The same in torch, which uses cuDNN."""
-    import torch
-
-    steps, batch, inputs, units = shape
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    options = {"device": "cuda", "dtype": kinds.get(precision, torch.float32)}
-    layer = getattr(torch.nn, cell.__name__)(inputs, units).to(**options)
-    x = torch.randn(steps, batch, inputs, **options, requires_grad=True)
-    dy = torch.randn(steps, batch, units, **options)
-
-    def inference():
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        with torch.no_grad():
-            layer(x)
-
-    def train():
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        layer.zero_grad(set_to_none=True)
-        x.grad = None
-        layer(x)[0].backward(dy)
-
-    return {"inference": inference, "training": train}
-
-
-def _has_torch() -> bool:
+def _torch_sides(case: Case, lengths=None) -> dict[str, dict[str, Any]]:
+    """Inference and training by cuDNN in the precision of the case, and in fp16 beside bf16."""
     try:
         import torch
     except ImportError:
-        return False
-    return torch.cuda.is_available()
+        return {}
+    if not torch.cuda.is_available():
+        return {}
+    steps, batch, inputs, units = case["sizes"]
+    names = {"bf16": {"cuDNN": torch.bfloat16, "cuDNN fp16": torch.float16}}
+    sides = {}
+    for side, dtype in names.get(case["precision"], {"cuDNN": torch.float32}).items():
+        options: dict[str, Any] = {"device": "cuda", "dtype": dtype}
+        layer = getattr(torch.nn, case["cell"])(inputs, units).to(**options)
+        x = torch.randn(steps, batch, inputs, **options, requires_grad=True)
+        dy = torch.randn(steps, batch, units, **options)
+        torch.backends.cudnn.allow_tf32 = case["precision"] == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = case["precision"] == "tf32"
+
+        def inference(layer=layer, x=x):
+            with torch.no_grad():
+                layer(_packed(torch, x, lengths))
+
+        def training(layer=layer, x=x, dy=dy):
+            layer.zero_grad(set_to_none=True)
+            x.grad = None
+            y = layer(_packed(torch, x, lengths))[0]
+            if lengths is not None:
+                y = torch.nn.utils.rnn.pad_packed_sequence(y, total_length=len(dy))[0]
+            y.backward(dy)
+
+        sides[side] = {"inference": inference, "training": training}
+    return sides
 
 
-def timings(rounds: int) -> list[dict]:
-    """Medians of ours and cuDNN's, timed in turn, over cells, shapes and precisions."""
-    clock, rows, peer = Clock(), [], _has_torch()
-    for name, cell in CELLS.items():
-        for shape in DENSE:
-            for precision in GRADES if name == "LSTM" else ("float32",):
-                sides = {"fastrnn": _ours(cell, shape, precision)}
-                if peer:
-                    sides["cuDNN"] = _torch(cell, shape, precision)
-                if peer and precision == "bf16":
-                    sides["cuDNN fp16"] = _torch(cell, shape, "fp16")
-                for kind in ("inference", "training"):
-                    times: dict[str, list[float]] = {side: [] for side in sides}
-                    for turn in range(rounds + 3):
-                        for side, functions in sides.items():
-                            seconds = clock.time(functions[kind])
-                            if turn >= 3:  # the turns before compile and warm up
-                                times[side].append(seconds)
-                    rows.append({
-                        "cell": name, "shape": shape, "precision": precision, "kind": kind,
-                        "seconds": {side: statistics.median(t) for side, t in times.items()},
-                    })  # fmt: skip
-                    print(rows[-1], flush=True)
-    return rows
+def _packed(torch, x, lengths):
+    if lengths is None:
+        return x
+    return torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
 
 
-def table(rows: list[dict]) -> str:
-    """Microseconds per step, and cuDNN's time over ours."""
-    sides = list(dict.fromkeys(side for row in rows for side in row["seconds"]))
-    lines = [
-        "| | (T, B, I, H) | precision | "
-        + " | ".join(f"{s}, us a step" for s in sides)
-        + " | ratio |",
-        "|---|---|---|" + "--:|" * (len(sides) + 1),
-    ]
-    for row in rows:
-        steps, seconds = row["shape"][0], row["seconds"]
-        cells = [f"{seconds[s] / steps * 1e6:.2f}" if s in seconds else "" for s in sides]
-        ratio = f"{seconds['cuDNN'] / seconds['fastrnn']:.2f}" if "cuDNN" in seconds else ""
-        what = f"{row['cell']} {row['kind']} | {tuple(row['shape'])} | {row['precision']}"
-        lines.append(f"| {what} | {' | '.join(cells)} | {ratio} |")
-    return "\n".join(lines)
+def layer(case: Case, lengths=None) -> Case:
+    """Milliseconds of whole layers, ours and cuDNN's in turn."""
+    from fastrnn.kernels.cuda import memory
+
+    steps, batch, *_ = case["sizes"]
+    ours = _layer(case)
+    x, dy = map(memory.to_device, _arrays(ours, steps, batch))
+
+    def training():
+        ours.parameters.writing_on_device(memory.to_device)  # as after an optimizer's step
+        _, _, tape = ours.forward(x, lengths=lengths)
+        ours.backward(tape, dy)
+
+    mine = {"inference": lambda: ours(x, lengths=lengths), "training": training}
+    others, out = _torch_sides(case, lengths), {}
+    for kind, function in mine.items():
+        sides = {"fastrnn": function} | {side: f[kind] for side, f in others.items()}
+        out[kind] = {side: s * 1e3 for side, s in _in_turn(sides).items()}
+    return out
+
+
+def ragged(case: Case) -> Case:
+    """The same for sequences of lengths as in text."""
+    steps, batch, *_ = case["sizes"]
+    lengths = np.random.default_rng(0).geometric(4 / steps, batch).clip(1, steps)
+    lengths[0] = steps
+    return layer(case, lengths)
+
+
+def profile(case: Case) -> Case:
+    """Milliseconds of each kernel of a training step, by waiting for each."""
+    from fastrnn.kernels.cuda import launch, memory
+
+    steps, batch, *_ = case["sizes"]
+    ours, clock, spent = _layer(case), Clock(), dict[str, list[float]]()
+    x, dy = map(memory.to_device, _arrays(ours, steps, batch))
+    original = launch.Kernel.__call__
+
+    def timed(self, *args, **options):
+        seconds = clock.seconds(lambda: original(self, *args, **options))
+        spent.setdefault(self.name, []).append(seconds)
+
+    def training():
+        _, _, tape = ours.forward(x)
+        ours.backward(tape, dy)
+
+    for turn in range(6):
+        if turn == 3:
+            launch.Kernel.__call__ = timed  # type: ignore[method-assign]
+        training()
+    launch.Kernel.__call__ = original  # type: ignore[method-assign]
+    return {name: statistics.median(times) * 1e3 for name, times in spent.items()}
+
+
+RUN = {f.__name__: f for f in (smoke, check, loop, product, host, layer, ragged, profile)}
+
+
+def _one(case: Case, limit: float) -> Case:
+    """The result of a case, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.cuda", "--case", json.dumps(case)]
+    start = time.monotonic()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+        last = (done.stdout.strip().splitlines() or [""])[-1]
+        if done.returncode == 0:
+            result = json.loads(last)
+        else:
+            result = {"failed": done.stderr.strip()[-2000:] or f"exit {done.returncode}"}
+    except subprocess.TimeoutExpired:
+        result = {"failed": f"no end after {limit:g} s"}
+    return case | result | {"wall": round(time.monotonic() - start, 1)}
 
 
 def main() -> None:
@@ -192,29 +354,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cuda.json"))
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--check-only", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cuda.jsonl"))
+    parser.add_argument("--only", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE")
+    parser.add_argument("--limit", type=float, default=120, help="seconds for each case")
+    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--list", action="store_true", help="print the cases and end")
     arguments = parser.parse_args()
-    try:
-        fastrnn.LSTM(1, 1, backend="cuda")
-    except (ImportError, ValueError) as error:
-        sys.exit(str(error))
-    if memory.SIMULATED:
-        sys.exit("NUMBA_ENABLE_CUDASIM is set: this needs a GPU")
-    checks = check()
-    result = {"device": memory.device().name, "checks": checks, "timings": []}
-    wrong = [row for row in checks if not row["ok"]]
-    if not wrong and not arguments.check_only:
-        result["timings"] = timings(arguments.rounds)
+    if arguments.case:
+        print(json.dumps(RUN[arguments.case["what"]](arguments.case)))
+        return
+    planned = [json.loads(json.dumps(c)) for stage in arguments.only for c in cases(stage)]
+    if arguments.list:
+        print("\n".join(map(json.dumps, planned)))
+        return
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    if result["timings"]:
-        text = f"{result['device']}\n\n{table(result['timings'])}\n"
-        arguments.out.with_suffix(".md").write_text(text)
-        print(text)
-    if wrong:
-        sys.exit(f"{len(wrong)} of {len(checks)} checks failed, nothing was timed: {wrong}")
+    lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
+    before = [json.loads(line) for line in lines]
+    failed = 0
+    for case in planned:
+        if any(case.items() <= row.items() and "failed" not in row for row in before):
+            continue
+        row = _one(case, arguments.limit)
+        with arguments.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+        failed += "failed" in row or row.get("ok") is False
+        if case["what"] == "smoke" and "failed" in row:
+            sys.exit("there is no use in going on without the smoke test")
+    if failed:
+        sys.exit(f"{failed} of {len(planned)} cases failed")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,11 @@ def _library() -> Any:
         if chosen:
             raise
         return None
-    library = ctypes.CDLL(path)
+    return declared(ctypes.CDLL(path))
+
+
+def declared(library: Any) -> Any:
+    """The library with the types of what is called."""
     pointer, number = ctypes.c_void_p, ctypes.c_int
     library.cublasGemmEx.argtypes = (
         [pointer] + [number] * 5 + [pointer] + [pointer, number, number] * 2

@@ -22,7 +22,7 @@ from fastrnn.kernels.signature import F1, I1, W1, I, Of, TupleOf
 from fastrnn.kernels.unrolled import from_source
 
 from . import ptx
-from .driver import SIMULATED
+from .driver import SMALL
 from .equations import compiled
 from .fused import Bias, Columns
 from .launch import CLUSTERS, Kernel, inlined, kernel
@@ -42,7 +42,7 @@ Pair = Annotated[Any, TupleOf(Of("F", 1), 2)]
 
 CELL = CELLS["lstm"]  # the one cell that has these loops
 ROWS = 8  # of a cluster: the width of an mma
-REGISTERS = 8 if SIMULATED else 128  # of a thread for weights
+REGISTERS = 8 if SMALL else 128  # of a thread for weights
 CHAINS = 4  # sums of a tile, where registers allow it
 
 

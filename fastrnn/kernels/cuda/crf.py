@@ -12,14 +12,14 @@ from fastrnn.kernels.signature import D1, F1, I1, I
 from fastrnn.packed import PackedBatch
 
 from . import gemm
-from .driver import SIMULATED
+from .driver import SMALL
 from .equations import exp, log
 from .launch import Kernel, inlined, kernel
 from .matrix import Matrix
 from .memory import to_device, to_host
 from .moves import zeros
 
-_THREADS = 3 if SIMULATED else 32
+_THREADS = 3 if SMALL else 32
 
 
 class _Sequences(NamedTuple):

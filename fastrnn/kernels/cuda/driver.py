@@ -13,6 +13,8 @@ from typing import Any
 from numba.core import config
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
+# Whether kernels use small tiles, of which even small arrays fill several.
+SMALL = SIMULATED and os.environ.get("FASTRNN_CUDA_TILES") != "real"
 LEGACY = 1  # the default stream, which synchronises with all others
 # Whether each operation is waited for, so that an error names the kernel that made it.
 SYNCHRONOUS = os.environ.get("FASTRNN_CUDA_SYNC", "") not in ("", "0")

@@ -16,14 +16,14 @@ from fastrnn.cells import Cell
 from fastrnn.kernels.signature import F1, I1, W1, I, Of, TupleOf
 from fastrnn.kernels.unrolled import statements, tuple_function, with_first
 
-from .driver import SIMULATED
+from .driver import SMALL
 from .equations import compiled
 from .launch import Kernel, inlined, kernel
 from .ptx import grid_sync
 
 # Rows of a tile, a thread's share of them, and the depth of what is read at once.
-ROWS, SHARE, DEPTH = (4, 2, 3) if SIMULATED else (32, 2, 32)
-SHARED = 300 if SIMULATED else 48 << 10  # bytes that a block may have
+ROWS, SHARE, DEPTH = (4, 2, 3) if SMALL else (32, 2, 32)
+SHARED = 300 if SMALL else 48 << 10  # bytes that a block may have
 
 
 class Geometry(NamedTuple):

@@ -11,16 +11,16 @@ from numba import cuda
 from fastrnn.kernels.signature import F1, I1, I
 
 from . import blas
-from .driver import SIMULATED
+from .driver import SMALL
 from .launch import Kernel, kernel, over
 from .matrix import Matrix, Sizes
 from .memory import empty, to_device
 
 # Rows and columns of a block's tile, its depth, and a thread's share of each side.
-TILE, DEPTH, SHARE = (4, 3, 2) if SIMULATED else (64, 16, 4)
-COLUMNS = 4 if SIMULATED else 128  # threads that gather a column each
+TILE, DEPTH, SHARE = (4, 3, 2) if SMALL else (64, 16, 4)
+COLUMNS = 4 if SMALL else 128  # threads that gather a column each
 # Columns that a block sums, and threads that share a column.
-SUMMED, SHARES = (2, 3) if SIMULATED else (32, 16)
+SUMMED, SHARES = (2, 3) if SMALL else (32, 16)
 
 
 @kernel

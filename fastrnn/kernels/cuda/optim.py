@@ -9,14 +9,14 @@ from numba import cuda, float64
 from fastrnn.kernels.options import AdamStep, SGDStep
 from fastrnn.kernels.signature import D1, F1, F, I
 
-from .driver import SIMULATED
+from .driver import SMALL
 from .equations import sqrt
 from .launch import Kernel, kernel, over
 from .memory import empty, to_host
 
 _THREADS = 128
 # Squares that a block adds up, and its threads.
-_CHUNK, _SHARES = (8, 4) if SIMULATED else (8192, 256)
+_CHUNK, _SHARES = (8, 4) if SMALL else (8192, 256)
 
 
 @kernel

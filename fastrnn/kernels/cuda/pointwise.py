@@ -9,7 +9,7 @@ from fastrnn import checks
 from fastrnn.kernels.signature import F1, I1, F, I
 
 from . import moves
-from .driver import SIMULATED
+from .driver import SMALL
 from .equations import exp, log
 from .gemm import segment_sum
 from .launch import Kernel, kernel, over
@@ -17,7 +17,7 @@ from .matrix import Matrix
 from .memory import empty, to_device, to_host
 
 _THREADS = 128
-_ROW = 4 if SIMULATED else 64  # threads that share a row of the loss
+_ROW = 4 if SMALL else 64  # threads that share a row of the loss
 
 
 @kernel

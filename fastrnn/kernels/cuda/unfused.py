@@ -12,14 +12,14 @@ from fastrnn.kernels.unfused import EPS, add, resolve
 from fastrnn.kernels.unrolled import applied, statements, tuple_function
 
 from . import gemm, linear, moves
-from .driver import SIMULATED
+from .driver import SMALL
 from .equations import scalar, sqrt
 from .launch import Kernel, inlined, kernel, over
 from .matrix import Matrix, Sizes
 from .memory import empty, to_host
 
 _THREADS = 128
-_ROW = 4 if SIMULATED else 64  # threads that share a row
+_ROW = 4 if SMALL else 64  # threads that share a row
 
 
 class Block(NamedTuple):

@@ -9,6 +9,7 @@ how long the host takes for them.
 
 import ctypes
 import gc
+import itertools
 import json
 import statistics
 import sys
@@ -20,7 +21,8 @@ import numpy as np
 
 import fastrnn
 from fastrnn.data.text import UNKNOWN, Chunk, Vocabulary
-from fastrnn.kernels.cuda import blas, driver, launch, machine, memory, recurrent
+from fastrnn.kernels.cuda import blas, driver, gemm, launch, machine, memory, recurrent
+from fastrnn.kernels.cuda.matrix import Matrix, Sizes
 from fastrnn.models import LanguageModel
 
 fake = ctypes.CDLL("libcuda.so.1")
@@ -118,6 +120,29 @@ def check_models() -> None:
         model.loss_and_gradient(Chunk(ids, ids, True))
         fastrnn.Adam().step(model.parameters, gradient)
         fastrnn.SGD().step(model.parameters, gradient)
+
+
+def check_products() -> None:
+    """What cuBLAS is given for all orders of rows and columns, by doing it."""
+    rng, is_used = np.random.default_rng(0), blas.is_used
+    blas._library, blas.is_used = lambda: blas.declared(fake), lambda: True
+    for (m, k, n), turned, add, dtype in itertools.product(
+        [(1, 1, 1), (9, 7, 5), (4, 1, 8), (1, 6, 1), (2, 3, 1)], ["", "a", "b", "ab"],
+        [False, True], [np.float32, np.float64],
+    ):  # fmt: skip
+        a, b, c = (rng.standard_normal(s).astype(dtype) for s in ((m, k), (k, n), (m, n + 3)))
+        parts = []
+        for name, x in (("a", a), ("b", b)):
+            stored = x.T if name in turned else x
+            matrix = Matrix(memory.to_device(np.append(dtype(9), stored)), 1, stored.shape[1])
+            parts.append(matrix.transposed if name in turned else matrix)
+        out = memory.to_device(c)
+        to, precision = Matrix(out.reshape(-1), 2, n + 3), "tf32" if m % 2 else "float32"
+        gemm.product(*parts, to, Sizes(m, k, n), add=add, precision=precision)
+        wanted = c.copy()
+        wanted[:, 2 : 2 + n] = a @ b + (c[:, 2 : 2 + n] if add else 0)
+        assert np.allclose(out.copy_to_host(), wanted, atol=1e-5), (m, k, n, turned, add)
+    blas.is_used = is_used
 
 
 def check_pool() -> None:
@@ -264,6 +289,7 @@ def main() -> None:
     blas.is_used = lambda: False
     fake.fake_listen(listen)
     check_arrays()
+    check_products()
     check_models()
     check_pool()
     check_devices()

@@ -1,4 +1,5 @@
-/* A libcuda.so.1 for machines without a GPU: two devices that have memory and run nothing.
+/* A libcuda.so.1 for machines without a GPU: two devices that have memory and run no kernel, and the
+   products of cuBLAS.
 
    What the host does is done for real, through NVIDIA's own bindings: memory is the host's, copies
    are made at once, and what is queued is reported to a function of the test (see dry_run.py). */
@@ -109,6 +110,8 @@ result cuStreamSynchronize(uint64_t stream) {
     return failure = OK, report("wait", stream, 0, NULL), error;
 }
 result cuEventCreate(uintptr_t *event, unsigned flags) { return *event = 1, OK; }
+result cuEventSynchronize(uintptr_t event) { return OK; }
+result cuEventElapsedTime(float *ms, uintptr_t a, uintptr_t b) { return *ms = 1, OK; }
 result cuEventDestroy(uintptr_t event) { return OK; }
 result cuEventRecord(uintptr_t event, uint64_t stream) { return report("record", stream, 0, NULL), OK; }
 result cuStreamWaitEvent(uint64_t stream, uintptr_t event, unsigned flags) { return report("after", stream, 0, NULL), OK; }
@@ -171,4 +174,30 @@ result cuGetProcAddress_v2(const char *name, void **out, int version, uint64_t f
 }
 result cuGetProcAddress(const char *name, void **out, int version, uint64_t flags) {
     return cuGetProcAddress_v2(name, out, version, flags, NULL);
+}
+
+/* cuBLAS, as its manual has it: columns one after the other, C = alpha op(A) op(B) + beta C. */
+int cublasCreate_v2(uintptr_t *handle) { return *handle = 1, OK; }
+int cublasSetStream_v2(uintptr_t handle, uint64_t stream) { return report("blas", stream, 0, NULL), OK; }
+int cublasGemmEx(uintptr_t handle, int ta, int tb, int m, int n, int k, const void *alpha,
+                 const void *a, int a_kind, int lda, const void *b, int b_kind, int ldb,
+                 const void *beta, void *c, int c_kind, int ldc, int compute, int algorithm) {
+    if (lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m || a_kind != b_kind || a_kind != c_kind)
+        return 7;
+    if (compute != (a_kind ? 70 : 68) && compute != (a_kind ? 70 : 77))
+        return 15;
+#define MULTIPLY(T)                                                                               \
+    for (int j = 0; j < n; j++)                                                                   \
+        for (int i = 0; i < m; i++) {                                                             \
+            T sum = 0, *to = (T *)c + j * (size_t)ldc + i;                                        \
+            for (int p = 0; p < k; p++)                                                           \
+                sum += ((const T *)a)[ta ? i * (size_t)lda + p : p * (size_t)lda + i] *           \
+                       ((const T *)b)[tb ? p * (size_t)ldb + j : j * (size_t)ldb + p];            \
+            *to = *(const T *)alpha * sum + (*(const T *)beta ? *(const T *)beta * *to : 0);      \
+        }
+    if (a_kind)
+        MULTIPLY(double)
+    else
+        MULTIPLY(float)
+    return OK;
 }

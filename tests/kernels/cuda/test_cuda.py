@@ -16,7 +16,7 @@ from fastrnn import optim
 from fastrnn.cells import CELLS as RECORDS
 from fastrnn.data.text import UNKNOWN, Chunk, TextStream, Vocabulary
 from fastrnn.kernels.backend import PRECISIONS, get_backend
-from fastrnn.kernels.cuda import cluster, driver, fused, gemm, memory, simulated, weights
+from fastrnn.kernels.cuda import blas, cluster, driver, fused, gemm, memory, simulated, weights
 from fastrnn.kernels.cuda.matrix import Matrix, Sizes
 from fastrnn.kernels.cuda.ptx import grid_sync
 from fastrnn.kernels.device import is_on_device
@@ -297,6 +297,50 @@ def test_a_tagger(crf):
 
 
 # Without a GPU, and the simulation itself
+
+
+@simulated_only
+@pytest.mark.slow
+def test_with_the_tiles_of_a_gpu():
+    """One shape or more for each kernel, as tiles are where they are not kept small for tests."""
+    if not driver.SMALL:
+        pytest.skip("these are the tiles of a GPU")
+    chosen = (
+        "clusters and 3-sizes1 or test_product and sizes1 or one_hot and (lstm] or gru] or norm) "
+        "or test_loss or optimizers or crf or test_embedding or dropout_is"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen],
+        env=os.environ | {"FASTRNN_CUDA_TILES": "real", "PYTHONSAFEPATH": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("size", [(4, 6), (1, 6), (4, 1), (1, 1), (3, 2)])
+def test_operands_of_cublas(size, turned):
+    """Its columns are our rows, at least as far from each other as they are long."""
+    (rows, columns), flat = size, memory.empty(99, np.float32)
+    for stride in (columns, columns + 5):
+        matrix = Matrix(flat, 0, stride)
+        if turned:
+            matrix, (rows, columns) = matrix.transposed, size[::-1]
+        operation, leading = blas.operand(matrix, rows, columns)
+        assert leading >= (rows if operation else columns)
+        for i, j in np.ndindex(rows, columns):
+            at = j * leading + i if operation else i * leading + j
+            assert at == i * matrix.row + j * matrix.column
+
+
+class RequiresGradient:
+    requires_grad = True
+    is_cuda = True
+
+
+def test_a_tensor_that_requires_a_gradient_is_refused():
+    with pytest.raises(ValueError, match=r"x requires a gradient.*give x.detach\(\)"):
+        memory.device_view(RequiresGradient())
 
 
 def test_what_is_missing_is_said(tmp_path):

@@ -107,22 +107,57 @@ def test_clusters_hold_their_weights_and_use_tensor_cores(assembled):
         assert row["shuffles"] == sent, row
 
 
+CACHED = """
+import sys
+from types import SimpleNamespace
+import numpy as np
+from numba.cuda import dispatcher
+from fastrnn.cells import CELLS
+from fastrnn.kernels.cuda import fused, machine, moves
+dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=(8, 0))
+if sys.argv[1] == "again":
+    machine.ptx_of = None  # nothing may be compiled
+kernel = moves.gather_kernel(np.dtype("float32"))
+name, code = machine.code_of(kernel, (9, 0))
+assert name in code.decode("latin1") and machine.key(kernel, (8, 0)) != machine.key(kernel, (9, 0))
+loops = [fused.forward_loop(CELLS[c], 64, np.dtype("float32")).kernel for c in ("lstm", "gru")]
+print(name, *(machine.key(k, (9, 0)) for k in (kernel, *loops)))
+"""
+
+
+def test_machine_code_is_kept_for_other_processes(tmp_path):
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "0", "FASTRNN_CACHE_DIR": str(tmp_path)}
+
+    def run(*args):
+        command = [sys.executable, "-c", CACHED, *args]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    first = run("first")
+    assert run("again") == first and len(set(first.split())) == 4
+    (file,) = tmp_path.glob("cuda/*.cubin")
+    file.write_bytes(file.read_bytes()[:-1])  # damaged: compiled again
+    assert run("first") == first
+
+
 @pytest.fixture(scope="module")
-def dry_run(tmp_path_factory):
-    """What the host does, on a driver that has memory and runs nothing."""
+def without_a_gpu(tmp_path_factory) -> dict[str, str]:
+    """The environment with a driver that has memory and runs nothing."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or sys.platform != "linux":
         pytest.skip("a C compiler on Linux is needed to make the driver")
     folder = tmp_path_factory.mktemp("driver")
     source, library = Path(__file__).with_name("fake_driver.c"), folder / "libcuda.so.1"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    printed = output("dry_run.py", LD_LIBRARY_PATH=str(folder))
-    return [json.loads(line) for line in printed.splitlines()]
+    return {"LD_LIBRARY_PATH": str(folder), "NUMBA_ENABLE_CUDASIM": "0"}
 
 
-def test_the_host_without_a_gpu(dry_run):
+def test_the_host_without_a_gpu(without_a_gpu):
     """Devices, streams, memory and errors are looked at by the script itself."""
-    for row in dry_run:
+    for row in map(json.loads, output("dry_run.py", **without_a_gpu).splitlines()):
         lstm, inference = row["layer"] == "LSTM", row["call"] == "inference"
         assert row["launches"] <= (2 + (not lstm) if inference else 8 if lstm else 10), row
         assert row["others"] <= 2 * (not lstm), row
