@@ -289,8 +289,8 @@ def main() -> None:
     blas.is_used = lambda: False
     fake.fake_listen(listen)
     check_arrays()
-    check_products()
     check_models()
+    check_products()
     check_pool()
     check_devices()
     check_streams()
