@@ -6,8 +6,9 @@ float32 or float64, one of them throughout a call. All arrays are C-contiguous a
 backend computes: `to_device` and `to_host` move them, `kernels.device` decides when.
 
 A ragged batch is a `PackedBatch`: N is the sum of the lengths, so no kernel sees padding, and the
-result of a sequence does not depend on the other sequences of the batch, bit for bit. Nor does
-anything depend on the number of threads. A dense batch ``[T, B, I]`` is already in this layout.
+result of a sequence does not depend on the other sequences of the batch, bit for bit (on a GPU,
+where products are not left to cuBLAS). Nor does anything depend on the number of threads. A dense
+batch ``[T, B, I]`` is already in this layout.
 
 Inputs are neither checked nor changed unless it says so; the layers check. Results are new arrays
 that alias no input. An exception: a tape refers to x, which must stay as it is until `backward`.

@@ -1,22 +1,20 @@
 """Machine code of kernels: compiled by Numba and NVIDIA's linker, and kept in files.
 
-Neither needs a GPU, so the files can be made ahead, on another machine.
+Neither needs a GPU, so the files can be made ahead, on another machine. ``kernel`` is a
+`launch.Kernel` throughout.
 """
 
 import hashlib
 import re
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import FunctionType
-from typing import Any, Protocol
+from typing import Any
 
 from numba import cuda, types
 
 from fastrnn.kernels.cache import cache_dir, read, say_once, write
-
-from .arguments import Arguments
 
 _ROOT = Path(__file__).parents[2]
 # All that kernels are built from; kernels/*.py has what they share with other backends.
@@ -24,20 +22,8 @@ _SOURCES = "cells/*.py", "kernels/*.py", "kernels/cuda/*.py"
 _PACKAGES = "numba", "numba-cuda", "cuda-core"
 
 
-class Kernel(Protocol):
-    """What is needed of `launch.Kernel`."""
-
-    function: Callable
-    block: int
-    least: tuple[int, int]
-    made_by: tuple
-
-    @property
-    def arguments(self) -> Arguments: ...
-
-
 @cache
-def ptx_of(kernel: Kernel) -> str:
+def ptx_of(kernel: Any) -> str:
     """Assembly for the oldest devices that the kernel can run on, and so for all later ones."""
     ptx, _ = cuda.compile(
         kernel.function, types.void(*kernel.arguments.types), cc=kernel.least, device=False,
@@ -46,7 +32,7 @@ def ptx_of(kernel: Kernel) -> str:
     return ptx
 
 
-def compiled(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, str]:
+def compiled(kernel: Any, capability: tuple[int, int]) -> tuple[bytes, str]:
     """``(machine code, the assembler's messages)``; needs no GPU."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
 
@@ -55,14 +41,14 @@ def compiled(kernel: Kernel, capability: tuple[int, int]) -> tuple[bytes, str]:
     return bytes(linker.link("cubin").code), linker.get_info_log()
 
 
-def entry(kernel: Kernel) -> str:
+def entry(kernel: Any) -> str:
     """The name of the kernel in its machine code, which may have other functions as well."""
     found = re.search(r"\.entry\s+([\w$]+)", ptx_of(kernel))
     assert found
     return found[1]
 
 
-def code_of(kernel: Kernel, capability: tuple[int, int]) -> tuple[str, bytes]:
+def code_of(kernel: Any, capability: tuple[int, int]) -> tuple[str, bytes]:
     """``(name, machine code)``, from a file if there is one."""
     path = cache_dir() / "cuda" / f"{key(kernel, capability)}.cubin"
     kept = read(path)
@@ -75,7 +61,7 @@ def code_of(kernel: Kernel, capability: tuple[int, int]) -> tuple[str, bytes]:
     return name.decode(), code
 
 
-def key(kernel: Kernel, capability: tuple[int, int]) -> str:
+def key(kernel: Any, capability: tuple[int, int]) -> str:
     """What tells the machine code apart, on all machines alike."""
     of = f"{_versions()} {capability} {kernel.block} {_identity(kernel.made_by)}"
     return hashlib.sha256(of.encode()).hexdigest()[:32]
