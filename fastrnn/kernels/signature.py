@@ -26,7 +26,7 @@ class Of(NamedTuple):
 class TupleOf(NamedTuple):
     """Several arguments of one type in a tuple: ``Annotated[Any, TupleOf(Of("F", 2), 3)]``."""
 
-    item: Any  # an `Of` or a record
+    item: Any  # an `Of`, a `TupleOf` or a record
     size: int
 
 

@@ -183,17 +183,16 @@ def _forward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool)
 
     def forward(
         geometry: Geometry, w: F1, bias: Bias, units_in: Units, gates: Columns,
-        initial: Annotated[Any, TupleOf(Of("F", 1), count_states)],
-        states: Annotated[Any, TupleOf(Of("F", 1), count_states)],
-        final: Annotated[Any, TupleOf(Of("F", 1), count_states)], masks: Masks, y: Columns,
-        units: I, save: I,
+        each: Annotated[Any, TupleOf(TupleOf(Of("F", 1), count_states), 3)], masks: Masks,
+        y: Columns, units: I, save: I,
     ):  # fmt: skip
         """One direction of one layer.
 
         w is W_hh [G H, H]; gates come in as x @ W_ih.T in their first accumulators and leave as
-        saved by the cell if ``save``; states [N, H] take what each row starts from, final
-        [D B, H] what each sequence ends with.
+        saved by the cell if ``save``. ``each`` are the initial states [D B, H], those that each
+        row starts from [N, H], and the final ones [D B, H].
         """
+        initial, states, final = each
         batch_sizes, offsets, lengths, steps, batch, reverse, first, barrier = geometry
         h = states[0]
         shared = cuda.shared.array(0, dtype)

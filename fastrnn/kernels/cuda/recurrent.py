@@ -156,8 +156,8 @@ def _forward(
             per_unit = Units(unit, Columns(unit, 0, 0))  # no gradient here
             _over_grid(
                 forward_loop, w, batch, masks,
-                _geometry(indices, packed, d), w_hh, bias, per_unit, of_gates, initial,
-                own_states, final, _masks(w, masks, d, unit), of_y, w.units, training,
+                _geometry(indices, packed, d), w_hh, bias, per_unit, of_gates,
+                (initial, own_states, final), _masks(w, masks, d, unit), of_y, w.units, training,
             )  # fmt: skip
     return y, Tape(x, packed, states, gates, plan, masks) if training else None
 
