@@ -20,6 +20,7 @@ from .driver import stream_of
 from .fused import ROWS, Columns, Geometry, Loop, Masks, Units, backward_loop, forward_loop
 from .matrix import Matrix, Sizes
 from .memory import (
+    DeviceArray,
     barrier,
     clear,
     device_view,
@@ -220,10 +221,16 @@ def _states(state, shape: tuple[int, ...], dtype, count: int) -> list | None:
     given = state if count > 1 else (state,)
     if not isinstance(given, (tuple, list)) or len(given) != count:
         return None
-    if any(isinstance(s, np.ndarray) or tuple(np.shape(s)) != shape for s in given):
+    if not all(_is_there(s) and tuple(s.shape) == shape for s in given):
         return None
     out = [device_view(s, "state") for s in given]
     return out if all(s.dtype == dtype for s in out) else None
+
+
+def _is_there(s) -> bool:
+    if isinstance(s, DeviceArray) or getattr(s, "is_cuda", False):
+        return True
+    return hasattr(s, "__cuda_array_interface__") and hasattr(s, "shape")
 
 
 def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_dx: bool = True):

@@ -443,9 +443,10 @@ def test_device_arrays_in_device_arrays_out(rng, cell, batch_first, lengths):
     assert got.keys() == wanted.keys()
     for name in got:
         assert np.array_equal(here(got[name]), wanted[name]), name
-    # A state from the host may go with an x on the device.
-    y, _ = layer(there(x), state, lengths)
-    assert np.array_equal(here(y), wanted["y"])
+    # A state from the host may go with an x on the device; the third call is one by a plan.
+    for start in (state, of_states(np.ndarray.tolist, state), there(state), there(state)):
+        y, _ = layer(there(x), start, lengths)
+        assert np.array_equal(here(y), wanted["y"])
 
 
 def test_device_arrays_one_by_one(rng):
