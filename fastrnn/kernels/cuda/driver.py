@@ -2,7 +2,7 @@
 
 Whatever this package queues on a device happens in the order in which it is queued, also from
 several threads and on several streams: an operation on another stream than the one before waits
-for it. So freed memory can be used again at once, and all kernels share one barrier.
+for it. So all kernels share one barrier, and freed memory can be used again at once.
 """
 
 import os
@@ -75,7 +75,7 @@ class Device:
     def __init__(self, ordinal: int):
         self.ordinal, self.lock = ordinal, threading.RLock()
         self._last: int | None = LEGACY  # the stream that was used last; None: see `leave`
-        self._free: dict[int, list[int]] = {}  # blocks of memory by their size
+        self._free: dict[tuple[int, int], list[int]] = {}  # blocks of memory by stream and size
         self._used = 0  # bytes
 
     def __repr__(self) -> str:
@@ -123,11 +123,20 @@ class Device:
         if _here.device is not self:
             driver_call("cuCtxSetCurrent", self.context)
 
+    def back(self) -> None:
+        """Make the device of `stream_of` current again, if it is another one."""
+        chosen = _here.device
+        if chosen is not None and chosen is not self:
+            driver_call("cuCtxSetCurrent", chosen.context)
+
+    def stream(self) -> int:
+        """This thread's stream on the device."""
+        return _here.stream if _here.device is self else LEGACY
+
     def order(self) -> int:
         """The stream to queue something on, after all that was queued before; with the lock."""
-        if _here.device is not self:
-            self.use()
-        on = _here.stream
+        on = self.stream()
+        self.use()
         if on != self._last:
             if self._last is not None:
                 driver_call("cuEventRecord", self._event, self._last)
@@ -154,6 +163,7 @@ class Device:
         """Call a function of the driver whose last argument is the stream."""
         with self.lock:
             driver_call(function, *args, self.order())
+            self.back()
 
     def synchronise(self) -> None:
         """Wait for everything that this package has queued."""
@@ -161,8 +171,11 @@ class Device:
 
     # Memory
 
-    def allocate(self, size: int) -> int:
+    def allocate(self, size: int, stream: int) -> int:
         """The address of a block of ``size`` bytes, a result of `rounded`.
+
+        A block is used again only on the stream for which it was allocated: other packages may
+        have queued work on it there as well.
 
         Raises
         ------
@@ -170,16 +183,16 @@ class Device:
             There is no such block, also after all unused memory was given back.
         """
         try:
-            pointer = self._free[size].pop()
+            pointer = self._free[stream, size].pop()
         except (KeyError, IndexError):
             pointer = self._new(size)
         self._used += size
         return pointer
 
-    def free(self, pointer: int, size: int) -> None:
+    def free(self, pointer: int, size: int, stream: int) -> None:
         """Return a block; what is queued from now on may use it. Called by the garbage collector,
         so at any time and in any thread."""
-        self._free.setdefault(size, []).append(pointer)
+        self._free.setdefault((stream, size), []).append(pointer)
         self._used -= size
 
     def _new(self, size: int) -> int:

@@ -110,6 +110,7 @@ class Kernel:
                 driver_call("cuLaunchKernel", loaded, *size, 0)
             if driver.SYNCHRONOUS:
                 self._finish(on)
+            device.back()
 
     def _device_of(self, args) -> Device:
         """The one that all arrays are on."""

@@ -15,16 +15,16 @@ _ALIGNED = 4  # numbers: the parts of a block begin at multiples of 16 bytes or 
 class _Memory:
     """A block of a device's memory, returned when nothing refers to it any more."""
 
-    __slots__ = ("device", "pointer", "size")
+    __slots__ = ("device", "pointer", "size", "stream")
 
     def __init__(self, device: driver.Device, size: int):
-        size = driver.rounded(size)
-        self.pointer = device.allocate(size)
+        size, self.stream = driver.rounded(size), device.stream()
+        self.pointer = device.allocate(size, self.stream)
         self.device, self.size = device, size
 
     def __del__(self):
         if hasattr(self, "size"):  # else there was no such block
-            self.device.free(self.pointer, self.size)
+            self.device.free(self.pointer, self.size, self.stream)
 
 
 class _Foreign:

@@ -148,7 +148,11 @@ def check_products() -> None:
 def check_pool() -> None:
     run = calls(fastrnn.LSTM, (3, 2, 4, 64), "float32")["training"]
     run()
-    assert not queued(run)["alloc"]  # memory is used again
+    assert not queued(run)["alloc"]  # memory is used again, on the stream that it was for
+    with driver.stream_of(Described(there(3), 0x7000)):
+        pointer = memory.empty(12345, np.int8).pointer
+        assert memory.empty(12345, np.int8).pointer == pointer
+    assert memory.empty(12345, np.int8).pointer != pointer
     own, before = driver.here(), sum(blocks.values())
     del run
     gc.collect()
@@ -182,6 +186,10 @@ def check_devices() -> None:
     )  # fmt: skip
     y, _ = fastrnn.LSTM(4, 64, backend="cuda", seed=0)(other)
     assert y.device is driver.device(1)
+    with driver.stream_of(Described(there(3), 0x7000)):  # a stream of device 1
+        operations.clear()
+        state.copy_to_host()
+        assert {stream for _, stream, _ in operations} == {driver.LEGACY}, operations
     layer(mine)  # on device 0, and what was current is again
     assert driver.here() is driver.device(1)
     driver.device(0).use()
