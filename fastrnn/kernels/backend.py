@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from fastrnn import checks
 from fastrnn.cells import Cell
+from fastrnn.extras import needs
 from fastrnn.packed import PackedBatch
 
 from .options import AdamStep, SGDStep, StepMasks
@@ -243,8 +244,10 @@ def get_backend(name: str) -> Backend:
 
         backend: Backend = cpu
     elif name == "cuda":
-        from . import cuda
-
+        try:
+            from . import cuda
+        except ModuleNotFoundError as error:
+            raise ImportError(needs("the backend 'cuda' needs more packages", "cuda")) from error
         cuda.require()
         backend = cuda
     else:

@@ -344,8 +344,9 @@ def test_a_tensor_that_requires_a_gradient_is_refused():
         memory.device_view(RequiresGradient())
 
 
-def test_what_is_missing_is_said(tmp_path):
-    code = "import fastrnn; fastrnn.LSTM(2, 2, backend='cuda')"
+@pytest.mark.parametrize("before", ["", "import sys; sys.modules['numba'] = None; "])
+def test_what_is_missing_is_said(tmp_path, before):
+    code = before + "import fastrnn; fastrnn.LSTM(2, 2, backend='cuda')"
     environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "0"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, cwd=tmp_path
