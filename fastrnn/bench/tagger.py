@@ -41,7 +41,7 @@ def _tagger(dtype="float32", backend="cpu", vectors=None):
     model = Tagger(vectors or WordVectors.none(50), hidden_size=UNITS, dropout=DROP_OUT,
                    input_dropout=DROP_IN, char_filters=0, crf=False, dtype=dtype)  # fmt: skip
     fitted = FittedTagger(model._config(corpus), model._vectors(), backend)
-    fitted.lexicon.encode([words])
+    fitted.lexicon.encode([corpus.distinct])  # gives them the indices of the corpus
     tokens, tags = corpus.tokens, corpus.tags[WORDS:]
     return fitted, Tokens.of(tokens.ids[WORDS:], tokens.lengths[1:]), tags
 
