@@ -20,10 +20,10 @@ from fastrnn.packed import PackedBatch
 NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 
-def array(tensor: Tensor, kernels: Backend = cpu) -> Any:
+def array(tensor: Tensor, kernels: Backend = cpu, name: str = "x") -> Any:
     """The memory of a tensor as an array of a backend, or a copy if it is not contiguous."""
     if kernels.on_device:
-        return kernels.device_view(tensor.detach().contiguous())
+        return kernels.device_view(tensor.detach().contiguous(), name)
     return np.ascontiguousarray(tensor.numpy(force=True))
 
 
@@ -67,13 +67,14 @@ class Spec(NamedTuple):
 def stack_of(spec: Spec, weights: Sequence[Tensor]) -> Stack:
     """The layers, on the memory of their weights."""
     kernels, names, layers = get_backend(spec.backend), spec.names, []
-    for first in range(0, len(weights), spec.directions * len(names)):
-        parts = []
-        for d in range(spec.directions):
-            own = weights[first + d * len(names) : first + (d + 1) * len(names)]
-            arrays = [array(w, kernels) for w in own]
-            parts.append(dict(zip(names, arrays, strict=True)))
-        layers.append(kernels.RecurrentWeights(CELLS[spec.cell], parts, spec.precision))
+    with kernels.stream_of(weights[0]):
+        for first in range(0, len(weights), spec.directions * len(names)):
+            parts = []
+            for d in range(spec.directions):
+                own = weights[first + d * len(names) : first + (d + 1) * len(names)]
+                named = zip(names, own, strict=True)
+                parts.append({name: array(w, kernels, name) for name, w in named})
+            layers.append(kernels.RecurrentWeights(CELLS[spec.cell], parts, spec.precision))
     return Stack(kernels, layers, spec.directions, spec.dropout)
 
 

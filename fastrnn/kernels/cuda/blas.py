@@ -90,7 +90,7 @@ def product(a: Matrix, b: Matrix, out: Matrix, sizes: Sizes, add: bool, tf32: bo
     kind, size = _TYPES[name], out.values.dtype.itemsize
     compute = _COMPUTE["tf32" if tf32 and name == "float32" else name]
     # The transposed product, out.T = b.T @ a.T, as rows are columns.
-    with device.lock:
+    with device.current():
         on = device.order()
         handle = _handle(device)
         _check("cublasSetStream", library.cublasSetStream_v2(handle, on))
@@ -101,3 +101,4 @@ def product(a: Matrix, b: Matrix, out: Matrix, sizes: Sizes, add: bool, tf32: bo
             out.values.pointer + out.offset * size, kind, out.row, compute, _DEFAULT,
         )  # fmt: skip
         _check("cublasGemmEx", status)
+        device.finish("cublasGemmEx", on)

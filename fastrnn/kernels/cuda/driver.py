@@ -7,6 +7,7 @@ for it. So all kernels share one barrier, and freed memory can be used again at 
 
 import os
 import threading
+from contextlib import suppress
 from functools import cache, cached_property
 from typing import Any
 
@@ -15,7 +16,8 @@ from numba.core import config
 SIMULATED = bool(config.ENABLE_CUDASIM)
 # Whether kernels use small tiles, of which even small arrays fill several.
 SMALL = SIMULATED and os.environ.get("FASTRNN_CUDA_TILES") != "real"
-LEGACY = 1  # the default stream, which synchronises with all others
+LEGACY = 1  # the default stream: all others wait for it and it for them, but non-blocking ones
+_DEFAULTS = 0, 2  # how others call it, or a thread's own default stream, which waits for it
 # Whether each operation is waited for, so that an error names the kernel that made it.
 SYNCHRONOUS = os.environ.get("FASTRNN_CUDA_SYNC", "") not in ("", "0")
 
@@ -76,7 +78,7 @@ class Device:
         self.ordinal, self.lock = ordinal, threading.RLock()
         self._last: int | None = LEGACY  # the stream that was used last; None: see `leave`
         self._free: dict[tuple[int, int], list[int]] = {}  # blocks of memory by stream and size
-        self._used = 0  # bytes
+        self._held = 0  # bytes of all blocks
 
     def __repr__(self) -> str:
         return f"device {self.ordinal}"
@@ -118,25 +120,17 @@ class Device:
         self.core.set_current()
         return int(driver_call("cuCtxGetCurrent"))
 
-    def use(self) -> None:
-        """Make it current in this thread, which it is already inside `stream_of`."""
-        if _here.device is not self:
-            driver_call("cuCtxSetCurrent", self.context)
-
-    def back(self) -> None:
-        """Make the device of `stream_of` current again, if it is another one."""
-        chosen = _here.device
-        if chosen is not None and chosen is not self:
-            driver_call("cuCtxSetCurrent", chosen.context)
+    def current(self) -> "_Current":
+        """A context in which it is current in this thread, and its lock is held."""
+        return _Current(self)
 
     def stream(self) -> int:
         """This thread's stream on the device."""
         return _here.stream if _here.device is self else LEGACY
 
     def order(self) -> int:
-        """The stream to queue something on, after all that was queued before; with the lock."""
+        """The stream to queue something on, after all that was queued before; inside `current`."""
         on = self.stream()
-        self.use()
         if on != self._last:
             if self._last is not None:
                 driver_call("cuEventRecord", self._event, self._last)
@@ -144,26 +138,38 @@ class Device:
             self._last = on
         return on
 
+    def after(self, stream: int) -> None:
+        """Make what is queued from now on wait for what others have queued on a stream."""
+        with self.current():
+            on, stream = self.order(), LEGACY if stream in _DEFAULTS else stream
+            if stream != on:
+                driver_call("cuEventRecord", self._event, stream)
+                driver_call("cuStreamWaitEvent", on, self._event, 0)
+
     def leave(self, stream: int) -> None:
         """Remember what was queued on a stream that its owner may destroy."""
-        with self.lock:
+        with self.current():
             if self._last == stream != LEGACY:
                 driver_call("cuEventRecord", self._event, stream)
                 self._last = None
 
     def ready(self) -> int:
         """A stream that waits for everything queued so far."""
-        before = driver_call("cuCtxGetCurrent")
-        with self.lock:
-            on = self.order()
-        driver_call("cuCtxSetCurrent", before)
-        return on
+        with self.current():
+            return self.order()
 
     def queue(self, function: str, *args) -> None:
         """Call a function of the driver whose last argument is the stream."""
-        with self.lock:
+        with self.current():
             driver_call(function, *args, self.order())
-            self.back()
+
+    def finish(self, kernel: str, on: int) -> None:
+        """Wait for a kernel if errors are to be known as its own; inside `current`."""
+        if SYNCHRONOUS:
+            try:
+                driver_call("cuStreamSynchronize", on)
+            except RuntimeError as error:
+                raise RuntimeError(f"the kernel {kernel} failed: {error}") from None
 
     def synchronise(self) -> None:
         """Wait for everything that this package has queued."""
@@ -183,41 +189,63 @@ class Device:
             There is no such block, also after all unused memory was given back.
         """
         try:
-            pointer = self._free[stream, size].pop()
+            return self._free[stream, size].pop()
         except (KeyError, IndexError):
-            pointer = self._new(size)
-        self._used += size
-        return pointer
+            return self._new(size)
 
     def free(self, pointer: int, size: int, stream: int) -> None:
         """Return a block; what is queued from now on may use it. Called by the garbage collector,
         so at any time and in any thread."""
         self._free.setdefault((stream, size), []).append(pointer)
-        self._used -= size
 
     def _new(self, size: int) -> int:
-        with self.lock:
-            self.use()
+        with self.current():
             try:
-                return int(driver_call("cuMemAlloc", size))
+                pointer = int(driver_call("cuMemAlloc", size))
             except MemoryError:
                 self.trim()
-            try:
-                return int(driver_call("cuMemAlloc", size))
-            except MemoryError:
-                free, total = driver_call("cuMemGetInfo")
-                raise MemoryError(
-                    f"{self}: {size} bytes are not free: {self._used} are in use here, and "
-                    f"{free} of {total} are left"
-                ) from None
+                try:
+                    pointer = int(driver_call("cuMemAlloc", size))
+                except MemoryError:
+                    free, total = driver_call("cuMemGetInfo")
+                    raise MemoryError(
+                        f"{self}: {size} bytes are not free: {self._held} are in use here, and "
+                        f"{free} of {total} are left"
+                    ) from None
+            self._held += size
+        return pointer
 
     def trim(self) -> None:
         """Give unused memory back to the system."""
-        with self.lock:
+        with self.current():
             self.synchronise()
-            for blocks in list(self._free.values()):
-                while blocks:
-                    driver_call("cuMemFree", blocks.pop())
+            for (_, size), blocks in list(self._free.items()):
+                with suppress(IndexError):  # empty; other threads may take blocks as well
+                    while True:
+                        driver_call("cuMemFree", blocks.pop())
+                        self._held -= size
+
+
+class _Current:
+    """See `Device.current`."""
+
+    __slots__ = ("_before", "_device")
+
+    def __init__(self, device: Device):
+        self._device = device
+
+    def __enter__(self) -> None:
+        device = self._device
+        if _here.device is not device:  # else it is current already, see `stream_of`
+            self._before = driver_call("cuCtxGetCurrent")
+            driver_call("cuCtxSetCurrent", device.context)
+        device.lock.acquire()
+
+    def __exit__(self, *error) -> None:
+        device = self._device
+        device.lock.release()
+        if _here.device is not device:
+            driver_call("cuCtxSetCurrent", self._before)
 
 
 def rounded(size: int) -> int:
@@ -242,9 +270,18 @@ def here() -> Device:
 
 
 def device_of(pointer: int) -> Device:
-    """The GPU whose memory an address is in."""
+    """The GPU whose memory an address is in; for that of an empty array, 0, this thread's GPU."""
+    if not pointer:
+        return here()
     attribute = bindings().CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
     return device(int(driver_call("cuPointerGetAttribute", attribute, pointer)))
+
+
+def is_pinned(pointer: int) -> bool:
+    """Whether an address of the host is one from which copies are made later."""
+    attribute = bindings().CUpointer_attribute.CU_POINTER_ATTRIBUTE_MEMORY_TYPE
+    error, _ = bindings().cuPointerGetAttribute(attribute, pointer)
+    return not error  # the driver does not know other addresses
 
 
 def _place(x: Any) -> tuple[Device, int]:
@@ -260,7 +297,7 @@ def _place(x: Any) -> tuple[Device, int]:
     if package == "cupy":
         import cupy
 
-        return device(own.id), cupy.cuda.get_current_stream().ptr
+        return device(own.id), cupy.cuda.get_current_stream(own.id).ptr
     if package != "torch" and hasattr(x, "__cuda_array_interface__"):
         facts = x.__cuda_array_interface__
         return device_of(facts["data"][0]), facts.get("stream") or 0
@@ -285,7 +322,7 @@ class stream_of:
         if SIMULATED:
             return
         chosen, handle = _place(x)
-        handle = handle or LEGACY
+        handle = LEGACY if handle in _DEFAULTS else handle
         if handle != LEGACY and int(driver_call("cuStreamIsCapturing", handle)):
             raise RuntimeError(
                 "the current stream is being captured into a CUDA graph, which cannot hold this "
@@ -307,8 +344,10 @@ class stream_of:
         if SIMULATED:
             return
         chosen, handle = self._chosen
-        if handle != self._outer[1]:
-            chosen.leave(handle)
-        _here.device, _here.stream = self._outer
-        if self._before not in (0, chosen.context):
-            driver_call("cuCtxSetCurrent", self._before)
+        try:
+            if handle != self._outer[1]:
+                chosen.leave(handle)
+        finally:
+            _here.device, _here.stream = self._outer
+            if self._before not in (0, chosen.context):
+                driver_call("cuCtxSetCurrent", self._before)

@@ -80,8 +80,9 @@ def sum_rows_kernel(dtype) -> Kernel:
     real, width, shares = np.dtype(dtype).type, SUMMED, SHARES
     threads = width * shares
 
-    def sum_rows(a: Matrix, rows: I, columns: I, out: F1):
-        """``out[j] = sum over the rows i of a[i, j]``: each thread adds some of them, in order."""
+    def sum_rows(a: Matrix, rows: I, columns: I, out: F1, copies: I):
+        """``out[j] = sum over the rows i of a[i, j]``: each thread adds some of them, in order.
+        The result is written several times, side by side."""
         shared = cuda.shared.array(threads, dtype)
         t, j = cuda.threadIdx.x, cuda.blockIdx.x * width + cuda.threadIdx.x % width
         total = real(0)
@@ -93,7 +94,8 @@ def sum_rows_kernel(dtype) -> Kernel:
         if t < width and j < columns:
             for share in range(1, shares):
                 total += shared[share * width + t]
-            out[j] = total
+            for i in range(copies):
+                out[i * columns + j] = total
 
     return Kernel(sum_rows, threads, dtype)
 
@@ -177,10 +179,10 @@ def product(
     blas.product(a, b, out, sizes, add or bias is not None, precision != "float32")
 
 
-def sum_rows(a: Matrix, rows: int, columns: int):
-    """The sum of all rows, [columns]."""
-    out = empty(columns, a.values.dtype)
-    sum_rows_kernel(a.values.dtype)((_blocks(columns, SUMMED), 1), a, rows, columns, out)
+def sum_rows(a: Matrix, rows: int, columns: int, copies: int = 1):
+    """The sum of all rows, [columns * copies]: the same numbers in each copy."""
+    out, grid = empty(columns * copies, a.values.dtype), (_blocks(columns, SUMMED), 1)
+    sum_rows_kernel(a.values.dtype)(grid, a, rows, columns, out, copies)
     return out
 
 

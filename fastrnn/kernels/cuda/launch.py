@@ -96,7 +96,7 @@ class Kernel:
             simulated.run(self.function, cuda, grid, self.block, args, shared, cluster)
             return
         device = self._device_of(args)
-        with device.lock:
+        with device.current():
             on = device.order()
             loaded = _loaded(self, device, shared > _DEFAULT_SHARED)
             values = self.arguments.pack(args)
@@ -108,9 +108,7 @@ class Kernel:
                 driver_call("cuLaunchCooperativeKernel", loaded, *size)
             else:
                 driver_call("cuLaunchKernel", loaded, *size, 0)
-            if driver.SYNCHRONOUS:
-                self._finish(on)
-            device.back()
+            device.finish(self.name, on)
 
     def _device_of(self, args) -> Device:
         """The one that all arrays are on."""
@@ -125,18 +123,13 @@ class Kernel:
 
     def _config(self, grid: tuple[int, int], shared: int, cluster: int, on: int) -> Any:
         key = grid, shared, cluster, on
-        if key not in self._configs:
+        config = self._configs.get(key)
+        if config is None:
             if len(self._configs) >= 64:
                 self._configs.clear()
-            self._configs[key] = _cluster_config(grid, self.block, shared, cluster, on)
-        return self._configs[key]
-
-    def _finish(self, on: int) -> None:
-        """Wait for the kernel, so that an error is known to be its own."""
-        try:
-            driver_call("cuStreamSynchronize", on)
-        except RuntimeError as error:
-            raise RuntimeError(f"the kernel {self.name} failed: {error}") from None
+            config = _cluster_config(grid, self.block, shared, cluster, on)
+            self._configs[key] = config
+        return config
 
     def most_blocks(self, shared: int) -> int:
         """How many blocks can be resident at once, so that they may wait for each other.
@@ -215,11 +208,11 @@ def _loaded(kernel: Kernel, device: Device, much_shared: bool) -> Any:
 
 @cache
 def _most_blocks(kernel: Kernel, device: Device, shared: int) -> int:
-    loaded = _loaded(kernel, device, shared > _DEFAULT_SHARED)
-    device.use()
-    per_processor = driver_call(
-        "cuOccupancyMaxActiveBlocksPerMultiprocessor", loaded, kernel.block, shared
-    )
+    with device.current():
+        loaded = _loaded(kernel, device, shared > _DEFAULT_SHARED)
+        per_processor = driver_call(
+            "cuOccupancyMaxActiveBlocksPerMultiprocessor", loaded, kernel.block, shared
+        )
     if not per_processor:
         raise RuntimeError(
             f"{device} has no room for the kernel {kernel.name}: a block has {kernel.block} "
@@ -230,13 +223,13 @@ def _most_blocks(kernel: Kernel, device: Device, shared: int) -> int:
 
 @cache
 def _most_clusters(kernel: Kernel, device: Device, shared: int, cluster: int) -> int:
-    loaded = _loaded(kernel, device, shared > _DEFAULT_SHARED)
-    device.use()
-    config = _cluster_config((1, 1), kernel.block, shared, cluster, 0)
-    try:
-        return driver_call("cuOccupancyMaxActiveClusters", loaded, config)
-    except RuntimeError:  # such a cluster is not one of this device's
-        return 0
+    with device.current():
+        loaded = _loaded(kernel, device, shared > _DEFAULT_SHARED)
+        config = _cluster_config((1, 1), kernel.block, shared, cluster, 0)
+        try:
+            return driver_call("cuOccupancyMaxActiveClusters", loaded, config)
+        except RuntimeError:  # such a cluster is not one of this device's
+            return 0
 
 
 def over(count: int, block: int) -> tuple[int, int]:

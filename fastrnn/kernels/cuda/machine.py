@@ -7,7 +7,7 @@ Neither needs a GPU, so the files can be made ahead, on another machine. ``kerne
 import hashlib
 import re
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -19,7 +19,10 @@ from fastrnn.kernels.cache import cache_dir, read, say_once, write
 _ROOT = Path(__file__).parents[2]
 # All that kernels are built from; kernels/*.py has what they share with other backends.
 _SOURCES = "cells/*.py", "kernels/*.py", "kernels/cuda/*.py"
-_PACKAGES = "numba", "numba-cuda", "cuda-core"
+_PACKAGES = (
+    "numba", "llvmlite", "numba-cuda", "cuda-core", "cuda-bindings", "nvidia-nvvm",
+    "nvidia-nvjitlink",
+)  # fmt: skip
 
 
 @cache
@@ -74,7 +77,14 @@ def _versions() -> str:
     for pattern in _SOURCES:
         for path in sorted(_ROOT.glob(pattern)):
             digest.update(path.read_bytes())
-    return " ".join([*map(version, _PACKAGES), digest.hexdigest()])
+    return " ".join([*map(_version, _PACKAGES), digest.hexdigest()])
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # the compiler may be one that the system has
+        return "none"
 
 
 def _identity(x: Any) -> str:

@@ -175,8 +175,9 @@ def _write(x: np.ndarray, to: DeviceArray) -> None:
     if SIMULATED:
         to.flat[:] = x.reshape(-1)
     elif x.size:
-        # From pageable memory: x has been read when the call returns.
         to.device.queue("cuMemcpyHtoDAsync", to.pointer, x.ctypes.data, x.nbytes)
+        if driver.is_pinned(x.ctypes.data):  # else x has been read when the call returns
+            to.device.synchronise()
 
 
 def _copy(x: DeviceArray, to: DeviceArray) -> None:
@@ -228,6 +229,8 @@ def _described(x) -> tuple:
     by the CUDA array interface or DLPack; the owner keeps the memory alive."""
     if hasattr(x, "__cuda_array_interface__"):
         facts = x.__cuda_array_interface__
+        if facts.get("stream") and not SIMULATED:
+            here().after(facts["stream"])
         dtype, strides = np.dtype(facts["typestr"]), facts.get("strides")
         strides = strides and tuple(s // dtype.itemsize for s in strides)
         return x, facts["data"][0], facts["shape"], strides, dtype

@@ -196,8 +196,11 @@ def recurrent_plan(layers: Sequence[FusedWeights], steps: int, batch: int) -> Ca
 
     def plan(x, state, unbatched: bool) -> tuple | None:
         with stream_of(x):
-            rows = device_view(x)
-            given = _states(state, (shape[0], units) if unbatched else shape, dtype, kinds)
+            try:
+                rows = device_view(x)
+                given = _states(state, (shape[0], units) if unbatched else shape, dtype, kinds)
+            except ValueError:
+                return None  # the ordinary way says what is wrong
             if given is None or rows.dtype != dtype:
                 return None
             final = empties(dtype, *[shape] * kinds)
@@ -223,7 +226,7 @@ def _states(state, shape: tuple[int, ...], dtype, count: int) -> list | None:
         return None
     if not all(_is_there(s) and tuple(s.shape) == shape for s in given):
         return None
-    out = [device_view(s, "state") for s in given]
+    out = [device_view(s) for s in given]
     return out if all(s.dtype == dtype for s in out) else None
 
 
@@ -277,6 +280,7 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
             sums = gemm.sum_rows(part, count, unit_size).reshape(-1, w.units)
             named |= {name: sums[i] for i, name in enumerate(cell.unit_parameters)}
         grads.append(named)
+    tape.states = []  # their memory is that of the gates
     return dx, dstate, grads
 
 
@@ -317,12 +321,14 @@ def _weight_gradients(w: FusedWeights, tape: Tape, d: int, gates, ids) -> dict[s
     )  # fmt: skip
     named = {"weight_ih": dw_ih, "weight_hh": dw_hh}
     if "bias_ih" in w.parameters[d]:
-        sums = gemm.sum_rows(Matrix(gates, first, w.gates_stride), count, w.gates_size)
-        runs = w.runs
-        db_ih = sums[:size] if len(runs) == 1 else empty(size, w.dtype)
-        for run in runs if len(runs) > 1 else ():
+        # Both biases may have the same gradient, but each has memory of its own: callers may
+        # change one in place.
+        dz, n = Matrix(gates, first, w.gates_stride), w.gates_size
+        sums = gemm.sum_rows(dz, count, n, copies=2)
+        db_ih = sums[:size] if len(w.runs) == 1 else empty(size, w.dtype)
+        for run in w.runs if len(w.runs) > 1 else ():
             first, last = run.accumulator * w.units, (run.accumulator + run.size) * w.units
             to = run.gate * w.units
             db_ih[to : to + last - first] = sums[first:last]
-        named |= {"bias_ih": db_ih, "bias_hh": sums[cell.first_recurrent * w.units :]}
+        named |= {"bias_ih": db_ih, "bias_hh": sums[n + cell.first_recurrent * w.units :]}
     return named

@@ -173,13 +173,13 @@ def check_devices() -> None:
     layer = fastrnn.LSTM(4, 64, backend="cuda", seed=0)
     layer(there(3, 2, 4))
     assert driver.here() is driver.device(0)
-    driver.device(1).use()
+    driver.device(1).core.set_current()
     other = Described(there(3, 2, 4))
-    driver.device(0).use()
+    driver.device(0).core.set_current()
     refused(ValueError, "on device 1", lambda: layer(other))
     mine = Described(there(3, 2, 4))
     state = there(1, 2, 64)
-    driver.device(1).use()
+    driver.device(1).core.set_current()
     refused(
         ValueError, "h_0 must be on device 1, got an array on device 0",
         lambda: fastrnn.LSTM(4, 64, backend="cuda")(other, (state, state)),
@@ -192,7 +192,7 @@ def check_devices() -> None:
         assert {stream for _, stream, _ in operations} == {driver.LEGACY}, operations
     layer(mine)  # on device 0, and what was current is again
     assert driver.here() is driver.device(1)
-    driver.device(0).use()
+    driver.device(0).core.set_current()
 
 
 def check_streams() -> None:
@@ -234,6 +234,44 @@ def check_streams() -> None:
     fake.fake_capture(ctypes.c_uint64(0x7000))
     refused(RuntimeError, "is being captured", lambda: layer(inputs[0]))
     fake.fake_capture(ctypes.c_uint64(0))
+
+
+def check_arrays_of_others() -> None:
+    """Their streams are waited for, and empty ones have no address."""
+    layer = fastrnn.LSTM(4, 64, backend="cuda", seed=0)
+    x, state = Described(there(3, 2, 4)), Described(there(1, 2, 64), 0x7000)
+    layer(x, (state, state))
+    operations.clear()
+    layer(x, (state, state))
+    assert ("record", 0x7000, 0) in operations, operations
+    x_2 = Described(there(3, 2, 4), 2)  # a thread's default stream
+    operations.clear()
+    layer(x_2)
+    assert operations and {stream for _, stream, _ in operations} == {driver.LEGACY}, operations
+    nothing = Described(there(3, 2, 4))
+    nothing.__cuda_array_interface__ |= {"shape": (3, 0, 4), "data": (0, False)}
+    assert layer(nothing)[0].shape == (3, 0, 64)
+    state.__cuda_array_interface__ |= {"shape": (1, 2, 65)}
+    refused(ValueError, "h_0 must have shape (1, 2, 64)", lambda: layer(x, (state, state)))
+    # From pinned memory a copy is made later: the caller's numbers must not change before.
+    assert "wait" not in queued(lambda: there(3))
+    fake.fake_pinned(True)
+    assert queued(lambda: there(3))["wait"] == 1
+    fake.fake_pinned(False)
+
+
+def check_current() -> None:
+    """What is current in CUDA stays current, also after an error."""
+    one, zero = driver.device(1), there(3)
+    one.core.set_current()
+    before = int(driver.driver_call("cuCtxGetCurrent"))
+    zero.copy_to_host()
+    memory.clear(zero)
+    zero.device.trim()
+    fake.fake_failure(700)
+    refused(RuntimeError, "cuStreamSynchronize failed", zero.device.synchronise)
+    assert int(driver.driver_call("cuCtxGetCurrent")) == before
+    driver.device(0).core.set_current()
 
 
 def check_room() -> None:
@@ -302,6 +340,8 @@ def main() -> None:
     check_pool()
     check_devices()
     check_streams()
+    check_arrays_of_others()
+    check_current()
     check_room()
     check_synchronous()
     memory._kept_zeros.cache_clear()

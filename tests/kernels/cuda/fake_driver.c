@@ -23,6 +23,7 @@ static uint64_t memory_left = (uint64_t)1 << 40;
 static uint64_t capturing; /* the stream that is being captured */
 static int clusters = 16;  /* resident at once */
 static int most_blocks = 2;
+static int pinned; /* whether the host's memory is */
 static result failure; /* of the next cuStreamSynchronize */
 static _Thread_local uintptr_t context; /* 1 + the device's number */
 
@@ -30,6 +31,7 @@ void fake_listen(listener f) { report_to = f; }
 void fake_memory(uint64_t bytes) { memory_left = bytes; }
 void fake_capture(uint64_t stream) { capturing = stream; }
 void fake_failure(result error) { failure = error; }
+void fake_pinned(int all) { pinned = all; }
 void fake_room(int blocks, int of_clusters) { most_blocks = blocks, clusters = of_clusters; }
 
 static void report(const char *what, uint64_t where, uint64_t number, void **values) {
@@ -86,6 +88,10 @@ result cuMemGetInfo(size_t *left, size_t *total) {
     return *left = memory_left, *total = (size_t)1 << 40, OK;
 }
 result cuPointerGetAttribute(void *out, int attribute, pointer p) {
+    if (!p || (attribute == 2 /* memory type */ && !pinned))
+        return INVALID;
+    if (attribute == 2)
+        return *(unsigned *)out = 1, OK;
     *(int *)out = (int)((head *)p - 1)->device;
     return OK;
 }

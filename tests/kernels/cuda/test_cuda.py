@@ -1,5 +1,6 @@
 """The CUDA backend, as plain Python: every block and thread at once, on small tiles."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -444,6 +445,8 @@ def test_device_arrays_in_device_arrays_out(rng, cell, batch_first, lengths):
     assert got.keys() == wanted.keys()
     for name in got:
         assert np.array_equal(here(got[name]), wanted[name]), name
+    for a, b in itertools.combinations(got.values(), 2):  # a caller may change one in place
+        assert a._memory is not b._memory or a._at + a.size <= b._at or b._at + b.size <= a._at
     # A state from the host may go with an x on the device; the third call is one by a plan.
     for start in (state, of_states(np.ndarray.tolist, state), there(state), there(state)):
         y, _ = layer(there(x), start, lengths)
