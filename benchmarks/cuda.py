@@ -8,6 +8,7 @@ already are not run again.
 """
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -91,33 +92,73 @@ def _arrays(layer, steps: int, batch: int):
 
 
 class Clock:
-    """The device's time between two points of a stream."""
+    """The device's time between two points of the default stream."""
 
     def __init__(self):
-        from fastrnn.kernels.cuda import driver
+        from fastrnn.kernels.cuda import driver, memory
 
-        self._call, device = driver.driver_call, driver.here()
-        device.use()
+        self._call = driver.driver_call
+        driver.here().core.set_current()
         self._events = [self._call("cuEventCreate", 0) for _ in range(2)]
+        self._filler = memory.empty(256 << 20, np.int8)
 
-    def seconds(self, function, stream: int = 1) -> float:
-        """What ``function`` queues on a stream takes."""
-        self._call("cuEventRecord", self._events[0], stream)
+    def seconds(self, function) -> float:
+        """What ``function`` queues takes, without the time that the host needs for it: the device
+        is given something else to do meanwhile, for about 100 microseconds."""
+        self._call("cuMemsetD8Async", self._filler.pointer, 0, self._filler.nbytes, 1)
+        return self.seconds_from_here(function)
+
+    def seconds_from_here(self, function) -> float:
+        """The same with the host's time, where the device waits for the host."""
+        self._call("cuEventRecord", self._events[0], 1)
         function()
-        self._call("cuEventRecord", self._events[1], stream)
+        self._call("cuEventRecord", self._events[1], 1)
         self._call("cuEventSynchronize", self._events[1])
         return self._call("cuEventElapsedTime", *self._events) * 1e-3
 
 
-def _in_turn(sides: dict[str, Any], rounds: int = 30) -> dict[str, float]:
-    """The median seconds of each function, called alternately."""
+def _in_turn(sides: dict[str, Any], rounds: int = 20, calls: int = 10) -> dict[str, float]:
+    """The median seconds of a call of each function, of which ``calls`` are queued in turn."""
     clock, times = Clock(), {side: list[float]() for side in sides}
-    for turn in range(rounds + 5):
+    for turn in range(rounds + 3):
         for side, function in sides.items():
-            seconds = clock.seconds(function)
-            if turn >= 5:  # the turns before compile and warm up
-                times[side].append(seconds)
+            seconds = clock.seconds_from_here(lambda f=function: [f() for _ in range(calls)])
+            if turn >= 3:  # the turns before compile and warm up
+                times[side].append(seconds / calls)
     return {side: statistics.median(t) for side, t in times.items()}
+
+
+def _by_operation(function, rounds: int = 5) -> dict[str, float]:
+    """The seconds that a call spends in each kernel, copy and product by cuBLAS."""
+    from fastrnn.kernels.cuda import blas, driver, launch
+
+    clock, turns = Clock(), list[dict[str, float]]()
+
+    def timed(original, name):
+        def run(*args, **options):
+            seconds = clock.seconds(lambda: original(*args, **options))
+            spent, of = turns[-1], name(*args)
+            spent[of] = spent.get(of, 0) + seconds
+
+        return run
+
+    watched: Any = [
+        (launch.Kernel, "__call__", lambda kernel, *_: kernel.name),
+        (driver.Device, "queue", lambda _, operation, *__: operation),
+        (blas, "product", lambda *_: "cuBLAS"),
+    ]
+    function()  # compiles
+    originals = [getattr(owner, attribute) for owner, attribute, _ in watched]
+    for (owner, attribute, name), original in zip(watched, originals, strict=True):
+        setattr(owner, attribute, timed(original, name))
+    try:
+        for _ in range(rounds):
+            turns.append({})
+            function()
+    finally:
+        for (owner, attribute, _), original in zip(watched, originals, strict=True):
+            setattr(owner, attribute, original)
+    return {of: statistics.median(t.get(of, 0) for t in turns) for of in turns[-1]}
 
 
 def smoke(case: Case) -> Case:
@@ -128,11 +169,11 @@ def smoke(case: Case) -> Case:
     layer = fastrnn.LSTM(4, 8, backend="cuda", seed=0)
     judge = fastrnn.LSTM(4, 8, seed=0)
     x, _ = _arrays(layer, 3, 2)
-    here = driver.here()
+    here, error = driver.here(), float(np.abs(layer(x)[0] - judge(x)[0]).max())
     return {
         "device": here.core.name, "capability": here.capability, "cuBLAS": blas.is_used(),
-        "driver": driver.driver_call("cuDriverGetVersion"),
-        "error": float(np.abs(layer(x)[0] - judge(x)[0]).max()),
+        "driver": driver.driver_call("cuDriverGetVersion"), "error": error,
+        "ok": error < GRADES["float32"],
     }  # fmt: skip
 
 
@@ -168,23 +209,30 @@ def _everything(layer, x, dy, lengths) -> dict:
 
 
 def loop(case: Case) -> Case:
-    """Microseconds a step of the time loop alone: long sequences less short ones."""
-    from fastrnn.kernels.cuda import memory
-
+    """Microseconds a step of the time loops alone: long sequences less short ones."""
     steps, batch, *_ = case["sizes"]
     layer, seconds = _layer(case), {}
     for factor in (1, 3):
-        x, dy = map(memory.to_device, _arrays(layer, factor * steps, batch))
-
-        def training(x=x, dy=dy):
-            _, _, tape = layer.forward(x)
-            layer.backward(tape, dy)
-
-        seconds[factor] = _in_turn({"forward": lambda x=x: layer(x), "training": training})
+        spent = _by_operation(_training(layer, factor * steps, batch))
+        seconds[factor] = {k: s for k, s in spent.items() if k.endswith(("forward", "backward"))}
     return {
-        f"{what}, us a step": (seconds[3][what] - seconds[1][what]) / (2 * steps) * 1e6
-        for what in seconds[1]
+        f"{name}, us a step": (seconds[3][name] - s) / (2 * steps) * 1e6
+        for name, s in seconds[1].items()
     }
+
+
+def _training(layer, steps: int, batch: int, lengths=None):
+    """Forward and backward pass of a layer on arrays of the device."""
+    from fastrnn.kernels.cuda import memory
+
+    x, dy = map(memory.to_device, _arrays(layer, steps, batch))
+
+    def training():
+        layer.parameters.writing_on_device(memory.to_device)  # as after an optimizer's step
+        _, _, tape = layer.forward(x, lengths=lengths)
+        layer.backward(tape, dy)
+
+    return training
 
 
 def product(case: Case) -> Case:
@@ -206,7 +254,7 @@ def product(case: Case) -> Case:
     run()
     wanted = a[:32].astype(float) @ b.T
     error = np.abs(out.copy_to_host()[:32] - wanted).max() / np.abs(wanted).max()
-    seconds = _in_turn({"ours": run})["ours"]
+    seconds = _in_turn({"ours": run}, calls=50)["ours"]
     return {"us": seconds * 1e6, "TFLOP/s": 2 * m * k * n / seconds / 1e12, "error": float(error)}
 
 
@@ -216,15 +264,9 @@ def host(case: Case) -> Case:
 
     steps, batch, *_ = case["sizes"]
     layer = _layer(case)
-    x, dy = map(memory.to_device, _arrays(layer, steps, batch))
-
-    def training():
-        layer.parameters.writing_on_device(memory.to_device)
-        _, _, tape = layer.forward(x)
-        layer.backward(tape, dy)
-
-    out = {}
-    for what, run in {"inference": lambda: layer(x), "training": training}.items():
+    x, out = memory.to_device(_arrays(layer, steps, batch)[0]), {}
+    sides = {"inference": lambda: layer(x), "training": _training(layer, steps, batch)}
+    for what, run in sides.items():
         times = []
         for _ in range(60):
             start = time.perf_counter()
@@ -249,12 +291,13 @@ def _torch_sides(case: Case, lengths=None) -> dict[str, dict[str, Any]]:
     for side, dtype in names.get(case["precision"], {"cuDNN": torch.float32}).items():
         options: dict[str, Any] = {"device": "cuda", "dtype": dtype}
         layer = getattr(torch.nn, case["cell"])(inputs, units).to(**options)
+        frozen = copy.deepcopy(layer).eval()
         x = torch.randn(steps, batch, inputs, **options, requires_grad=True)
         dy = torch.randn(steps, batch, units, **options)
         torch.backends.cudnn.allow_tf32 = case["precision"] == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = case["precision"] == "tf32"
 
-        def inference(layer=layer, x=x):
+        def inference(layer=frozen, x=x):
             with torch.no_grad():
                 layer(_packed(torch, x, lengths))
 
@@ -282,14 +325,11 @@ def layer(case: Case, lengths=None) -> Case:
 
     steps, batch, *_ = case["sizes"]
     ours = _layer(case)
-    x, dy = map(memory.to_device, _arrays(ours, steps, batch))
-
-    def training():
-        ours.parameters.writing_on_device(memory.to_device)  # as after an optimizer's step
-        _, _, tape = ours.forward(x, lengths=lengths)
-        ours.backward(tape, dy)
-
-    mine = {"inference": lambda: ours(x, lengths=lengths), "training": training}
+    x = memory.to_device(_arrays(ours, steps, batch)[0])
+    mine = {
+        "inference": lambda: ours(x, lengths=lengths),
+        "training": _training(ours, steps, batch, lengths),
+    }
     others, out = _torch_sides(case, lengths), {}
     for kind, function in mine.items():
         sides = {"fastrnn": function} | {side: f[kind] for side, f in others.items()}
@@ -306,28 +346,10 @@ def ragged(case: Case) -> Case:
 
 
 def profile(case: Case) -> Case:
-    """Milliseconds of each kernel of a training step, by waiting for each."""
-    from fastrnn.kernels.cuda import launch, memory
-
+    """Milliseconds that a training step spends in each kernel, copy and product."""
     steps, batch, *_ = case["sizes"]
-    ours, clock, spent = _layer(case), Clock(), dict[str, list[float]]()
-    x, dy = map(memory.to_device, _arrays(ours, steps, batch))
-    original = launch.Kernel.__call__
-
-    def timed(self, *args, **options):
-        seconds = clock.seconds(lambda: original(self, *args, **options))
-        spent.setdefault(self.name, []).append(seconds)
-
-    def training():
-        _, _, tape = ours.forward(x)
-        ours.backward(tape, dy)
-
-    for turn in range(6):
-        if turn == 3:
-            launch.Kernel.__call__ = timed  # type: ignore[method-assign]
-        training()
-    launch.Kernel.__call__ = original  # type: ignore[method-assign]
-    return {name: statistics.median(times) * 1e3 for name, times in spent.items()}
+    spent = _by_operation(_training(_layer(case), steps, batch))
+    return {name: seconds * 1e3 for name, seconds in spent.items()}
 
 
 RUN = {f.__name__: f for f in (smoke, check, loop, product, host, layer, ragged, profile)}
@@ -347,6 +369,10 @@ def _one(case: Case, limit: float) -> Case:
     except subprocess.TimeoutExpired:
         result = {"failed": f"no end after {limit:g} s"}
     return case | result | {"wall": round(time.monotonic() - start, 1)}
+
+
+def _is_bad(row: Case) -> bool:
+    return "failed" in row or row.get("ok") is False
 
 
 def main() -> None:
@@ -372,14 +398,14 @@ def main() -> None:
     before = [json.loads(line) for line in lines]
     failed = 0
     for case in planned:
-        if any(case.items() <= row.items() and "failed" not in row for row in before):
+        if any(case.items() <= row.items() and not _is_bad(row) for row in before):
             continue
         row = _one(case, arguments.limit)
         with arguments.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
-        failed += "failed" in row or row.get("ok") is False
-        if case["what"] == "smoke" and "failed" in row:
+        failed += _is_bad(row)
+        if case["what"] == "smoke" and _is_bad(row):
             sys.exit("there is no use in going on without the smoke test")
     if failed:
         sys.exit(f"{failed} of {len(planned)} cases failed")

@@ -31,7 +31,7 @@ class Block(NamedTuple):
 
 
 @kernel
-def _elementwise(function: Callable, inputs: int, outputs: int, dtype) -> Kernel:
+def elementwise_kernel(function: Callable, inputs: int, outputs: int, dtype) -> Kernel:
     run = scalar(function, dtype)
     load = inlined(
         tuple_function("x, r, u", "x[{k}].values[x[{k}].offset + r * x[{k}].stride + u]", inputs)
@@ -53,11 +53,11 @@ def _elementwise(function: Callable, inputs: int, outputs: int, dtype) -> Kernel
 
 @kernel
 def normalise_kernel(dtype) -> Kernel:
-    real, threads = np.dtype(dtype).type, _ROW
+    real, threads, both = np.dtype(dtype).type, _ROW, 2 * _ROW
 
     def normalise(x: F1, y: F1, factor: F1, columns: I):
         """A block per row; partial sums in float64, in a fixed order."""
-        shared = cuda.shared.array(2 * threads, float64)
+        shared = cuda.shared.array(both, float64)
         t, first = cuda.threadIdx.x, cuda.blockIdx.x * columns
         total = float64(0)
         for k in range(t, columns, threads):
@@ -88,10 +88,10 @@ def normalise_kernel(dtype) -> Kernel:
 
 @kernel
 def normalise_backward_kernel(dtype) -> Kernel:
-    real, threads = np.dtype(dtype).type, _ROW
+    real, threads, both = np.dtype(dtype).type, _ROW, 2 * _ROW
 
     def normalise_backward(dy: F1, y: F1, factor: F1, dx: F1, columns: I):
-        shared = cuda.shared.array(2 * threads, float64)
+        shared = cuda.shared.array(both, float64)
         t, first = cuda.threadIdx.x, cuda.blockIdx.x * columns
         total, product = float64(0), float64(0)
         for k in range(t, columns, threads):
@@ -190,7 +190,7 @@ class Ops:
             x, block = x if isinstance(x, tuple) else (x, 0)
             blocks.append(Block(x, block * width, 0 if x.ndim == 1 else x.shape[1]))
         out = tuple(empty((rows, width), self.dtype) for _ in range(count))
-        kernel = _elementwise(function, len(blocks), count, self.dtype)
+        kernel = elementwise_kernel(function, len(blocks), count, self.dtype)
         kernel(over(rows * width, _THREADS), tuple(blocks), out, width, rows * width)
         return list(out)
 

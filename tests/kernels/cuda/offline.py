@@ -17,13 +17,27 @@ from numba.cuda import dispatcher
 from sass import Code, disassembled
 
 from fastrnn.cells import CELLS
-from fastrnn.kernels.cuda import cluster, crf, fused, gemm, machine, moves, optim, pointwise
+from fastrnn.kernels.cuda import (
+    cluster,
+    crf,
+    fused,
+    gemm,
+    machine,
+    moves,
+    optim,
+    pointwise,
+    unfused,
+)
+from fastrnn.kernels.native.source.build import elementwise_functions
 
 CLUSTERS = ((9, 0), (10, 0), (12, 0))  # have them
 EVERYWHERE = ((8, 0), *CLUSTERS)
-SIMPLE = gemm, moves, pointwise, optim, crf
+SIMPLE = gemm, moves, pointwise, optim, crf, unfused
 # Sums that are made in float64 on purpose.
-WIDE = {"squares_kernel", "gradient_kernel", "viterbi_kernel"}
+WIDE = {
+    "squares_kernel", "gradient_kernel", "viterbi_kernel", "normalise_kernel",
+    "normalise_backward_kernel",
+}  # fmt: skip
 # How the assembler writes the kinds of `Arguments`.
 PTX_KINDS = {"pointer": "u64", "int64": "u64", "uint64": "u64", "float32": "f32", "float64": "f64"}
 
@@ -34,21 +48,30 @@ def kernels():
         for module in SIMPLE:
             for name, make in vars(module).items():
                 if name.endswith("_kernel") and make.__module__ == module.__name__:
+                    if make is unfused.elementwise_kernel:
+                        continue  # see below
                     wide = ", in float64" if name in WIDE else ""
                     yield f"{name} of {dtype}{wide}", make(dtype), EVERYWHERE
         for key, cell in CELLS.items():
-            if cell.program or (dtype == "float64" and key != "lstm"):
-                continue  # no loop, or the same source
-            for keep in (True, False):
-                name = f"{key} {dtype}{', weights kept' if keep else ''}"
+            if dtype == "float64" and key not in ("lstm", "lstm_projected"):
+                continue  # the same source
+            if cell.program:
+                for _, function, *counts in elementwise_functions(cell):
+                    made = unfused.elementwise_kernel(function, *counts, dtype)
+                    yield f"{key} {function.__name__} {dtype}", made, EVERYWHERE
+                continue
+            for keep, masked in ((True, False), (False, False), (True, True)):
+                if masked and (key not in ("lstm", "gru") or dtype == "float64"):
+                    continue  # what is added is the same for all
+                name = f"{key} {dtype}{', weights kept' * keep}{', masks' * masked}"
                 for make in (fused.forward_loop, fused.backward_loop):
-                    made = make(cell, 256, dtype, keep)
+                    made = make(cell, 256, dtype, keep, masked)
                     assert made.kept == keep
                     yield f"grid {make.__name__} {name}", made.kernel, EVERYWHERE
-    for precision in cluster.PRECISIONS:
-        made = cluster.plan(256, precision, 227 << 10)
-        assert (made.blocks, made.block_units, made.in_registers) == (8, 32, 128)
-        name = f"{precision}, {made.in_registers} of {made.words} words in registers"
+    for units, precision in [*((256, p) for p in cluster.PRECISIONS), (512, "bf16")]:
+        made = cluster.plan(units, precision, 227 << 10)
+        assert (made.blocks, made.block_units, made.in_registers) == (8, units // 8, 128)
+        name = f"{precision}, {units} units, {made.in_registers} of {made.words} words in registers"
         yield f"cluster forward {name}", cluster.forward(made), CLUSTERS
         yield f"cluster backward {name}", cluster.backward(made), CLUSTERS
         yield f"pack {name}", cluster.pack(made), EVERYWHERE

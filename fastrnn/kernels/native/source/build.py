@@ -64,7 +64,7 @@ def _others(form: Format) -> Iterator[tuple[str, tuple, Any]]:
                 yield f"{module}.{name}", (), value
     elementwise = import_module(".unfused", __package__).elementwise
     for cell in CELLS.values():
-        for of in _elementwise(cell) if cell.program else ():
+        for of in elementwise_functions(cell) if cell.program else ():
             yield "unfused.elementwise", of, elementwise(form, *of)
 
 
@@ -120,8 +120,9 @@ class _Recorder:
         return x.sum(axis=0)
 
 
-def _elementwise(cell: Cell) -> list[tuple]:
-    """What `source.unfused.elementwise` makes for a cell: found by a pass in both directions."""
+def elementwise_functions(cell: Cell) -> list[tuple]:
+    """``(cell, function, inputs, outputs)`` of what `unfused.Ops.elementwise` computes for a cell:
+    found by a pass in both directions."""
     units, size = 4, 2 if any("P" in p.shape for p in cell.parameters) else 4
     gates = len(cell.gates) * units
     shapes: dict[str, tuple[int, ...]] = {"weight_ih": (gates, 3), "weight_hh": (gates, size)}
