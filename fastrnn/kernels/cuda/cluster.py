@@ -1,10 +1,13 @@
 """LSTM time loops on thread-block clusters and tensor cores (compute capability 9.0 and later).
 
 A cluster of blocks owns 8 rows of the batch for the whole sequence, and each of its blocks some
-units with their columns of W_hh, in registers and, what does not fit, in shared memory. h (or,
-backward, the gradients of the gates) goes from each block to all others of its cluster through
-their shared memory, with one barrier of the cluster a step and none of the grid. A warp owns 8
-units; its thread (g, q) unit g with rows 2q and 2q + 1, so gates, c and h stay in registers.
+units with their columns of W_hh, in registers and, what does not fit, in shared memory. A warp owns
+8 units; its thread (g, q) unit g with rows 2q and 2q + 1, so gates, c and h stay in registers.
+
+h (or, backward, the gradients of the gates) goes from each block to all blocks of its cluster, into
+one of two buffers in their shared memory, and a step begins when all bytes have come. No other
+barrier is needed: a buffer is written again only by threads that have what all others sent after
+they had read it.
 
 Precision is that of the products with W_hh: "bf16" and "tf32" round both sides; "float32" writes
 each number as the sum of two bfloat16 and adds three products, which leaves about 2**-16.
@@ -33,8 +36,11 @@ from .ptx import (
     bf16_pair,
     cluster_rank,
     cluster_sync,
+    expect,
+    initialise,
     load_if,
     store_remote,
+    wait_for,
 )
 
 # The states h and c.
@@ -100,7 +106,8 @@ class Plan(NamedTuple):
 
     @property
     def in_registers(self) -> int:
-        return min(self.words, REGISTERS)
+        # Addresses in shared memory take some.
+        return self.words if self.words <= REGISTERS else REGISTERS - REGISTERS // 16
 
     def row(self, gates: int) -> int:
         """Words of a row of what is exchanged; 4 more, so that 8 rows are in different banks."""
@@ -110,7 +117,12 @@ class Plan(NamedTuple):
         """Bytes: two buffers of what is exchanged, weights, and what two warps exchange."""
         exchanged = 2 * PRECISIONS[self.precision].parts * ROWS * self.row(gates)
         kept = (self.words - self.in_registers) * self.threads
-        return 4 * (exchanged + kept + 2 * self.threads)
+        return 4 * (exchanged + kept + 2 * self.threads + 4)  # 2 barriers of 2 words
+
+    def sent(self, gates: int) -> int:
+        """Bytes that come to each block in a step."""
+        shape = PRECISIONS[self.precision]
+        return 4 * shape.parts * ROWS * gates * self.units // shape.pair
 
 
 @cache
@@ -205,12 +217,13 @@ def _send(layout: Plan, gates: int) -> Callable:
     word0, word1 = (_word(layout.precision, part) for part in (0, shape.parts - 1))
     pairs, parts = shape.pair == 2, shape.parts
 
-    def send(shared, at, column, q, g, v0, v1):
+    def send(shared, at, column, q, g, v0, v1, barrier):
         """``at`` is the buffer, ``column`` that of the unit."""
         if not pairs:
             for rank in range(blocks):
-                store_remote(shared, at + 2 * q * row + column, rank, word0(v0, v0))
-                store_remote(shared, at + (2 * q + 1) * row + column, rank, word0(v1, v1))
+                to = at + 2 * q * row + column
+                store_remote(shared, to, rank, word0(v0, v0), barrier)
+                store_remote(shared, to + row, rank, word0(v1, v1), barrier)
             return
         # A word takes two neighbouring units of one row: each lane makes that of one row.
         theirs = as_float(across(as_bits(v0 if g & 1 else v1)))
@@ -218,9 +231,9 @@ def _send(layout: Plan, gates: int) -> Callable:
         high = v1 if g & 1 else theirs
         to = at + (2 * q + (g & 1)) * row + (column >> 1)
         for rank in range(blocks):
-            store_remote(shared, to, rank, word0(low, high))
+            store_remote(shared, to, rank, word0(low, high), barrier)
             if parts == 2:
-                store_remote(shared, to + ROWS * row, rank, word1(low, high))
+                store_remote(shared, to + ROWS * row, rank, word1(low, high), barrier)
 
     return inlined(send)
 
@@ -285,6 +298,7 @@ def forward(layout: Plan) -> Kernel:
     pair, parts = shape.pair, shape.parts
     word0, word1 = (_word(layout.precision, p) for p in (0, parts - 1))
     product, send, cell = _product(layout, 1), _send(layout, 1), _cells(layout).forward
+    sent = layout.sent(1)
 
     def forward(
         w: W1, bias: Bias, gate_columns: Columns, initial: Pair, states: Pair, final: Pair,
@@ -313,6 +327,11 @@ def forward(layout: Plan) -> Kernel:
         column = rank * block_units + warp * 8 + g  # my unit
         inside = column < units
         weights = 2 * buffer
+        barriers = weights + (words - in_registers + 2) * threads
+        if t == 0:
+            for i in range(2):
+                initialise(shared, barriers + 2 * i)
+                expect(shared, barriers + 2 * i, sent)
         for i in range(in_registers):
             kept[i] = w[(i * blocks + rank) * threads + t]
         for i in range(in_registers, words):
@@ -346,7 +365,7 @@ def forward(layout: Plan) -> Kernel:
                 c_now[j] = c_0[(first + r) * units + column]
             for s in range(4):
                 at = (here + r) * gates_stride + gates_offset + s * units + column
-                ahead[2 * s + j] = load_if(gates, at, 0 <= now < own_length[j])
+                ahead[2 * s + j] = load_if(gates, at, (now >= 0) & (now < own_length[j]))
         cluster_sync()
         for step in range(steps):
             # The next step's gates are on their way while this one is computed, and the offset of
@@ -354,9 +373,14 @@ def forward(layout: Plan) -> Kernel:
             following = now + direction
             for j in range(2):
                 at = (there + b0 + 2 * q + j) * gates_stride + gates_offset + column
-                wanted = 0 <= following < own_length[j]
+                wanted = (following >= 0) & (following < own_length[j])
                 for s in range(4):
                     coming[2 * s + j] = load_if(gates, at + s * units, wanted)
+            if step > 0:
+                at = barriers + 2 * (step & 1)
+                wait_for(shared, at, (step - 1) >> 1)
+                if t == 0:
+                    expect(shared, at, sent)  # in two steps
             at = (step & 1) * buffer + g * row + q
             product(kept, shared, weights, t, at, at, sums)
             beyond = offsets[min(max(following + direction, 0), steps)]
@@ -383,11 +407,12 @@ def forward(layout: Plan) -> Kernel:
                         gates[at + 3 * units] = o
                     h_now[j], c_now[j] = h_b if j else h_a, c_b if j else c_a
                     y[r * y_stride + y_offset + column] = h_now[j]
-            send(shared, (1 - (step & 1)) * buffer, column, q, g, h_now[0], h_now[1])
+            if step + 1 < steps:
+                to = 1 - (step & 1)
+                send(shared, to * buffer, column, q, g, h_now[0], h_now[1], barriers + 2 * to)
             for i in range(8):
                 ahead[i] = coming[i]
             now, here, there = following, there, beyond
-            cluster_sync()
         for j in range(2):
             r = b0 + 2 * q + j
             if r < batch and inside:
@@ -405,7 +430,7 @@ def backward(layout: Plan) -> Kernel:
     row, gate = layout.row(4), layout.units // shape.pair
     buffer = shape.parts * ROWS * row
     product, send, cell = _product(layout, 4), _send(layout, 4), _cells(layout).backward
-    padded = layout.units
+    padded, sent = layout.units, layout.sent(4)
 
     def backward(
         w: W1, gate_columns: Columns, states: Pair, dy_columns: Columns,
@@ -435,6 +460,11 @@ def backward(layout: Plan) -> Kernel:
         second = warp & 1  # of two warps that share 16 units: it has the last two gates
         weights = 2 * buffer
         between = weights + (words - in_registers) * threads
+        barriers = between + 2 * threads
+        if t == 0:
+            for i in range(2):
+                initialise(shared, barriers + 2 * i)
+                expect(shared, barriers + 2 * i, sent)
         for i in range(in_registers):
             kept[i] = w[(i * blocks + rank) * threads + t]
         for i in range(in_registers, words):
@@ -454,7 +484,7 @@ def backward(layout: Plan) -> Kernel:
         here = offsets[max(now, 0)]
         there = offsets[min(max(now + direction, 0), steps)]
         for j in range(2):
-            wanted = 0 <= now < own_length[j]
+            wanted = (now >= 0) & (now < own_length[j])
             load(
                 here + b0 + 2 * q + j, column, wanted, units, gate_columns, dy_columns, c, ahead, j
             )
@@ -462,11 +492,16 @@ def backward(layout: Plan) -> Kernel:
         for step in range(steps + 1):  # the last one only brings dh past the first step
             following = now + direction
             for j in range(2):  # the next step's, on their way while this one is computed
+                wanted = (following >= 0) & (following < own_length[j])
                 load(
-                    there + b0 + 2 * q + j, column, 0 <= following < own_length[j], units,
-                    gate_columns, dy_columns, c, coming, j,
+                    there + b0 + 2 * q + j, column, wanted, units, gate_columns, dy_columns, c,
+                    coming, j,
                 )  # fmt: skip
             if step > 0:
+                at = barriers + 2 * (1 - (step & 1))
+                wait_for(shared, at, (step - 1) >> 1)
+                if t == 0:
+                    expect(shared, at, sent)  # in two steps
                 at = (1 - (step & 1)) * buffer + g * row + q + 2 * second * gate
                 product(kept, shared, weights, t, at, at + gate, sums)
                 # Each warp has half of the sums of 16 units: it gives away those of 8.
@@ -499,10 +534,12 @@ def backward(layout: Plan) -> Kernel:
                 ahead[i] = coming[i]
             now, here, there = following, there, beyond
             if step < steps:
+                to = step & 1
                 for s in range(4):
-                    to = (step & 1) * buffer
-                    send(shared, to, s * padded + column, q, g, dz[2 * s], dz[2 * s + 1])
-                cluster_sync()
+                    send(
+                        shared, to * buffer, s * padded + column, q, g, dz[2 * s], dz[2 * s + 1],
+                        barriers + 2 * to,
+                    )  # fmt: skip
         for j in range(2):
             r = b0 + 2 * q + j
             if r < batch and inside:

@@ -15,13 +15,16 @@ if config.ENABLE_CUDASIM:
         bf16_pair,
         cluster_rank,
         cluster_sync,
+        expect,
         grid_sync,
+        initialise,
         load_if,
         mma_bf16,
         mma_tf32,
         store_remote,
         tanh_approx,
         tf32,
+        wait_for,
     )
 else:
     from numba.cuda.extending import intrinsic
@@ -85,8 +88,24 @@ else:
         "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;",
         [], [], pure=False,
     )  # fmt: skip
-    _store_remote = _operation(
-        "{ .reg .u32 p; mapa.shared::cluster.u32 p, $0, $1; st.shared::cluster.u32 [p], $2; }",
+    # Barriers in shared memory that count bytes (9.7.13.15): `initialise` and the rest are below.
+    _initialise = _operation(
+        "mbarrier.init.shared::cta.b64 [$0], 1; fence.mbarrier_init.release.cluster;",
+        [], [_U], pure=False,
+    )  # fmt: skip
+    _expect = _operation(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;", [], [_U, _U], pure=False
+    )
+    # Acquires for the block only: for the whole cluster it would empty the L1 cache as well, which
+    # nothing that is sent goes through.
+    _wait_for = _operation(
+        "{ .reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [$0], $1; "
+        "@!p bra again; }",
+        [], [_U, _U], pure=False,
+    )  # fmt: skip
+    _in_block = _operation("mapa.shared::cluster.u32 $0, $1, $2;", [_U], [_U, _U])
+    _store_async = _operation(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [$0], $1, [$2];",
         [], [_U, _U, _U], pure=False,
     )  # fmt: skip
 
@@ -150,10 +169,31 @@ else:
         """``array[i]``, or 0 where the condition is false, without a branch."""
         return _load_if(_element(array, i), types.uint32(condition))
 
+    # A barrier takes two words of a block's shared memory, the first of which has an even index. It
+    # goes from one phase to the next when `expect` was called and as many bytes have come.
+
     @cuda.jit(device=True, inline="always")
-    def store_remote(array, i, rank, value):
-        """``array[i] = value`` in the shared memory of another block of the cluster."""
-        _store_remote(_address(array, i), types.uint32(rank), value)
+    def initialise(array, barrier):
+        """Make a barrier of ``array[barrier]``; by one thread, with a `cluster_sync` behind it."""
+        _initialise(_address(array, barrier))
+
+    @cuda.jit(device=True, inline="always")
+    def expect(array, barrier, count):
+        """Say how many bytes will come in this phase of my block's barrier; by one thread."""
+        _expect(_address(array, barrier), types.uint32(count))
+
+    @cuda.jit(device=True, inline="always")
+    def wait_for(array, barrier, phase):
+        """Wait for the end of a phase of my block's barrier, of which only the lowest bit counts:
+        what has come is then visible."""
+        _wait_for(_address(array, barrier), types.uint32(phase & 1))
+
+    @cuda.jit(device=True, inline="always")
+    def store_remote(array, i, rank, value, barrier):
+        """``array[i] = value`` in the shared memory of a block of the cluster, whose barrier counts
+        the 4 bytes when they have come."""
+        first = _in_block(_address(array, 0), types.uint32(rank))
+        _store_async(first + types.uint32(4 * i), value, first + types.uint32(4 * barrier))
 
 
 __all__ = [
@@ -163,11 +203,14 @@ __all__ = [
     "bf16_pair",
     "cluster_rank",
     "cluster_sync",
+    "expect",
     "grid_sync",
+    "initialise",
     "load_if",
     "mma_bf16",
     "mma_tf32",
     "store_remote",
     "tanh_approx",
     "tf32",
+    "wait_for",
 ]

@@ -80,24 +80,35 @@ def _new_local(shape, dtype) -> np.ndarray:
 
 
 class _Access(NamedTuple):
-    """Who accessed a number, and how many barriers of each scope that thread had passed."""
+    """Who accessed a number, and how many barriers of each scope that thread had passed.
+
+    Where each thread of a cluster sends to all its blocks, it passes a barrier of the cluster in
+    two parts: when it sends, and when it has what all others sent.
+    """
 
     thread: tuple[int, int]  # block and rank
     scopes: tuple[int, int, int, int]  # warp, block, cluster, grid
     passed: tuple[int, int, int, int]
+    sent: int  # as ``passed``, of the cluster: 1 more between the two parts
 
 
 def _ordered(a: _Access, b: _Access) -> bool:
     """Whether a barrier that both threads passed lies between two accesses."""
-    (warp, block, cluster, _), (w, bl, c, g) = a.scopes, a.passed
+    (warp, block, cluster, _), (w, bl, _, g) = a.scopes, a.passed
     warp_b, block_b, cluster_b, _ = b.scopes
     return (
         a.thread == b.thread
         or g < b.passed[3]
         or (block == block_b and bl < b.passed[1])
-        or (cluster == cluster_b and c < b.passed[2])
+        or (cluster == cluster_b and a.sent < b.passed[2])
         or (warp == warp_b and w < b.passed[0])
     )
+
+
+class _Arrivals:
+    """A barrier that counts bytes, see ptx.py."""
+
+    phase, left, is_expected = 0, 0, False
 
 
 class _Thread(NamedTuple):
@@ -123,6 +134,8 @@ class _Machine:
         self._boxes: dict = {}
         self._calls: dict = defaultdict(int)
         self._threads: dict = {}
+        self._arrivals: dict = {}  # by block and index
+        self._ended: list = []  # what threads wait for that has come since
         self._accesses: dict = {}  # what each thread's accesses are recorded as
         self._writes: dict[int, _Access] = {}  # the last one of each number, by its address
         self._reads: dict[int, dict] = {}  # those since, by thread
@@ -179,20 +192,51 @@ class _Machine:
     def sync_grid(self):
         self._wait(("grid",), self.gridDim.x * self.gridDim.y * self.blockDim.x)
 
-    def store_remote(self, array, i, rank, value):
+    def initialise(self, barrier: int):
+        self._arrivals[self._me.block, int(barrier)] = _Arrivals()
+
+    def expect(self, barrier: int, count: int):
+        self._count((self._me.block, int(barrier)), int(count), is_expected=True)
+
+    def _count(self, where: tuple[int, int], more: int, *, is_expected=False):
+        """Expect so many bytes more, or less as they have come."""
+        arrivals = self._arrivals[where]
+        arrivals.left += more
+        arrivals.is_expected |= is_expected
+        if arrivals.is_expected and not arrivals.left:
+            self._ended.append((("arrivals", *where, arrivals.phase), None))
+            arrivals.phase, arrivals.is_expected = arrivals.phase + 1, False
+
+    def wait_for(self, barrier: int, phase: int):
+        where = self._me.block, int(barrier)
+        arrivals = self._arrivals[where]
+        while arrivals.phase & 1 == phase & 1:
+            self._hub.switch((("arrivals", *where, arrivals.phase), None))
+        self._passed("cluster")
+
+    def store_remote(self, array, i, rank, value, barrier: int):
         """``array[i] = value`` in the shared memory of block ``rank`` of my cluster."""
         assert array is self._shared[self._me.block]
-        self._shared[self.cluster[0] * self._cluster + int(rank)][i] = value
+        block, current = self.cluster[0] * self._cluster + int(rank), self._current()
+        now = self._accesses[current]
+        # What is sent becomes visible with all that this thread did before.
+        self._accesses[current] = now._replace(sent=now.passed[2])
+        self._shared[block][i] = value
+        self._accesses[current] = now._replace(sent=now.passed[2] + 1)
+        self._count((block, int(barrier)), -array.itemsize)
 
     # How they change places.
 
     def _wait(self, whom: tuple, count: int):
         self._hub.switch((whom, count))
+        self._passed(whom[0])
+
+    def _passed(self, what: str):
         current = self._current()
         now = self._accesses[current]
-        scope, passed = _SCOPES.index(whom[0]), list(now.passed)
+        scope, passed = _SCOPES.index(what), list(now.passed)
         passed[scope] += 1
-        self._accesses[current] = _Access(now.thread, now.scopes, tuple(passed))
+        self._accesses[current] = now._replace(passed=tuple(passed), sent=passed[2])
 
     def accessed(self, array: _Memory, index: int, *, write: bool) -> None:
         """Note an access; RuntimeError if it races with an earlier one."""
@@ -230,19 +274,22 @@ class _Machine:
             coroutine = self._coroutine(body)
             me = self._threads[coroutine] = _Thread(*place)
             scopes = me.block * 1024 + me.rank // 32, me.block, me.block // self._cluster, 0
-            self._accesses[coroutine] = _Access((me.block, me.rank), scopes, (0, 0, 0, 0))
+            self._accesses[coroutine] = _Access((me.block, me.rank), scopes, (0, 0, 0, 0), 0)
         ready, waiting = list(self._threads), defaultdict(list)
         while ready:
             thread = ready.pop(int(self._rng.integers(len(ready))))
             asked = thread.switch()
-            if thread.dead:
-                continue
-            waiting[asked].append(thread)
-            if len(waiting[asked]) == asked[1]:
-                ready += waiting.pop(asked)
+            if not thread.dead:
+                waiting[asked].append(thread)
+                if len(waiting[asked]) == asked[1]:
+                    ready += waiting.pop(asked)
+            while self._ended:
+                ready += waiting.pop(self._ended.pop(), [])
         if waiting:
-            stuck = {whom[0]: len(threads) for (whom, _), threads in waiting.items()}
-            raise RuntimeError(f"{function.__name__}: threads wait for ever, at {stuck}")
+            stuck: dict = defaultdict(int)
+            for (whom, _), threads in waiting.items():
+                stuck[whom[0]] += len(threads)
+            raise RuntimeError(f"{function.__name__}: threads wait for ever, at {dict(stuck)}")
 
 
 def _race(index, a: _Access, b: _Access) -> RuntimeError:
@@ -338,6 +385,18 @@ def cluster_sync():
     machine().sync_cluster()
 
 
+def initialise(array, barrier):
+    machine().initialise(barrier)
+
+
+def expect(array, barrier, count):
+    machine().expect(barrier, count)
+
+
+def wait_for(array, barrier, phase):
+    machine().wait_for(barrier, phase)
+
+
 def grid_sync(barrier):
     machine().sync_grid()
 
@@ -346,8 +405,8 @@ def load_if(array, i, condition):
     return array[i] if condition else np.float32(0)
 
 
-def store_remote(array, i, rank, value):
-    machine().store_remote(array, i, rank, value)
+def store_remote(array, i, rank, value, barrier):
+    machine().store_remote(array, i, rank, value, barrier)
 
 
 def _unpacked(words, pairs: bool) -> np.ndarray:

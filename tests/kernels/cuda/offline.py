@@ -72,7 +72,7 @@ def kernels():
                     yield f"grid {make.__name__} {name}", made.kernel, EVERYWHERE
     for units, precision in [*((256, p) for p in cluster.PRECISIONS), (512, "bf16")]:
         made = cluster.plan(units, precision, 227 << 10)
-        assert (made.blocks, made.block_units, made.in_registers) == (8, units // 8, 128)
+        assert (made.blocks, made.block_units) == (8, units // 8)
         name = f"{precision}, {units} units, {made.in_registers} of {made.words} words in registers"
         yield f"cluster forward {name}", cluster.forward(made), CLUSTERS
         yield f"cluster backward {name}", cluster.backward(made), CLUSTERS

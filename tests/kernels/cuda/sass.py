@@ -61,10 +61,11 @@ class Code:
 
     @cached_property
     def hottest(self) -> range:
-        """The loop without a loop inside that has most multiply-adds; all if there is none."""
-        inner = [a for a in self.loops if not any(b != a and b[0] in a for b in self.loops)]
-        best = max(inner, key=lambda of: self.count(_MULTIPLY, of), default=range(0))
-        return best if self.count(_MULTIPLY, best) else range(len(self.instructions))
+        """Of the innermost loops with multiply-adds that with the most; all if there is none."""
+        loops = [a for a in self.loops if self.count(_MULTIPLY, a)]
+        inner = [a for a in loops if not any(b != a and b[0] in a for b in loops)]
+        everything = range(len(self.instructions))
+        return max(inner, key=lambda of: self.count(_MULTIPLY, of), default=everything)
 
     @property
     def per_multiply(self) -> float | None:

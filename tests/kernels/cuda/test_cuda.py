@@ -19,7 +19,15 @@ from fastrnn.data.text import UNKNOWN, Chunk, TextStream, Vocabulary
 from fastrnn.kernels.backend import PRECISIONS, get_backend
 from fastrnn.kernels.cuda import blas, cluster, driver, fused, gemm, memory, simulated, weights
 from fastrnn.kernels.cuda.matrix import Matrix, Sizes
-from fastrnn.kernels.cuda.ptx import grid_sync
+from fastrnn.kernels.cuda.ptx import (
+    cluster_rank,
+    cluster_sync,
+    expect,
+    grid_sync,
+    initialise,
+    store_remote,
+    wait_for,
+)
 from fastrnn.kernels.device import is_on_device
 from fastrnn.models import LanguageModel, Tagger
 from fastrnn.packed import PackedBatch
@@ -358,9 +366,9 @@ def test_what_is_missing_is_said(tmp_path, before):
     assert 'pip install "numba-cuda[cu13]' in last or "needs an NVIDIA GPU" in last
 
 
-def run(function, grid, block, *arrays):
-    simulated.run(function, cuda, grid, block, arrays)
-    return arrays[0].copy_to_host()
+def run(function, grid, block, out, *others, cluster=1):
+    simulated.run(function, cuda, grid, block, (out, *others), cluster=cluster)
+    return out.copy_to_host()
 
 
 def _turned(out):
@@ -401,6 +409,30 @@ def _some_do_not_come(out):
         cuda.syncthreads()
 
 
+def _sent_around(out, expected, is_waiting):
+    """Each of 4 threads in 2 blocks sends a number to both, three times, and goes on from what
+    another one sent."""
+    shared = cuda.shared.array(12, np.float32)  # two buffers and two barriers
+    t, rank = cuda.threadIdx.x, cluster_rank()
+    if t == 0:
+        for barrier in (8, 10):
+            initialise(shared, barrier)
+            expect(shared, barrier, expected)
+    cluster_sync()
+    me = 2 * rank + t
+    value = np.float32(me)
+    for step in range(3):
+        first, barrier = 4 * (step & 1), 8 + 2 * (step & 1)
+        for to in range(2):
+            store_remote(shared, first + me, to, value, barrier)
+        if is_waiting:
+            wait_for(shared, barrier, step >> 1)
+        if t == 0:
+            expect(shared, barrier, expected)
+        value = shared[first + 3 - me] + 1
+    out[me] = value
+
+
 def _out_of_bounds(out):
     out[cuda.threadIdx.x - 1] = 0
 
@@ -419,6 +451,12 @@ def test_the_simulation_waits_and_notices_who_does_not():
     assert np.array_equal(run(_passed_on, (2, 1), 1, out)[-1], [8, 4])
     with pytest.raises(RuntimeError, match=r"threads wait for ever, at \{'block': 3\}"):
         run(_some_do_not_come, (1, 1), 4, out)
+    out = memory.empty(4, "float32")
+    assert np.array_equal(run(_sent_around, (2, 1), 2, out, 16, True, cluster=2), [6, 5, 4, 3])
+    with pytest.raises(RuntimeError, match="data race at index"):
+        run(_sent_around, (2, 1), 2, out, 16, False, cluster=2)
+    with pytest.raises(RuntimeError, match=r"threads wait for ever, at \{'arrivals': 4\}"):
+        run(_sent_around, (2, 1), 2, out, 20, True, cluster=2)
     with pytest.raises(IndexError, match="below 0"):
         run(_out_of_bounds, (1, 1), 1, memory.empty(3, "float32"))
 
