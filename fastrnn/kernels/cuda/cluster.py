@@ -7,7 +7,7 @@ units with their columns of W_hh, in registers and, what does not fit, in shared
 h (or, backward, the gradients of the gates) goes from each block to all blocks of its cluster, into
 one of two buffers in their shared memory, and a step begins when all bytes have come. No other
 barrier is needed: a buffer is written again only by threads that have what all others sent after
-they had read it.
+they had read it. Both directions of a layer run at the same time, on clusters of their own.
 
 Precision is that of the products with W_hh: "bf16" and "tf32" round both sides; "float32" writes
 each number as the sum of two bfloat16 and adds three products, which leaves about 2**-16.
@@ -27,7 +27,7 @@ from fastrnn.kernels.unrolled import from_source
 from . import ptx
 from .driver import SMALL
 from .equations import compiled
-from .fused import Bias, Columns
+from .fused import Bias
 from .launch import CLUSTERS, Kernel, inlined, kernel
 from .ptx import (
     across,
@@ -45,6 +45,8 @@ from .ptx import (
 
 # The states h and c.
 Pair = Annotated[Any, TupleOf(Of("F", 1), 2)]
+# Of both directions, or twice the one.
+Biases = Annotated[Any, TupleOf(Bias, 2)]
 
 CELL = CELLS["lstm"]  # the one cell that has these loops
 ROWS = 8  # of a cluster: the width of an mma
@@ -58,8 +60,7 @@ class Sequences(NamedTuple):
     lengths: I1  # [B]
     offsets: I1  # [T + 1]
     batch: I
-    reverse: I
-    first: I  # the row of the first sequence in the states [D B, H] before and after the loop
+    count: I  # N
 
 
 class Precision(NamedTuple):
@@ -272,15 +273,15 @@ def pack(layout: Plan) -> Kernel:
 
 
 @inlined
-def load(r, column, wanted, units, gate_columns, dy_columns, c, to, j):
-    """What the gradient of a row needs: four gates, dy, and c before the step."""
-    gates, gates_offset, gates_stride = gate_columns
-    dy, dy_offset, dy_stride = dy_columns
-    first = r * gates_stride + gates_offset + column
+def load(r, wanted, units, arrays, strides, first, to, j):
+    """What the gradient of a row needs: four gates, dy, and c before the step. Rows of the arrays
+    are ``strides`` apart, and my number in a row without any before it is ``first``."""
+    gates, dy, c = arrays
+    at = r * strides[0] + first[0]
     for s in range(4):
-        to[6 * j + s] = load_if(gates, first + s * units, wanted)
-    to[6 * j + 4] = load_if(dy, r * dy_stride + dy_offset + column, wanted)
-    to[6 * j + 5] = load_if(c, r * units + column, wanted)
+        to[6 * j + s] = load_if(gates, at + s * units, wanted)
+    to[6 * j + 4] = load_if(dy, r * strides[1] + first[1], wanted)
+    to[6 * j + 5] = load_if(c, r * strides[2] + first[2], wanted)
 
 
 def _cells(layout: Plan):
@@ -301,19 +302,21 @@ def forward(layout: Plan) -> Kernel:
     sent = layout.sent(1)
 
     def forward(
-        w: W1, bias: Bias, gate_columns: Columns, initial: Pair, states: Pair, final: Pair,
-        y_columns: Columns, sequences: Sequences, units: I, training: I,
+        w: W1, biases: Biases, gates: F1, initial: Pair, states: Pair, final: Pair, y: F1,
+        sequences: Sequences, units: I, training: I,
     ):  # fmt: skip
-        """One direction of one layer.
+        """All directions of one layer, each on a row of the grid.
 
-        w as `pack` makes it; gates come in as x @ W_ih.T and leave activated if ``training``. If
-        so, the states [N, H] take what each row starts from; final [D B, H] takes what each
-        sequence ends with.
+        w [D, 2, words, blocks, threads] as `pack` makes it; gates [N, D, 4, H] come in as
+        x @ W_ih.T and leave activated if ``training``. If so, the states [D, N, H] take what each
+        row starts from; final [D, B, H] takes what each sequence ends with; y is [N, D, H].
         """
-        gates, gates_offset, gates_stride = gate_columns
-        y, y_offset, y_stride = y_columns
         (h_0, c_0), (h, c), (h_n, c_n) = initial, states, final
-        lengths, offsets, batch, reverse, first = sequences
+        lengths, offsets, batch, count = sequences
+        d, directions = cuda.blockIdx.y, cuda.gridDim.y
+        bias_ih = biases[1].ih if d else biases[0].ih
+        bias_hh = biases[1].hh if d else biases[0].hh
+        first, y_stride, gates_stride = d * batch, directions * units, 4 * directions * units
         shared = cuda.shared.array(0, uint32)
         kept = cuda.local.array(in_registers, uint32)
         sums = cuda.local.array(8, float32)
@@ -326,17 +329,19 @@ def forward(layout: Plan) -> Kernel:
         b0 = cuda.blockIdx.x // blocks * ROWS
         column = rank * block_units + warp * 8 + g  # my unit
         inside = column < units
-        weights = 2 * buffer
+        of_gates, of_y, of_states = (4 * d * units, d * units, d * count * units)
+        of_gates, of_y, of_states = of_gates + column, of_y + column, of_states + column
+        weights, first_word = 2 * buffer, 2 * d * words
         barriers = weights + (words - in_registers + 2) * threads
         if t == 0:
             for i in range(2):
                 initialise(shared, barriers + 2 * i)
                 expect(shared, barriers + 2 * i, sent)
         for i in range(in_registers):
-            kept[i] = w[(i * blocks + rank) * threads + t]
+            kept[i] = w[((first_word + i) * blocks + rank) * threads + t]
         for i in range(in_registers, words):
             shared[weights + (i - in_registers) * threads + t] = w[
-                (i * blocks + rank) * threads + t
+                ((first_word + i) * blocks + rank) * threads + t
             ]
         for i in range(t, ROWS * (row - 4), threads):
             n, k = i // (row - 4), i % (row - 4) * pair
@@ -351,9 +356,9 @@ def forward(layout: Plan) -> Kernel:
         steps = lengths[b0]  # of the longest of my rows
         for s in range(4):
             at = s * units + column
-            unit_bias[s] = load_if(bias.ih, at, inside) + load_if(bias.hh, at, inside)
-        now = steps - 1 if reverse else 0
-        direction = -1 if reverse else 1
+            unit_bias[s] = load_if(bias_ih, at, inside) + load_if(bias_hh, at, inside)
+        now = steps - 1 if d else 0
+        direction = -1 if d else 1
         here = offsets[now] if steps else 0
         there = offsets[min(max(now + direction, 0), steps)]
         for j in range(2):
@@ -364,7 +369,7 @@ def forward(layout: Plan) -> Kernel:
                 h_now[j] = h_0[(first + r) * units + column]
                 c_now[j] = c_0[(first + r) * units + column]
             for s in range(4):
-                at = (here + r) * gates_stride + gates_offset + s * units + column
+                at = (here + r) * gates_stride + of_gates + s * units
                 ahead[2 * s + j] = load_if(gates, at, (now >= 0) & (now < own_length[j]))
         cluster_sync()
         for step in range(steps):
@@ -372,7 +377,7 @@ def forward(layout: Plan) -> Kernel:
             # the step after that: no product waits for a load that has only begun.
             following = now + direction
             for j in range(2):
-                at = (there + b0 + 2 * q + j) * gates_stride + gates_offset + column
+                at = (there + b0 + 2 * q + j) * gates_stride + of_gates
                 wanted = (following >= 0) & (following < own_length[j])
                 for s in range(4):
                     coming[2 * s + j] = load_if(gates, at + s * units, wanted)
@@ -397,16 +402,16 @@ def forward(layout: Plan) -> Kernel:
                     r = here + b0 + 2 * q + j
                     if training:
                         i, f, gg, o = saved_1 if j else saved_0
-                        at = r * units + column
+                        at = r * units + of_states
                         h[at] = h_now[j]
                         c[at] = c_now[j]
-                        at = r * gates_stride + gates_offset + column
+                        at = r * gates_stride + of_gates
                         gates[at] = i
                         gates[at + units] = f
                         gates[at + 2 * units] = gg
                         gates[at + 3 * units] = o
                     h_now[j], c_now[j] = h_b if j else h_a, c_b if j else c_a
-                    y[r * y_stride + y_offset + column] = h_now[j]
+                    y[r * y_stride + of_y] = h_now[j]
             if step + 1 < steps:
                 to = 1 - (step & 1)
                 send(shared, to * buffer, column, q, g, h_now[0], h_now[1], barriers + 2 * to)
@@ -433,18 +438,20 @@ def backward(layout: Plan) -> Kernel:
     padded, sent = layout.units, layout.sent(4)
 
     def backward(
-        w: W1, gate_columns: Columns, states: Pair, dy_columns: Columns,
-        dfinal: Pair, dstates: Pair, sequences: Sequences, units: I,
+        w: W1, gates: F1, states: Pair, dy: F1, dfinal: Pair, dstates: Pair,
+        sequences: Sequences, units: I,
     ):  # fmt: skip
-        """One direction of one layer.
+        """All directions of one layer, each on a row of the grid.
 
         gates come in activated and leave as gradients; states as `forward` left them; dfinal
-        [D B, H] are the gradients of the final states, and dstates become those of the initial
+        [D, B, H] are the gradients of the final states, and dstates become those of the initial
         ones.
         """
-        gates, gates_offset, gates_stride = gate_columns
         c, (dh_n, dc_n), (dh, dc) = states[1], dfinal, dstates
-        lengths, offsets, batch, reverse, first = sequences
+        lengths, offsets, batch, count = sequences
+        d, directions = cuda.blockIdx.y, cuda.gridDim.y
+        first, arrays = d * batch, (gates, dy, c)
+        strides = 4 * directions * units, directions * units, units
         shared = cuda.shared.array(0, uint32)
         kept = cuda.local.array(in_registers, uint32)
         sums = cuda.local.array(8, float32)
@@ -457,8 +464,9 @@ def backward(layout: Plan) -> Kernel:
         b0 = cuda.blockIdx.x // blocks * ROWS
         column = rank * block_units + warp * 8 + g  # my unit
         inside = column < units
+        mine = 4 * d * units + column, d * units + column, d * count * units + column
         second = warp & 1  # of two warps that share 16 units: it has the last two gates
-        weights = 2 * buffer
+        weights, first_word = 2 * buffer, (2 * d + 1) * words
         between = weights + (words - in_registers) * threads
         barriers = between + 2 * threads
         if t == 0:
@@ -466,10 +474,10 @@ def backward(layout: Plan) -> Kernel:
                 initialise(shared, barriers + 2 * i)
                 expect(shared, barriers + 2 * i, sent)
         for i in range(in_registers):
-            kept[i] = w[(i * blocks + rank) * threads + t]
+            kept[i] = w[((first_word + i) * blocks + rank) * threads + t]
         for i in range(in_registers, words):
             shared[weights + (i - in_registers) * threads + t] = w[
-                (i * blocks + rank) * threads + t
+                ((first_word + i) * blocks + rank) * threads + t
             ]
         steps = lengths[b0]
         for j in range(2):
@@ -479,24 +487,19 @@ def backward(layout: Plan) -> Kernel:
             if r < batch and inside:
                 at = (first + r) * units + column
                 dh_now[j], dc_now[j] = dh_n[at], dc_n[at]
-        now = 0 if reverse else steps - 1
-        direction = 1 if reverse else -1
+        now = 0 if d else steps - 1
+        direction = 1 if d else -1
         here = offsets[max(now, 0)]
         there = offsets[min(max(now + direction, 0), steps)]
         for j in range(2):
             wanted = (now >= 0) & (now < own_length[j])
-            load(
-                here + b0 + 2 * q + j, column, wanted, units, gate_columns, dy_columns, c, ahead, j
-            )
+            load(here + b0 + 2 * q + j, wanted, units, arrays, strides, mine, ahead, j)
         cluster_sync()
         for step in range(steps + 1):  # the last one only brings dh past the first step
             following = now + direction
             for j in range(2):  # the next step's, on their way while this one is computed
                 wanted = (following >= 0) & (following < own_length[j])
-                load(
-                    there + b0 + 2 * q + j, column, wanted, units, gate_columns, dy_columns, c,
-                    coming, j,
-                )  # fmt: skip
+                load(there + b0 + 2 * q + j, wanted, units, arrays, strides, mine, coming, j)
             if step > 0:
                 at = barriers + 2 * (1 - (step & 1))
                 wait_for(shared, at, (step - 1) >> 1)
@@ -516,18 +519,18 @@ def backward(layout: Plan) -> Kernel:
             beyond = offsets[min(max(following + direction, 0), steps)]
             for j in range(2):
                 i = 6 * j
-                d = dh_now[j] + ahead[i + 4]
+                dh_y = dh_now[j] + ahead[i + 4]
                 # h is not used by the equations' backward.
                 (z_i, z_f, z_g, z_o), (_, dc_prev), _ = cell(
-                    (ahead[i], ahead[i + 1], ahead[i + 2], ahead[i + 3]), (d, ahead[i + 5]), (),
-                    (d, dc_now[j]),
+                    (ahead[i], ahead[i + 1], ahead[i + 2], ahead[i + 3]), (dh_y, ahead[i + 5]), (),
+                    (dh_y, dc_now[j]),
                 )  # fmt: skip
                 active = step < steps and now < own_length[j]
                 dc_now[j] = dc_prev if active else dc_now[j]
                 dz[j], dz[2 + j] = z_i if active else float32(0), z_f if active else float32(0)
                 dz[4 + j], dz[6 + j] = z_g if active else float32(0), z_o if active else float32(0)
                 if active:
-                    at = (here + b0 + 2 * q + j) * gates_stride + gates_offset + column
+                    at = (here + b0 + 2 * q + j) * strides[0] + mine[0]
                     for s in range(4):
                         gates[at + s * units] = dz[2 * s + j]
             for i in range(12):

@@ -70,7 +70,7 @@ class Tape:
 
     x: Any
     packed: PackedBatch
-    states: list[tuple[Any, ...]]  # of each direction
+    states: tuple[Any, ...]  # [D, N, H] each
     gates: Any
     plan: cluster.Plan | None
     masks: StepMasks | None
@@ -137,35 +137,32 @@ def _forward(
     indices, y_stride = Indices.of(packed), w.directions * w.units
     y = empty((count, y_stride), w.dtype)
     # A cluster keeps the states of the steps in registers, but for a gradient.
-    kept = [] if plan and not training else [(count, w.units)] * (kinds * w.directions)
+    kept = [] if plan and not training else [(w.directions, count, w.units)] * kinds
     gates, *rows = empties(w.dtype, (count, w.gates_stride), *kept)
-    states = []
+    states = tuple(rows) or final
     for d, (w_ih, w_hh, bias, unit) in enumerate(w.by_direction):
         _project(w, d, w_ih, x, gates)
-        own_states = tuple(rows[d :: w.directions]) if rows else final
-        states.append(own_states)
-        of_gates = Columns(gates, d * w.gates_size, w.gates_stride)
-        of_y = Columns(y, d * w.units, y_stride)
         if plan:
-            cluster.forward(plan)(
-                (-(-batch // cluster.ROWS), 1),
-                w.packed(plan, d, training=training)[0], bias, of_gates, initial, own_states,
-                final, of_y, _sequences(indices, packed, d), w.units, training,
-                shared=plan.shared(1), cluster=plan.blocks,
-            )  # fmt: skip
-        else:
-            per_unit = Units(unit, Columns(unit, 0, 0))  # no gradient here
-            _over_grid(
-                forward_loop, w, batch, masks,
-                _geometry(indices, packed, d), w_hh, bias, per_unit, of_gates,
-                (initial, own_states, final), _masks(w, masks, d, unit), of_y, w.units, training,
-            )  # fmt: skip
+            continue
+        per_unit = Units(unit, Columns(unit, 0, 0))  # no gradient here
+        own = initial, tuple(s[d] for s in states), final
+        _over_grid(
+            forward_loop, w, batch, masks,
+            _geometry(indices, packed, d), w_hh, bias, per_unit,
+            Columns(gates, d * w.gates_size, w.gates_stride), own, _masks(w, masks, d, unit),
+            Columns(y, d * w.units, y_stride), w.units, training,
+        )  # fmt: skip
+    if plan:
+        cluster.forward(plan)(
+            (-(-batch // cluster.ROWS), w.directions), w.packed(plan, training=training),
+            w.biases, gates, initial, states, final, y, _sequences(indices, packed), w.units,
+            training, shared=plan.shared(1), cluster=plan.blocks,
+        )  # fmt: skip
     return y, Tape(x, packed, states, gates, plan, masks) if training else None
 
 
-def _sequences(indices: Indices, packed: PackedBatch, d: int) -> cluster.Sequences:
-    batch = packed.batch
-    return cluster.Sequences(indices.lengths, indices.offsets, batch, d == 1, d * batch)
+def _sequences(indices: Indices, packed: PackedBatch) -> cluster.Sequences:
+    return cluster.Sequences(indices.lengths, indices.offsets, packed.batch, packed.size)
 
 
 def _geometry(indices: Indices, packed: PackedBatch, d: int) -> Geometry:
@@ -252,23 +249,21 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
     dunit = empty((count, w.directions * unit_size), w.dtype) if unit_size else dy
     dstate = tuple(empties(w.dtype, *[(w.directions, batch, w.units)] * len(cell.states)))
     grads = []
+    if plan:
+        cluster.backward(plan)(
+            (-(-batch // cluster.ROWS), w.directions), w.packed(plan, training=True), gates,
+            tape.states, dy, dfinal, dstate, _sequences(indices, packed), w.units,
+            shared=plan.shared(4), cluster=plan.blocks,
+        )  # fmt: skip
     for d, (w_ih, w_hh, _, unit) in enumerate(w.by_direction):
-        states = tape.states[d]
-        of_gates = Columns(gates, d * w.gates_size, w.gates_stride)
-        of_dy = Columns(dy, d * w.units, dy_stride)
-        if plan:
-            cluster.backward(plan)(
-                (-(-batch // cluster.ROWS), 1),
-                w.packed(plan, d, training=True)[1], of_gates, states, of_dy, dfinal, dstate,
-                _sequences(indices, packed, d), w.units,
-                shared=plan.shared(4), cluster=plan.blocks,
-            )  # fmt: skip
-        else:
+        if not plan:
             per_unit = Units(unit, Columns(dunit, d * unit_size, w.directions * unit_size))
             _over_grid(
                 backward_loop, w, batch, tape.masks,
-                _geometry(indices, packed, d), w_hh, per_unit, of_gates, states,
-                _masks(w, tape.masks, d, unit), of_dy, dfinal, dstate, w.units,
+                _geometry(indices, packed, d), w_hh, per_unit,
+                Columns(gates, d * w.gates_size, w.gates_stride),
+                tuple(s[d] for s in tape.states), _masks(w, tape.masks, d, unit),
+                Columns(dy, d * w.units, dy_stride), dfinal, dstate, w.units,
             )  # fmt: skip
             if tape.masks:
                 moves.mask(dstate[0][d], tape.masks.recurrent[d], indices.lengths)
@@ -280,7 +275,7 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
             sums = gemm.sum_rows(part, count, unit_size).reshape(-1, w.units)
             named |= {name: sums[i] for i, name in enumerate(cell.unit_parameters)}
         grads.append(named)
-    tape.states = []  # their memory is that of the gates
+    tape.states = ()  # their memory is that of the gates
     return dx, dstate, grads
 
 
@@ -313,7 +308,7 @@ def _weight_gradients(w: FusedWeights, tape: Tape, d: int, gates, ids) -> dict[s
         sizes = Sizes(columns, count, w.inputs)
         gemm.product(dz.transposed, x, to, sizes, precision=w.precision)
     dz = Matrix(gates, first + cell.first_recurrent * w.units, w.gates_stride)
-    h_prev = Matrix(tape.states[d][0], 0, w.units)
+    h_prev = Matrix(tape.states[0], d * count * w.units, w.units)
     rows = len(cell.recurrent_gates) * w.units
     to = Matrix(dw_hh, 0, w.units)
     gemm.product(

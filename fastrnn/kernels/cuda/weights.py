@@ -55,7 +55,7 @@ class FusedWeights:
         self.dtype = w_ih.dtype
         self.gates_size = cell.accumulators * self.units  # of one direction
         self.gates_stride = self.directions * self.gates_size
-        self._packed: dict[tuple, tuple[Any, bool]] = {}
+        self._packed: dict[cluster.Plan, tuple[Any, bool]] = {}
         self._plans: dict[tuple, cluster.Plan | None] = {}
 
     @cached_property
@@ -65,6 +65,11 @@ class FusedWeights:
             Direction(p["weight_ih"], p["weight_hh"], self._bias(p), self._unit(p))
             for p in self.parameters
         ]
+
+    @cached_property
+    def biases(self) -> tuple[Bias, Bias]:
+        """Those of both directions, or twice the one."""
+        return self.by_direction[0].bias, self.by_direction[-1].bias
 
     def _bias(self, p) -> Bias:
         if "bias_ih" in p:
@@ -96,16 +101,17 @@ class FusedWeights:
         plan = cluster.plan(self.units, self.precision, most_shared())
         return plan if plan and cluster.fits(plan, training) else None
 
-    def packed(self, layout: cluster.Plan, d: int, *, training: bool):
-        """W_hh of one direction as a cluster reads it: [2, words, blocks, threads], for the
-        backward pass too if ``training``."""
-        out, has_both = self._packed.get((layout, d), (None, False))
+    def packed(self, layout: cluster.Plan, *, training: bool):
+        """W_hh as clusters read it: [D, 2, words, blocks, threads], for the backward pass too if
+        ``training``."""
+        out, has_both = self._packed.get(layout, (None, False))
         if out is None or has_both < training:
             words = layout.words
-            out = empty((2, words, layout.blocks, layout.threads), np.uint32)
+            out = empty((self.directions, 2, words, layout.blocks, layout.threads), np.uint32)
             grid = layout.blocks, words * (2 if training else 1)
-            cluster.pack(layout)(grid, self.by_direction[d].weight_hh, self.units, out)
-            self._packed[layout, d] = out, training
+            for d, of in enumerate(self.by_direction):
+                cluster.pack(layout)(grid, of.weight_hh, self.units, out[d])
+            self._packed[layout] = out, training
         return out
 
     @property

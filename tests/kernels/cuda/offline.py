@@ -31,6 +31,12 @@ from fastrnn.kernels.cuda import (
 from fastrnn.kernels.native.source.build import elementwise_functions
 
 CLUSTERS = ((9, 0), (10, 0), (12, 0))  # have them
+SHARED = {(9, 0): 227, (10, 0): 227, (12, 0): 99}  # KB of shared memory of a block
+# Units, precision and the shared memory that they need: the most that fits in all three and in two.
+LAYOUTS = [
+    (128, "float32", 99), (128, "tf32", 99), (256, "bf16", 99),
+    (256, "float32", 227), (256, "tf32", 227), (512, "bf16", 227),
+]  # fmt: skip
 EVERYWHERE = ((8, 0), *CLUSTERS)
 SIMPLE = gemm, moves, pointwise, optim, crf, unfused
 # Whose instructions are read, which takes longer than all else.
@@ -70,13 +76,14 @@ def kernels():
                     made = make(cell, 256, dtype, keep, masked)
                     assert made.kept == keep
                     yield f"grid {make.__name__} {name}", made.kernel, EVERYWHERE
-    for units, precision in [*((256, p) for p in cluster.PRECISIONS), (512, "bf16")]:
-        made = cluster.plan(units, precision, 227 << 10)
-        assert (made.blocks, made.block_units) == (8, units // 8)
+    for units, precision, shared in LAYOUTS:
+        made = cluster.plan(units, precision, shared << 10)
+        assert made.units == units
         name = f"{precision}, {units} units, {made.in_registers} of {made.words} words in registers"
-        yield f"cluster forward {name}", cluster.forward(made), CLUSTERS
-        yield f"cluster backward {name}", cluster.backward(made), CLUSTERS
-        yield f"pack {name}", cluster.pack(made), EVERYWHERE
+        architectures = [a for a in CLUSTERS if SHARED[a] >= shared]
+        yield f"cluster forward {name}", cluster.forward(made), architectures
+        yield f"cluster backward {name}", cluster.backward(made), architectures
+        yield f"pack {name}", cluster.pack(made), architectures
 
 
 def compiled(number: int) -> list[dict]:

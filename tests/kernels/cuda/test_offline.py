@@ -77,10 +77,10 @@ MOST_INSTRUCTIONS = {
     "product_kernel of float32": 5.1,
     "grid forward_loop lstm float32": 7.9,
     "grid backward_loop lstm float32": 18.6,
-    "cluster forward bf16, 256": 9.5,
-    "cluster backward bf16, 256": 13,
-    "cluster forward bf16, 512": 15.8,  # half of the weights come from shared memory
-    "cluster backward bf16, 512": 18.1,
+    "cluster forward bf16, 256": 10.3,
+    "cluster backward bf16, 256": 13.6,
+    "cluster forward bf16, 512": 16.2,  # half of the weights come from shared memory
+    "cluster backward bf16, 512": 18.2,
 }
 FENCES = 2  # at the barrier: what others are to see, and what they are to have seen
 
@@ -95,7 +95,7 @@ def test_instructions_of_a_multiply_add(assembled):
 
 def test_clusters_hold_their_weights_and_use_tensor_cores(assembled):
     rows = [row for row in assembled if row["kernel"].startswith("cluster")]
-    assert len(rows) == 24
+    assert len(rows) == 30
     for row in rows:
         # Weights are in registers, and all products of a step stand one after the other.
         words = int(re.search(r"of (\d+) words", row["kernel"])[1])
