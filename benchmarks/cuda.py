@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 CELLS = "LSTM", "GRU", "RNN"
+ON_CLUSTERS = "LSTM", "GRU"
 # Limit of the difference from the reference, relative to its largest value or to 1 if larger.
 GRADES = {"float32": 5e-5, "tf32": 4e-3, "bf16": 4e-2}
 # Steps, sequences, inputs, units, and whether sequences have different lengths.
@@ -41,16 +42,17 @@ def cases(stage: str) -> Iterator[Case]:
     elif stage == "checks":
         for sizes in CHECKED:
             for cell in CELLS:
-                for loop in ("grid", "cluster") if cell == "LSTM" else ("grid",):
+                for loop in ("grid", "cluster") if cell in ON_CLUSTERS else ("grid",):
                     for precision in GRADES if loop == "cluster" else ("float32",):
                         yield {
                             "what": "check", "cell": cell, "loop": loop, "precision": precision,
                             "sizes": sizes,
                         }  # fmt: skip
     elif stage == "loops":
-        for sizes in LOOPS:
-            for precision in GRADES:
-                yield {"what": "loop", "cell": "LSTM", "precision": precision, "sizes": sizes}
+        for cell in ON_CLUSTERS:
+            for sizes in LOOPS:
+                for precision in GRADES:
+                    yield {"what": "loop", "cell": cell, "precision": precision, "sizes": sizes}
     elif stage == "products":
         for sizes in PRODUCTS:
             for how in ("cublas", "own"):
@@ -64,7 +66,7 @@ def cases(stage: str) -> Iterator[Case]:
 
         for cell in CELLS:
             for sizes in DENSE:
-                for precision in GRADES if cell == "LSTM" else ("float32", "tf32"):
+                for precision in GRADES if cell in ON_CLUSTERS else ("float32", "tf32"):
                     yield {"what": "layer", "cell": cell, "precision": precision, "sizes": sizes}
         yield {"what": "ragged", "cell": "LSTM", "precision": "bf16", "sizes": (80, 64, 128, 256)}
         yield {"what": "ragged", "cell": "LSTM", "precision": "tf32", "sizes": (80, 64, 128, 256)}

@@ -1,4 +1,5 @@
-"""LSTM time loops on thread-block clusters and tensor cores (compute capability 9.0 and later).
+"""Time loops of the LSTM and the GRU on thread-block clusters and tensor cores (compute capability
+9.0 and later).
 
 A cluster of blocks owns 8 rows of the batch for the whole sequence, and each of its blocks some
 units with their columns of W_hh, in registers and, what does not fit, in shared memory. A warp owns
@@ -20,14 +21,14 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from numba import cuda, float32, uint32
 
-from fastrnn.cells import CELLS
+from fastrnn.cells import Cell
 from fastrnn.kernels.signature import F1, I1, W1, I, Of, TupleOf
-from fastrnn.kernels.unrolled import from_source
+from fastrnn.kernels.unrolled import from_source, statements, tuple_function, with_first
 
 from . import ptx
 from .driver import SMALL
 from .equations import compiled
-from .fused import Bias
+from .fused import Bias, tuples_of
 from .launch import CLUSTERS, Kernel, inlined, kernel
 from .ptx import (
     across,
@@ -43,12 +44,10 @@ from .ptx import (
     wait_for,
 )
 
-# The states h and c.
-Pair = Annotated[Any, TupleOf(Of("F", 1), 2)]
+CELLS = "lstm", "gru"  # with any activation functions; both have four accumulators
 # Of both directions, or twice the one.
 Biases = Annotated[Any, TupleOf(Bias, 2)]
 
-CELL = CELLS["lstm"]  # the one cell that has these loops
 ROWS = 8  # of a cluster: the width of an mma
 REGISTERS = 8 if SMALL else 128  # of a thread for weights
 CHAINS = 4  # sums of a tile, where registers allow it
@@ -138,11 +137,12 @@ def plan(units: int, precision: str, most_shared: int) -> Plan | None:
     return layout if layout.threads <= 256 and layout.shared(4) <= most_shared else None
 
 
-def fits(layout: Plan, training: bool) -> bool:
+def fits(cell: Cell, layout: Plan, training: bool) -> bool:
     """Whether the device can run such clusters."""
     loops = [(forward, 1), (backward, 4)][: 1 + training]
     return all(
-        make(layout).most_clusters(layout.shared(gates), layout.blocks) for make, gates in loops
+        make(cell, layout).most_clusters(layout.shared(gates), layout.blocks)
+        for make, gates in loops
     )
 
 
@@ -240,8 +240,9 @@ def _send(layout: Plan, gates: int) -> Callable:
 
 
 @kernel
-def pack(layout: Plan) -> Kernel:
-    """Makes of W_hh what `forward` and `backward` read."""
+def pack(layout: Plan, first_recurrent: int) -> Kernel:
+    """Makes of W_hh what `forward` and `backward` read: zeros for the accumulators before the first
+    recurrent one."""
     shape, part, block_units = PRECISIONS[layout.precision], layout.part, layout.block_units
     threads, blocks, words, pair = layout.threads, layout.blocks, layout.words, shape.pair
     word0, word1 = (_word(layout.precision, p) for p in (0, shape.parts - 1))
@@ -257,14 +258,16 @@ def pack(layout: Plan) -> Kernel:
         k = chunk * 8 * pair + pair * (q + 4 * (r >> 1))
         if backward:  # rows are units, a tile sums over one gate
             m = rank * block_units + (warp >> 1) * 16 + g + 8 * (r & 1)
-            first, step = ((2 * (warp & 1) + tile) * units + k) * units + m, units
+            gate = 2 * (warp & 1) + tile - first_recurrent
+            first, step = (gate * units + k) * units + m, units
         else:  # rows are two gates of 8 units
             m = rank * block_units + warp * 8 + g
-            first, step = ((2 * tile + (r & 1)) * units + m) * units + k, 1
+            gate = 2 * tile + (r & 1) - first_recurrent
+            first, step = (gate * units + m) * units + k, 1
         a, b = float32(0), float32(0)
-        if m < units and k < units:
+        if gate >= 0 and m < units and k < units:
             a = w[first]
-        if m < units and k + 1 < units:
+        if gate >= 0 and m < units and k + 1 < units:
             b = w[first + step]
         to = (cuda.blockIdx.y * blocks + rank) * threads + t
         out[to] = word0(a, b) if which == 0 else word1(a, b)
@@ -274,23 +277,33 @@ def pack(layout: Plan) -> Kernel:
 
 @inlined
 def load(r, wanted, units, arrays, strides, first, to, j):
-    """What the gradient of a row needs: four gates, dy, and c before the step. Rows of the arrays
-    are ``strides`` apart, and my number in a row without any before it is ``first``."""
-    gates, dy, c = arrays
+    """What the gradient of a row needs: four gates, dy, and the last state before the step. Rows of
+    the arrays are ``strides`` apart, and my number in a row without any before it is ``first``."""
+    gates, dy, last = arrays
     at = r * strides[0] + first[0]
     for s in range(4):
         to[6 * j + s] = load_if(gates, at + s * units, wanted)
     to[6 * j + 4] = load_if(dy, r * strides[1] + first[1], wanted)
-    to[6 * j + 5] = load_if(c, r * strides[2] + first[2], wanted)
+    to[6 * j + 5] = load_if(last, r * strides[2] + first[2], wanted)
 
 
-def _cells(layout: Plan):
+def _equations(cell: Cell, layout: Plan):
     tanh = ptx.tanh_approx if PRECISIONS[layout.precision].approximate else None
-    return compiled(CELL, np.dtype("float32"), tanh)
+    return compiled(cell, np.dtype("float32"), tanh)
+
+
+def _held(cell: Cell) -> tuple[Callable, Callable, Callable]:
+    """``(load, store, state)``: a row's states from and to what a thread holds of its two rows, and
+    its states as the equations' backward takes them, of which it reads the last one."""
+    count = len(cell.states)
+    load = tuple_function("held, j", "held[2 * {k} + j]", count)
+    store = statements("held, j, values", "held[2 * {k} + j] = values[{k}]", count)
+    state = tuple_function("v", "v", count)
+    return inlined(load), inlined(store), inlined(state)
 
 
 @kernel
-def forward(layout: Plan) -> Kernel:
+def forward(cell: Cell, layout: Plan) -> Kernel:
     """The time loop."""
     blocks, block_units, threads = layout.blocks, layout.block_units, layout.threads
     shape, words, in_registers = PRECISIONS[layout.precision], layout.words, layout.in_registers
@@ -298,20 +311,31 @@ def forward(layout: Plan) -> Kernel:
     buffer = shape.parts * ROWS * row
     pair, parts = shape.pair, shape.parts
     word0, word1 = (_word(layout.precision, p) for p in (0, parts - 1))
-    product, send, cell = _product(layout, 1), _send(layout, 1), _cells(layout).forward
-    sent = layout.sent(1)
+    product, send, equations = _product(layout, 1), _send(layout, 1), _equations(cell, layout)
+    step_cell, sent, count_states = equations.forward, layout.sent(1), len(cell.states)
+    both = 2 * count_states  # numbers of two rows
+    of_x, first_recurrent = len(cell.input_gates), cell.first_recurrent
+    order = sum(gate << 4 * s for s, gate in enumerate(cell.input_order))  # 4 bits each
+    load_held, store_held, _ = _held(cell)
+    tuples = tuples_of(cell, np.dtype("float32"))
+    load_states, store_states, store_gates = (
+        tuples.of_states, tuples.store_states, tuples.store_gates,
+    )  # fmt: skip
 
     def forward(
-        w: W1, biases: Biases, gates: F1, initial: Pair, states: Pair, final: Pair, y: F1,
+        w: W1, biases: Biases, gates: F1,
+        each: Annotated[Any, TupleOf(TupleOf(Of("F", 1), count_states), 3)], y: F1,
         sequences: Sequences, units: I, training: I,
     ):  # fmt: skip
         """All directions of one layer, each on a row of the grid.
 
         w [D, 2, words, blocks, threads] as `pack` makes it; gates [N, D, 4, H] come in as
-        x @ W_ih.T and leave activated if ``training``. If so, the states [D, N, H] take what each
-        row starts from; final [D, B, H] takes what each sequence ends with; y is [N, D, H].
+        x @ W_ih.T and leave as saved by the cell if ``training``. ``each`` are the initial states
+        [D, B, H], those that each row starts from [D, N, H], which are only written if
+        ``training``, and the final ones [D, B, H]; y is [N, D, H].
         """
-        (h_0, c_0), (h, c), (h_n, c_n) = initial, states, final
+        initial, states, final = each
+        h_0 = initial[0]
         lengths, offsets, batch, count = sequences
         d, directions = cuda.blockIdx.y, cuda.gridDim.y
         bias_ih = biases[1].ih if d else biases[0].ih
@@ -321,7 +345,7 @@ def forward(layout: Plan) -> Kernel:
         kept = cuda.local.array(in_registers, uint32)
         sums = cuda.local.array(8, float32)
         ahead, coming = cuda.local.array(8, float32), cuda.local.array(8, float32)
-        h_now, c_now = cuda.local.array(2, float32), cuda.local.array(2, float32)
+        held = cuda.local.array(both, float32)
         unit_bias = cuda.local.array(4, float32)
         own_length = cuda.local.array(2, np.int64)
         t, rank = cuda.threadIdx.x, cluster_rank()
@@ -355,8 +379,13 @@ def forward(layout: Plan) -> Kernel:
                 shared[(ROWS + n) * row + k // pair] = word1(v0, v1)
         steps = lengths[b0]  # of the longest of my rows
         for s in range(4):
-            at = s * units + column
-            unit_bias[s] = load_if(bias_ih, at, inside) + load_if(bias_hh, at, inside)
+            unit_bias[s] = float32(0)
+            if s < of_x:
+                gate = (order >> 4 * s) & 15
+                unit_bias[s] += load_if(bias_ih, gate * units + column, inside)
+            if s >= first_recurrent:
+                gate = s - first_recurrent
+                unit_bias[s] += load_if(bias_hh, gate * units + column, inside)
         now = steps - 1 if d else 0
         direction = -1 if d else 1
         here = offsets[now] if steps else 0
@@ -364,11 +393,13 @@ def forward(layout: Plan) -> Kernel:
         for j in range(2):
             r = b0 + 2 * q + j
             own_length[j] = lengths[r] if r < batch and inside else 0
-            h_now[j], c_now[j] = float32(0), float32(0)
+            for k in range(count_states):
+                held[2 * k + j] = float32(0)
             if r < batch and inside:
-                h_now[j] = h_0[(first + r) * units + column]
-                c_now[j] = c_0[(first + r) * units + column]
+                store_held(held, j, load_states(initial, (first + r) * units + column))
             for s in range(4):
+                ahead[2 * s + j], coming[2 * s + j] = float32(0), float32(0)
+            for s in range(of_x):
                 at = (here + r) * gates_stride + of_gates + s * units
                 ahead[2 * s + j] = load_if(gates, at, (now >= 0) & (now < own_length[j]))
         cluster_sync()
@@ -379,7 +410,7 @@ def forward(layout: Plan) -> Kernel:
             for j in range(2):
                 at = (there + b0 + 2 * q + j) * gates_stride + of_gates
                 wanted = (following >= 0) & (following < own_length[j])
-                for s in range(4):
+                for s in range(of_x):
                     coming[2 * s + j] = load_if(gates, at + s * units, wanted)
             if step > 0:
                 at = barriers + 2 * (step & 1)
@@ -391,72 +422,72 @@ def forward(layout: Plan) -> Kernel:
             beyond = offsets[min(max(following + direction, 0), steps)]
             for i in range(8):
                 sums[i] += ahead[i] + unit_bias[i >> 1]
-            saved_0, (h_a, c_a) = cell(
-                (sums[0], sums[2], sums[4], sums[6]), (h_now[0], c_now[0]), ()
+            saved_0, new_0 = step_cell(
+                (sums[0], sums[2], sums[4], sums[6]), load_held(held, 0), ()
             )  # fmt: skip
-            saved_1, (h_b, c_b) = cell(
-                (sums[1], sums[3], sums[5], sums[7]), (h_now[1], c_now[1]), ()
+            saved_1, new_1 = step_cell(
+                (sums[1], sums[3], sums[5], sums[7]), load_held(held, 1), ()
             )  # fmt: skip
             for j in range(2):
                 if now < own_length[j]:
                     r = here + b0 + 2 * q + j
                     if training:
-                        i, f, gg, o = saved_1 if j else saved_0
-                        at = r * units + of_states
-                        h[at] = h_now[j]
-                        c[at] = c_now[j]
+                        store_states(states, r * units + of_states, load_held(held, j))
                         at = r * gates_stride + of_gates
-                        gates[at] = i
-                        gates[at + units] = f
-                        gates[at + 2 * units] = gg
-                        gates[at + 3 * units] = o
-                    h_now[j], c_now[j] = h_b if j else h_a, c_b if j else c_a
-                    y[r * y_stride + of_y] = h_now[j]
+                        store_gates(gates, at, units, saved_1 if j else saved_0)
+                    store_held(held, j, new_1 if j else new_0)
+                    y[r * y_stride + of_y] = held[j]
             if step + 1 < steps:
                 to = 1 - (step & 1)
-                send(shared, to * buffer, column, q, g, h_now[0], h_now[1], barriers + 2 * to)
+                send(shared, to * buffer, column, q, g, held[0], held[1], barriers + 2 * to)
             for i in range(8):
                 ahead[i] = coming[i]
             now, here, there = following, there, beyond
         for j in range(2):
             r = b0 + 2 * q + j
             if r < batch and inside:
-                at = (first + r) * units + column
-                h_n[at], c_n[at] = h_now[j], c_now[j]
+                store_states(final, (first + r) * units + column, load_held(held, j))
 
     return Kernel(forward, threads, np.float32, least=CLUSTERS)
 
 
 @kernel
-def backward(layout: Plan) -> Kernel:
+def backward(cell: Cell, layout: Plan) -> Kernel:
     """The gradient through time of `forward`."""
     blocks, block_units, threads = layout.blocks, layout.block_units, layout.threads
     shape, words, in_registers = PRECISIONS[layout.precision], layout.words, layout.in_registers
     row, gate = layout.row(4), layout.units // shape.pair
     buffer = shape.parts * ROWS * row
-    product, send, cell = _product(layout, 4), _send(layout, 4), _cells(layout).backward
-    padded, sent = layout.units, layout.sent(4)
+    product, send, equations = _product(layout, 4), _send(layout, 4), _equations(cell, layout)
+    step_back, padded, sent, count_states = (
+        equations.backward, layout.units, layout.sent(4), len(cell.states),
+    )  # fmt: skip
+    both = 2 * count_states  # numbers of two rows
+    load_held, store_held, state_of = _held(cell)
+    tuples = tuples_of(cell, np.dtype("float32"))
+    load_states, store_states = tuples.of_states, tuples.store_states
+    replace_first = inlined(with_first(count_states))
 
     def backward(
-        w: W1, gates: F1, states: Pair, dy: F1, dfinal: Pair, dstates: Pair,
-        sequences: Sequences, units: I,
+        w: W1, gates: F1, states: Annotated[Any, TupleOf(Of("F", 1), count_states)], dy: F1,
+        dfinal: Annotated[Any, TupleOf(Of("F", 1), count_states)],
+        dstates: Annotated[Any, TupleOf(Of("F", 1), count_states)], sequences: Sequences, units: I,
     ):  # fmt: skip
         """All directions of one layer, each on a row of the grid.
 
-        gates come in activated and leave as gradients; states as `forward` left them; dfinal
+        gates come in as saved and leave as gradients; states as `forward` left them; dfinal
         [D, B, H] are the gradients of the final states, and dstates become those of the initial
         ones.
         """
-        c, (dh_n, dc_n), (dh, dc) = states[1], dfinal, dstates
         lengths, offsets, batch, count = sequences
         d, directions = cuda.blockIdx.y, cuda.gridDim.y
-        first, arrays = d * batch, (gates, dy, c)
+        first, arrays = d * batch, (gates, dy, states[count_states - 1])
         strides = 4 * directions * units, directions * units, units
         shared = cuda.shared.array(0, uint32)
         kept = cuda.local.array(in_registers, uint32)
         sums = cuda.local.array(8, float32)
         ahead, coming = cuda.local.array(12, float32), cuda.local.array(12, float32)
-        dh_now, dc_now = cuda.local.array(2, float32), cuda.local.array(2, float32)
+        held = cuda.local.array(both, float32)
         dz = cuda.local.array(8, float32)
         own_length = cuda.local.array(2, np.int64)
         t, rank = cuda.threadIdx.x, cluster_rank()
@@ -483,10 +514,10 @@ def backward(layout: Plan) -> Kernel:
         for j in range(2):
             r = b0 + 2 * q + j
             own_length[j] = lengths[r] if r < batch and inside else 0
-            dh_now[j], dc_now[j] = float32(0), float32(0)
+            for k in range(count_states):
+                held[2 * k + j] = float32(0)
             if r < batch and inside:
-                at = (first + r) * units + column
-                dh_now[j], dc_now[j] = dh_n[at], dc_n[at]
+                store_held(held, j, load_states(dfinal, (first + r) * units + column))
         now = 0 if d else steps - 1
         direction = 1 if d else -1
         here = offsets[max(now, 0)]
@@ -514,21 +545,21 @@ def backward(layout: Plan) -> Kernel:
                 cuda.syncthreads()
                 for j in range(2):
                     v = sums[2 + j] + sums[6 + j] if second else sums[j] + sums[4 + j]
-                    if now - direction < own_length[j]:
-                        dh_now[j] = v + as_float(shared[between + 2 * (t ^ 32) + j])
+                    held[j] += v + as_float(shared[between + 2 * (t ^ 32) + j])
             beyond = offsets[min(max(following + direction, 0), steps)]
             for j in range(2):
                 i = 6 * j
-                dh_y = dh_now[j] + ahead[i + 4]
-                # h is not used by the equations' backward.
-                (z_i, z_f, z_g, z_o), (_, dc_prev), _ = cell(
-                    (ahead[i], ahead[i + 1], ahead[i + 2], ahead[i + 3]), (dh_y, ahead[i + 5]), (),
-                    (dh_y, dc_now[j]),
+                z, dprevious, _ = step_back(
+                    (ahead[i], ahead[i + 1], ahead[i + 2], ahead[i + 3]), state_of(ahead[i + 5]),
+                    (), replace_first(held[j] + ahead[i + 4], load_held(held, j)),
                 )  # fmt: skip
                 active = step < steps and now < own_length[j]
-                dc_now[j] = dc_prev if active else dc_now[j]
-                dz[j], dz[2 + j] = z_i if active else float32(0), z_f if active else float32(0)
-                dz[4 + j], dz[6 + j] = z_g if active else float32(0), z_o if active else float32(0)
+                store_held(held, j, dprevious if active else load_held(held, j))
+                dz[j], dz[2 + j] = z[0] if active else float32(0), z[1] if active else float32(0)
+                dz[4 + j], dz[6 + j] = (
+                    z[2] if active else float32(0),
+                    z[3] if active else float32(0),
+                )
                 if active:
                     at = (here + b0 + 2 * q + j) * strides[0] + mine[0]
                     for s in range(4):
@@ -546,7 +577,6 @@ def backward(layout: Plan) -> Kernel:
         for j in range(2):
             r = b0 + 2 * q + j
             if r < batch and inside:
-                at = (first + r) * units + column
-                dh[at], dc[at] = dh_now[j], dc_now[j]
+                store_states(dstates, (first + r) * units + column, load_held(held, j))
 
     return Kernel(backward, threads, np.float32, least=CLUSTERS)

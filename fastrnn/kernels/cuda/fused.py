@@ -142,7 +142,7 @@ class _Tuples(NamedTuple):
 
 
 @cache
-def _tuples(cell: Cell, dtype) -> _Tuples:
+def tuples_of(cell: Cell, dtype) -> _Tuples:
     states, accumulators = len(cell.states), cell.accumulators
     element, store = "x[at + {k} * stride]", "x[at + {k} * stride] = values[{k}]"
     tuples = _Tuples(
@@ -179,7 +179,7 @@ def _forward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool)
     (
         load_states, accumulators, _, load_units, load_keep, store_states, store_gates, _, blend,
         _, _,
-    ) = _tuples(cell, dtype)  # fmt: skip
+    ) = tuples_of(cell, dtype)  # fmt: skip
 
     def forward(
         geometry: Geometry, w: F1, bias: Bias, units_in: Units, gates: Columns,
@@ -302,7 +302,7 @@ def _backward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool
     (
         load_states, _, load_gates, load_units, load_keep, store_states, store_gates, store_units,
         _, keep_new, past,
-    ) = _tuples(cell, dtype)  # fmt: skip
+    ) = tuples_of(cell, dtype)  # fmt: skip
     replace_first = inlined(with_first(count_states))
 
     def backward(

@@ -81,8 +81,8 @@ def RecurrentWeights(
 ) -> FusedWeights | unfused.UnfusedWeights:
     """The parameters of one layer, see kernels/backend.py.
 
-    The precision is that of products over whole sequences, and of those with ``weight_hh`` in the
-    LSTM's loop on thread-block clusters."""
+    The precision is that of products over whole sequences, and of those with ``weight_hh`` in loops
+    on thread-block clusters."""
     if cell.program:
         return unfused.UnfusedWeights(cell, parameters, lambda cell, p, _: Ops(cell, p, precision))
     return FusedWeights(cell, parameters, precision)
@@ -153,9 +153,9 @@ def _forward(
             Columns(y, d * w.units, y_stride), w.units, training,
         )  # fmt: skip
     if plan:
-        cluster.forward(plan)(
+        cluster.forward(w.cell, plan)(
             (-(-batch // cluster.ROWS), w.directions), w.packed(plan, training=training),
-            w.biases, gates, initial, states, final, y, _sequences(indices, packed), w.units,
+            w.biases, gates, (initial, states, final), y, _sequences(indices, packed), w.units,
             training, shared=plan.shared(1), cluster=plan.blocks,
         )  # fmt: skip
     return y, Tape(x, packed, states, gates, plan, masks) if training else None
@@ -250,7 +250,7 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
     dstate = tuple(empties(w.dtype, *[(w.directions, batch, w.units)] * len(cell.states)))
     grads = []
     if plan:
-        cluster.backward(plan)(
+        cluster.backward(w.cell, plan)(
             (-(-batch // cluster.ROWS), w.directions), w.packed(plan, training=True), gates,
             tape.states, dy, dfinal, dstate, _sequences(indices, packed), w.units,
             shared=plan.shared(4), cluster=plan.blocks,

@@ -94,12 +94,12 @@ class FusedWeights:
         return self._plans[key]
 
     def _plan(self, training: bool) -> cluster.Plan | None:
-        if self.cell != cluster.CELL or self.dtype != np.float32 or loop == "grid":
+        if self.cell.name not in cluster.CELLS or self.dtype != np.float32 or loop == "grid":
             return None
         if loop is None and not has_clusters():
             return None
         plan = cluster.plan(self.units, self.precision, most_shared())
-        return plan if plan and cluster.fits(plan, training) else None
+        return plan if plan and cluster.fits(self.cell, plan, training) else None
 
     def packed(self, layout: cluster.Plan, *, training: bool):
         """W_hh as clusters read it: [D, 2, words, blocks, threads], for the backward pass too if
@@ -109,8 +109,9 @@ class FusedWeights:
             words = layout.words
             out = empty((self.directions, 2, words, layout.blocks, layout.threads), np.uint32)
             grid = layout.blocks, words * (2 if training else 1)
+            pack = cluster.pack(layout, self.cell.first_recurrent)
             for d, of in enumerate(self.by_direction):
-                cluster.pack(layout)(grid, of.weight_hh, self.units, out[d])
+                pack(grid, of.weight_hh, self.units, out[d])
             self._packed[layout] = out, training
         return out
 

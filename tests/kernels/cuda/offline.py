@@ -37,6 +37,7 @@ LAYOUTS = [
     (128, "float32", 99), (128, "tf32", 99), (256, "bf16", 99),
     (256, "float32", 227), (256, "tf32", 227), (512, "bf16", 227),
 ]  # fmt: skip
+GRUS = (256, "bf16"), (256, "float32")  # of the GRU, which needs fewer registers
 EVERYWHERE = ((8, 0), *CLUSTERS)
 SIMPLE = gemm, moves, pointwise, optim, crf, unfused
 # Whose instructions are read, which takes longer than all else.
@@ -81,9 +82,12 @@ def kernels():
         assert made.units == units
         name = f"{precision}, {units} units, {made.in_registers} of {made.words} words in registers"
         architectures = [a for a in CLUSTERS if SHARED[a] >= shared]
-        yield f"cluster forward {name}", cluster.forward(made), architectures
-        yield f"cluster backward {name}", cluster.backward(made), architectures
-        yield f"pack {name}", cluster.pack(made), architectures
+        for key in cluster.CELLS[: 1 + ((units, precision) in GRUS)]:
+            cell = CELLS[key]
+            for make in (cluster.forward, cluster.backward):
+                kernel = make(cell, made)
+                yield f"cluster {make.__name__} {cell.name} {name}", kernel, architectures
+        yield f"pack {name}", cluster.pack(made, 0), architectures
 
 
 def compiled(number: int) -> list[dict]:

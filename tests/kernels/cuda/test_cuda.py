@@ -174,6 +174,7 @@ def test_product(rng, sizes, turned, add):
 # Clusters and tensor cores
 
 
+@pytest.mark.parametrize("cell", cluster.CELLS)
 @pytest.mark.parametrize("precision", PRECISIONS["cuda"])
 @pytest.mark.parametrize(
     ("steps", "sizes", "lengths"),
@@ -184,13 +185,13 @@ def test_product(rng, sizes, turned, add):
         (2, (2, 33), [2]),
     ],
 )
-def test_clusters(rng, monkeypatch, precision, steps, sizes, lengths):
+def test_clusters(rng, monkeypatch, precision, cell, steps, sizes, lengths):
     monkeypatch.setattr(weights, "loop", "cluster")
     # Small blocks, so that there are several: 33 units take three, the last nearly empty.
     monkeypatch.setattr(
         cluster, "plan", lambda units, name, _: cluster.Plan(name, -(-units // 16), 16)
     )
-    ours, oracle = twins("lstm", *sizes, bidirectional=precision == "bf16")
+    ours, oracle = twins(cell, *sizes, bidirectional=precision == "bf16")
     ours.precision = precision
     x, state, dy, dstate = draw(rng, ours, steps, len(lengths))
     got = everything(ours, x, state, lengths, dy, dstate)

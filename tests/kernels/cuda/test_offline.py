@@ -77,10 +77,10 @@ MOST_INSTRUCTIONS = {
     "product_kernel of float32": 5.1,
     "grid forward_loop lstm float32": 7.9,
     "grid backward_loop lstm float32": 18.6,
-    "cluster forward bf16, 256": 10.3,
-    "cluster backward bf16, 256": 13.6,
-    "cluster forward bf16, 512": 16.2,  # half of the weights come from shared memory
-    "cluster backward bf16, 512": 18.2,
+    "cluster forward lstm bf16, 256": 10.3,
+    "cluster backward lstm bf16, 256": 13.6,
+    "cluster forward lstm bf16, 512": 16.2,  # half of the weights come from shared memory
+    "cluster backward lstm bf16, 512": 18.2,
 }
 FENCES = 2  # at the barrier: what others are to see, and what they are to have seen
 
@@ -95,7 +95,7 @@ def test_instructions_of_a_multiply_add(assembled):
 
 def test_clusters_hold_their_weights_and_use_tensor_cores(assembled):
     rows = [row for row in assembled if row["kernel"].startswith("cluster")]
-    assert len(rows) == 30
+    assert len(rows) == 40
     for row in rows:
         # Weights are in registers, and all products of a step stand one after the other.
         words = int(re.search(r"of (\d+) words", row["kernel"])[1])
@@ -160,5 +160,5 @@ def test_the_host_without_a_gpu(without_a_gpu):
     """Devices, streams, memory and errors are looked at by the script itself."""
     for row in map(json.loads, output("dry_run.py", **without_a_gpu).splitlines()):
         lstm, inference = row["layer"] == "LSTM", row["call"] == "inference"
-        assert row["launches"] <= (2 + (not lstm) if inference else 8 if lstm else 10), row
+        assert row["launches"] <= (2 + (not lstm) if inference else 8 if lstm else 11), row
         assert row["others"] <= 2 * (not lstm), row
