@@ -15,7 +15,7 @@ from fastrnn.kernels import unfused
 from fastrnn.kernels.options import StepMasks
 from fastrnn.packed import PackedBatch
 
-from . import cluster, gemm, moves
+from . import cluster, gemm, moves, placement
 from .driver import stream_of
 from .fused import ROWS, Columns, Geometry, Loop, Masks, Units, backward_loop, forward_loop
 from .matrix import Matrix, Sizes
@@ -72,7 +72,7 @@ class Tape:
     packed: PackedBatch
     states: tuple[Any, ...]  # [D, N, H] each
     gates: Any
-    plan: cluster.Plan | None
+    plan: placement.Plan | None
     masks: StepMasks | None
 
 
@@ -154,7 +154,7 @@ def _forward(
         )  # fmt: skip
     if plan:
         cluster.forward(w.cell, plan)(
-            (-(-batch // cluster.ROWS), w.directions), w.packed(plan, training=training),
+            (-(-batch // placement.ROWS), w.directions), w.packed(plan, training=training),
             w.biases, gates, (initial, states, final), y, _sequences(indices, packed), w.units,
             training, shared=plan.shared(1), cluster=plan.blocks,
         )  # fmt: skip
@@ -251,7 +251,7 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
     grads = []
     if plan:
         cluster.backward(w.cell, plan)(
-            (-(-batch // cluster.ROWS), w.directions), w.packed(plan, training=True), gates,
+            (-(-batch // placement.ROWS), w.directions), w.packed(plan, training=True), gates,
             tape.states, dy, dfinal, dstate, _sequences(indices, packed), w.units,
             shared=plan.shared(4), cluster=plan.blocks,
         )  # fmt: skip

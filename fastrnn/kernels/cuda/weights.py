@@ -7,7 +7,7 @@ import numpy as np
 
 from fastrnn.cells import Cell
 
-from . import cluster
+from . import cluster, placement
 from .fused import Bias
 from .launch import has_clusters, most_shared
 from .memory import empty, zero_state
@@ -55,8 +55,8 @@ class FusedWeights:
         self.dtype = w_ih.dtype
         self.gates_size = cell.accumulators * self.units  # of one direction
         self.gates_stride = self.directions * self.gates_size
-        self._packed: dict[cluster.Plan, tuple[Any, bool]] = {}
-        self._plans: dict[tuple, cluster.Plan | None] = {}
+        self._packed: dict[placement.Plan, tuple[Any, bool]] = {}
+        self._plans: dict[tuple, placement.Plan | None] = {}
 
     @cached_property
     def by_direction(self) -> list[Direction]:
@@ -86,22 +86,22 @@ class FusedWeights:
             unit[row : row + 1] = p[name].reshape(1, self.units)
         return unit
 
-    def plan(self, training: bool) -> cluster.Plan | None:
+    def plan(self, training: bool) -> placement.Plan | None:
         """How the time loop is laid out on clusters, None for the loop over the grid."""
         key = training, loop
         if key not in self._plans:
             self._plans[key] = self._plan(training)
         return self._plans[key]
 
-    def _plan(self, training: bool) -> cluster.Plan | None:
+    def _plan(self, training: bool) -> placement.Plan | None:
         if self.cell.name not in cluster.CELLS or self.dtype != np.float32 or loop == "grid":
             return None
         if loop is None and not has_clusters():
             return None
-        plan = cluster.plan(self.units, self.precision, most_shared())
+        plan = placement.plan(self.units, self.precision, most_shared())
         return plan if plan and cluster.fits(self.cell, plan, training) else None
 
-    def packed(self, layout: cluster.Plan, *, training: bool):
+    def packed(self, layout: placement.Plan, *, training: bool):
         """W_hh as clusters read it: [D, 2, words, blocks, threads], for the backward pass too if
         ``training``."""
         out, has_both = self._packed.get(layout, (None, False))
@@ -109,7 +109,7 @@ class FusedWeights:
             words = layout.words
             out = empty((self.directions, 2, words, layout.blocks, layout.threads), np.uint32)
             grid = layout.blocks, words * (2 if training else 1)
-            pack = cluster.pack(layout, self.cell.first_recurrent)
+            pack = placement.pack(layout, self.cell.first_recurrent)
             for d, of in enumerate(self.by_direction):
                 pack(grid, of.weight_hh, self.units, out[d])
             self._packed[layout] = out, training

@@ -25,6 +25,7 @@ from fastrnn.kernels.cuda import (
     machine,
     moves,
     optim,
+    placement,
     pointwise,
     unfused,
 )
@@ -78,7 +79,7 @@ def kernels():
                     assert made.kept == keep
                     yield f"grid {make.__name__} {name}", made.kernel, EVERYWHERE
     for units, precision, shared in LAYOUTS:
-        made = cluster.plan(units, precision, shared << 10)
+        made = placement.plan(units, precision, shared << 10)
         assert made.units == units
         name = f"{precision}, {units} units, {made.in_registers} of {made.words} words in registers"
         architectures = [a for a in CLUSTERS if SHARED[a] >= shared]
@@ -87,7 +88,7 @@ def kernels():
             for make in (cluster.forward, cluster.backward):
                 kernel = make(cell, made)
                 yield f"cluster {make.__name__} {cell.name} {name}", kernel, architectures
-        yield f"pack {name}", cluster.pack(made, 0), architectures
+        yield f"pack {name}", placement.pack(made, 0), architectures
 
 
 def compiled(number: int) -> list[dict]:

@@ -17,7 +17,17 @@ from fastrnn import optim
 from fastrnn.cells import CELLS as RECORDS
 from fastrnn.data.text import UNKNOWN, Chunk, TextStream, Vocabulary
 from fastrnn.kernels.backend import PRECISIONS, get_backend
-from fastrnn.kernels.cuda import blas, cluster, driver, fused, gemm, memory, simulated, weights
+from fastrnn.kernels.cuda import (
+    blas,
+    cluster,
+    driver,
+    fused,
+    gemm,
+    memory,
+    placement,
+    simulated,
+    weights,
+)  # fmt: skip
 from fastrnn.kernels.cuda.matrix import Matrix, Sizes
 from fastrnn.kernels.cuda.ptx import (
     cluster_rank,
@@ -189,7 +199,7 @@ def test_clusters(rng, monkeypatch, precision, cell, steps, sizes, lengths):
     monkeypatch.setattr(weights, "loop", "cluster")
     # Small blocks, so that there are several: 33 units take three, the last nearly empty.
     monkeypatch.setattr(
-        cluster, "plan", lambda units, name, _: cluster.Plan(name, -(-units // 16), 16)
+        placement, "plan", lambda units, name, _: placement.Plan(name, -(-units // 16), 16)
     )
     ours, oracle = twins(cell, *sizes, bidirectional=precision == "bf16")
     ours.precision = precision
@@ -204,12 +214,14 @@ def test_clusters(rng, monkeypatch, precision, cell, steps, sizes, lengths):
 
 def test_plans():
     room = 227 << 10
-    made = cluster.plan(256, "bf16", room)
+    made = placement.plan(256, "bf16", room)
     assert (made.blocks, made.block_units, made.words) == (8, 32, 128)
-    assert cluster.plan(1, "float32", room).units == 16
-    assert cluster.plan(513, "bf16", room) is None and cluster.plan(320, "float32", room) is None
-    assert cluster.plan(256, "float32", 99 << 10) is None
-    assert set(cluster.PRECISIONS) == set(PRECISIONS["cuda"])
+    assert placement.plan(1, "float32", room).units == 16
+    assert (
+        placement.plan(513, "bf16", room) is None and placement.plan(320, "float32", room) is None
+    )
+    assert placement.plan(256, "float32", 99 << 10) is None
+    assert set(placement.PRECISIONS) == set(PRECISIONS["cuda"])
     with pytest.raises(
         ValueError, match="precision must be one of float32, tf32, bf16; got 'int8'"
     ):
