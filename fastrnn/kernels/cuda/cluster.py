@@ -252,6 +252,9 @@ def backward(cell: Cell, layout: Plan) -> Kernel:
     tuples = tuples_of(cell, np.dtype("float32"))
     load_states, store_states = tuples.of_states, tuples.store_states
     replace_first = inlined(with_first(count_states))
+    keep_or_clear = inlined(statements(
+        "dz, j, z, active", "dz[2 * {k} + j] = z[{k}] if active else zero", 4, zero=np.float32(0)
+    ))  # fmt: skip
 
     def backward(
         w: W1, gates: F1, states: Annotated[Any, TupleOf(Of("F", 1), count_states)], dy: F1,
@@ -340,11 +343,7 @@ def backward(cell: Cell, layout: Plan) -> Kernel:
                 )  # fmt: skip
                 active = step < steps and now < own_length[j]
                 store_held(held, j, dprevious if active else load_held(held, j))
-                dz[j], dz[2 + j] = z[0] if active else float32(0), z[1] if active else float32(0)
-                dz[4 + j], dz[6 + j] = (
-                    z[2] if active else float32(0),
-                    z[3] if active else float32(0),
-                )
+                keep_or_clear(dz, j, z, active)
                 if active:
                     at = (here + b0 + 2 * q + j) * strides[0] + mine[0]
                     for s in range(4):
