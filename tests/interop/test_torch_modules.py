@@ -329,7 +329,7 @@ def test_the_cuda_backend_in_simulation(cls, monkeypatch, rng):
     """The way through autograd; only the memory of tensors is exchanged, as there is no GPU."""
     from fastrnn.kernels import cuda
 
-    monkeypatch.setattr(cuda, "device_view", lambda t: cuda.to_device(t.numpy(force=True)))
+    monkeypatch.setattr(cuda, "device_view", lambda t, _: cuda.to_device(t.numpy(force=True)))
     monkeypatch.setattr(cuda, "to_caller", lambda _, a: torch.from_numpy(a.copy_to_host()))
     monkeypatch.setattr(cuda, "stream_of", lambda _: contextlib.nullcontext())
     theirs = cls(3, 5, 2, bidirectional=True, batch_first=True)
