@@ -94,3 +94,39 @@ def test_no_two_kernels_share_a_name(tmp_path):
             capture_output=True, text=True, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+
+
+# All gaps in the address space are filled but for one of a page: code can only be placed 4 GB
+# below it, and its constants would fit into it.
+FULL = """
+import ctypes
+import numpy as np
+import fastrnn
+import fastrnn.kernels.native.source.compiler
+
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+
+def reserved(size):
+    return libc.mmap(None, size, 0, 0x4022, -1, 0)  # private, anonymous, without memory
+
+first = reserved(3 * 4096)
+end = reserved(4 << 30)
+while reserved(2 * 4096) > end:
+    pass
+libc.munmap(ctypes.c_void_p(first + 4096), ctypes.c_size_t(4096))
+print(fastrnn.LSTM(30, 40, seed=0)(np.ones((2, 1, 30)))[0].shape)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="mmap of Linux")
+def test_code_and_constants_are_loaded_side_by_side(tmp_path):
+    for _ in ("compile, with memory to spare", "read what was compiled"):
+        done = subprocess.run(
+            [sys.executable, "-c", FULL],
+            env=os.environ | {"FASTRNN_CACHE_DIR": str(tmp_path), "FASTRNN_JIT": "1"},
+            capture_output=True, text=True, cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr

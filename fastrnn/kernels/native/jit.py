@@ -5,12 +5,15 @@ from, the versions and the instruction-set path.
 """
 
 import hashlib
+import itertools
 import os
+import sys
 import threading
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 from fastrnn._native import Kernel
 from fastrnn.extras import needs
@@ -21,6 +24,7 @@ from .identity import fingerprint
 from .isa import ISA
 
 _SYMBOL = "fastrnn_kernel"
+_numbers = itertools.count()  # of what was loaded
 _compiling = threading.Lock()  # also: no two threads may make kernels of one name
 
 
@@ -63,8 +67,8 @@ def load(name: str, form: Format, make: Callable, *, keep: bool = True) -> Kerne
             if keep:
                 write(path, kept)
         signature, _, code = kept.partition(b"\n")
-        engine = _engine(code)
-    return Kernel(name, signature.decode(), engine.get_function_address(_SYMBOL), engine)
+        library = _loaded(code)
+    return Kernel(name, signature.decode(), library[_SYMBOL], library)
 
 
 def _compile(form: Format, make: Callable) -> bytes:
@@ -76,14 +80,20 @@ def _compile(form: Format, make: Callable) -> bytes:
     return signature + b"\n" + compiler.machine_code(kernel, _SYMBOL, form)
 
 
-def _engine(code: bytes):
-    """What holds the machine code in memory."""
+def _loaded(code: bytes) -> Any:
+    """What holds the machine code in memory, with the addresses of its symbols."""
+    from llvmlite.binding import JITLibraryBuilder
+
+    library = JITLibraryBuilder().add_object_img(code).add_current_process()
+    return library.export_symbol(_SYMBOL).link(_linker(), f"fastrnn_{next(_numbers)}")
+
+
+@cache
+def _linker() -> Any:
+    """LLVM's JITLink, which puts code and constants side by side. Its older linker may put them
+    more than 2 GB apart in a large process, which is too far for the code's 32-bit offsets."""
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_default_triple().create_target_machine(jit=True)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    return engine
+    return llvm.create_lljit_compiler(use_jit_link=sys.platform != "win32")
