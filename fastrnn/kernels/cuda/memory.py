@@ -175,9 +175,10 @@ def _write(x: np.ndarray, to: DeviceArray) -> None:
     if SIMULATED:
         to.flat[:] = x.reshape(-1)
     elif x.size:
-        to.device.queue("cuMemcpyHtoDAsync", to.pointer, x.ctypes.data, x.nbytes)
-        if driver.is_pinned(x.ctypes.data):  # else x has been read when the call returns
-            to.device.synchronise()
+        with to.device.current():
+            to.device.queue("cuMemcpyHtoDAsync", to.pointer, x.ctypes.data, x.nbytes)
+            if driver.is_pinned(x.ctypes.data):  # else x has been read when the call returns
+                to.device.synchronise()
 
 
 def _copy(x: DeviceArray, to: DeviceArray) -> None:
