@@ -60,6 +60,17 @@ def test_no_place_to_write(tmp_path):
     assert run(file / "below", cwd=tmp_path, unusable=True)
 
 
+def compile_and_read(script, folder):
+    """Run a script twice, so that the second one reads what the first one compiled."""
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=os.environ | {"FASTRNN_CACHE_DIR": str(folder), "FASTRNN_JIT": "1"},
+            capture_output=True, text=True, cwd=folder,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+
 # Numba numbers what a process compiles; here every number is the same, as two numbers may be
 # when one kernel was read from the disk and another was not.
 ONE_NAME = """
@@ -87,13 +98,7 @@ for cell, more in (LSTM, {}), (GRU, {}), (GRU, {"activations": ("hard_sigmoid", 
 
 @pytest.mark.slow
 def test_no_two_kernels_share_a_name(tmp_path):
-    for _ in ("compile", "read what was compiled"):
-        done = subprocess.run(
-            [sys.executable, "-c", ONE_NAME],
-            env=os.environ | {"FASTRNN_CACHE_DIR": str(tmp_path), "FASTRNN_JIT": "1"},
-            capture_output=True, text=True, cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    compile_and_read(ONE_NAME, tmp_path)
 
 
 # All gaps in the address space are filled but for one of a page: code can only be placed 4 GB
@@ -123,10 +128,4 @@ print(fastrnn.LSTM(30, 40, seed=0)(np.ones((2, 1, 30)))[0].shape)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="mmap of Linux")
 def test_code_and_constants_are_loaded_side_by_side(tmp_path):
-    for _ in ("compile, with memory to spare", "read what was compiled"):
-        done = subprocess.run(
-            [sys.executable, "-c", FULL],
-            env=os.environ | {"FASTRNN_CACHE_DIR": str(tmp_path), "FASTRNN_JIT": "1"},
-            capture_output=True, text=True, cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    compile_and_read(FULL, tmp_path)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from numba import cuda, float32, uint32
 
-from fastrnn.cells import Cell
+from fastrnn.cells import CELLS, Cell
 from fastrnn.kernels.signature import F1, I1, W1, I, Of, TupleOf
 from fastrnn.kernels.unrolled import statements, tuple_function, with_first
 
@@ -37,7 +37,7 @@ from .ptx import (
     wait_for,
 )  # fmt: skip
 
-CELLS = "lstm", "gru"  # with any activation functions; both have four accumulators
+ON_CLUSTERS = CELLS["lstm"], CELLS["gru"]  # both have four accumulators
 # Of both directions, or twice the one.
 Biases = Annotated[Any, TupleOf(Bias, 2)]
 

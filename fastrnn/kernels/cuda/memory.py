@@ -226,19 +226,18 @@ def here():
 
 
 def _described(x) -> tuple:
-    """``(owner, pointer, shape, strides in elements or None, dtype)`` of another package's array,
-    by the CUDA array interface or DLPack; the owner keeps the memory alive."""
+    """``(owner, pointer, shape, strides in elements or None, dtype, stream or None)`` of another
+    package's array, by the CUDA array interface or DLPack; the owner keeps the memory alive, and
+    the stream is one to wait for."""
     if hasattr(x, "__cuda_array_interface__"):
         facts = x.__cuda_array_interface__
-        if facts.get("stream") and not SIMULATED:
-            here().after(facts["stream"])
         dtype, strides = np.dtype(facts["typestr"]), facts.get("strides")
         strides = strides and tuple(s // dtype.itemsize for s in strides)
-        return x, facts["data"][0], facts["shape"], strides, dtype
+        return x, facts["data"][0], facts["shape"], strides, dtype, facts.get("stream")
     from cuda.core.utils import StridedMemoryView
 
     view = StridedMemoryView.from_dlpack(x, driver.stream())
-    return view, view.ptr, view.shape, view.strides, view.dtype
+    return view, view.ptr, view.shape, view.strides, view.dtype, None
 
 
 def device_view(x, name: str = "x") -> DeviceArray:
@@ -250,13 +249,14 @@ def device_view(x, name: str = "x") -> DeviceArray:
         It is not contiguous, on another device than the caller's main argument, or requires a
         gradient, which would be lost.
     """
+    stream = None
     if not isinstance(x, DeviceArray):
         if getattr(x, "requires_grad", False):
             raise ValueError(
                 f"{name} requires a gradient, which would be lost here: give {name}.detach(), or "
                 "use the modules of fastrnn.torch"
             )
-        owner, pointer, shape, strides, dtype = _described(x)
+        owner, pointer, shape, strides, dtype, stream = _described(x)
         expected = 1
         for size, stride in zip(shape[::-1], (strides or ())[::-1], strict=False):
             if stride != expected and size > 1:
@@ -267,6 +267,8 @@ def device_view(x, name: str = "x") -> DeviceArray:
         x = DeviceArray(_Foreign(owner, pointer), 0, tuple(shape), np.dtype(dtype))
     if x.device is not here():
         raise ValueError(f"{name} must be on {here()}, got an array on {x.device}")
+    if stream and not SIMULATED:
+        x.device.after(stream)
     return x
 
 

@@ -94,7 +94,7 @@ class FusedWeights:
         return self._plans[key]
 
     def _plan(self, training: bool) -> placement.Plan | None:
-        if self.cell.name not in cluster.CELLS or self.dtype != np.float32 or loop == "grid":
+        if self.cell not in cluster.ON_CLUSTERS or self.dtype != np.float32 or loop == "grid":
             return None
         if loop is None and not has_clusters():
             return None

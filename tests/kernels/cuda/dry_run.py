@@ -251,6 +251,12 @@ def check_arrays_of_others() -> None:
     nothing = Described(there(3, 2, 4))
     nothing.__cuda_array_interface__ |= {"shape": (3, 0, 4), "data": (0, False)}
     assert layer(nothing)[0].shape == (3, 0, 64)
+    driver.device(1).core.set_current()
+    far = Described(there(1, 2, 64), 0x8000)
+    driver.device(0).core.set_current()
+    operations.clear()
+    refused(ValueError, "h_0 must be on device 0", lambda: layer(x, (far, far)))
+    assert not any(stream == 0x8000 for _, stream, _ in operations)  # it is another device's
     state.__cuda_array_interface__ |= {"shape": (1, 2, 65)}
     refused(ValueError, "h_0 must have shape (1, 2, 64)", lambda: layer(x, (state, state)))
     # From pinned memory a copy is made later: the caller's numbers must not change before.

@@ -83,8 +83,7 @@ def kernels():
         assert made.units == units
         name = f"{precision}, {units} units, {made.in_registers} of {made.words} words in registers"
         architectures = [a for a in CLUSTERS if SHARED[a] >= shared]
-        for key in cluster.CELLS[: 1 + ((units, precision) in GRUS)]:
-            cell = CELLS[key]
+        for cell in cluster.ON_CLUSTERS[: 1 + ((units, precision) in GRUS)]:
             for make in (cluster.forward, cluster.backward):
                 kernel = make(cell, made)
                 yield f"cluster {make.__name__} {cell.name} {name}", kernel, architectures

@@ -184,7 +184,7 @@ def test_product(rng, sizes, turned, add):
 # Clusters and tensor cores
 
 
-@pytest.mark.parametrize("cell", cluster.CELLS)
+@pytest.mark.parametrize("cell", [cell.name for cell in cluster.ON_CLUSTERS])
 @pytest.mark.parametrize("precision", PRECISIONS["cuda"])
 @pytest.mark.parametrize(
     ("steps", "sizes", "lengths"),
@@ -576,7 +576,7 @@ def test_arrays_of_others_by_dlpack(monkeypatch):
     pytest.importorskip("cuda.core")
     monkeypatch.setattr(driver, "stream", lambda: -1)  # NumPy has none
     x = np.arange(6.0, dtype=np.float32).reshape(2, 3)
-    _, pointer, shape, strides, dtype = memory._described(x)  # as NumPy knows DLPack too
+    _, pointer, shape, strides, dtype, _ = memory._described(x)  # as NumPy knows DLPack too
     assert (pointer, shape, strides, dtype) == (x.ctypes.data, (2, 3), (3, 1), x.dtype)
 
 
