@@ -309,9 +309,9 @@ static PyObject *supports(PyObject *module, PyObject *isa) {
 }
 
 /* A program: phases one after the other, each a sequence of items. An item is a task (kernel,
-   arguments, first, last, pieces), whose range [first, last) is cut into that many pieces of about
-   equal length; or a job (kernel, arguments, items, cost), whose range(items) is divided by the
-   cost: a thread that starts late or runs slowly then does fewer pieces. */
+   arguments, first, last); or a job (kernel, arguments, items, cost, group), whose range(items) is
+   divided by the cost: a thread that starts late or runs slowly then does fewer pieces. A piece is
+   a number of groups of items or, if there are more pieces than groups, an equal part of one. */
 typedef struct {
     char *memory;
     phase_t *phases;
@@ -333,27 +333,30 @@ static int read_item(item_t *item, PyObject *given, division_t by) {
     Py_ssize_t n = PyTuple_Check(given) ? PyTuple_GET_SIZE(given) : 0;
     PyObject **field = ((PyTupleObject *)given)->ob_item;
     if ((n != 4 && n != 5) || !Py_IS_TYPE(field[0], &kernel_type) || !PyTuple_Check(field[1])) {
-        PyErr_SetString(PyExc_TypeError, "expected a task (kernel, arguments, first, last, pieces) "
-                                         "or a job (kernel, arguments, items, cost)");
+        PyErr_SetString(PyExc_TypeError, "expected a task (kernel, arguments, first, last) or a "
+                                         "job (kernel, arguments, items, cost, group)");
         return -1;
     }
     item->kernel = (kernel_t *)field[0];
     item->arguments = field[1];
-    if (n == 5) {
+    item->pieces = 1;
+    if (n == 4) {
         item->first = PyLong_AsLongLong(field[2]);
         item->last = PyLong_AsLongLong(field[3]);
-        item->pieces = PyLong_AsLongLong(field[4]);
     } else {
         double pieces = PyFloat_AsDouble(field[3]) / (double)by.min_work;
+        int64_t group = PyLong_AsLongLong(field[4]);
         item->first = 0;
         item->last = PyLong_AsLongLong(field[2]);
-        item->pieces = 1;
         if (by.threads > 1 && pieces >= 2 && item->last > 1) {
             item->pieces = pieces < 4 * by.threads ? (int64_t)pieces : 4 * by.threads;
             if (item->pieces > item->last) item->pieces = item->last;
+            if (group > 1 && group <= item->last) {
+                int64_t groups = item->last / group;
+                item->pieces = groups * (item->pieces > groups ? item->pieces / groups : 1);
+            }
         }
     }
-    if (item->pieces < 0) item->pieces = 0;
     return PyErr_Occurred() ? -1 : 0;
 }
 

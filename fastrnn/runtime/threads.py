@@ -66,13 +66,12 @@ def get_num_threads() -> int:
 
 
 class Task(NamedTuple):
-    """``kernel(*arguments, first, last)``, the range divided into some pieces."""
+    """``kernel(*arguments, first, last)``, by one thread."""
 
     kernel: Kernel
     arguments: tuple
     first: int = 0
     last: int = 0
-    pieces: int = 1
 
 
 class Job(NamedTuple):
@@ -82,6 +81,7 @@ class Job(NamedTuple):
     arguments: tuple
     items: int
     cost: float  # of all items together, in multiply-adds
+    group: int = 1  # of items, of which a piece has several or, on many threads, an equal part
 
 
 def threads_for(cost: float) -> int:

@@ -6,7 +6,7 @@ import platform
 import signal
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -88,9 +88,7 @@ def test_tasks_of_a_phase_follow_those_before(rng):
     for size in (1, 3, 64, 1000):
         arrays = [np.zeros((size, 5), "f") for _ in range(30)]
         arrays[0][:] = rng.standard_normal((size, 5))
-        phases = [
-            [threads.Task(copy, (a, 0, b), 0, size, min(size, 7))] for a, b in pairwise(arrays)
-        ]
+        phases = [[threads.Job(copy, (a, 0, b), size, 1e12)] for a, b in pairwise(arrays)]
         for count in (1, 2, 3, 5):
             for array in arrays[1:]:
                 array[:] = 0
@@ -101,9 +99,9 @@ def test_tasks_of_a_phase_follow_those_before(rng):
 def test_jobs_are_divided_by_their_cost():
     copy = find("rows.copy", np.dtype("float32"))
     a, b = np.ones((10, 3), "f"), np.zeros((10, 3), "f")
-    for cost in (0, 1e3, 1e7, 1e12):
+    for cost, group in product((0, 1e3, 1e7, 1e12), (1, 2, 3, 5, 10, 11)):
         b[:] = 0
-        threads.run([[threads.Job(copy, (a, 0, b), 10, cost)]], 3)
+        threads.run([[threads.Job(copy, (a, 0, b), 10, cost, group)]], 3)
         assert (b == 1).all()
 
 

@@ -69,7 +69,8 @@ def weight_gradient(form: Format, a, b: Products, sums: Sums, columns, out) -> J
     q, depth, _ = sums.packed.shape
     cost = (len(b.values) + _PACK_COST) * sums.packed.size
     args = (a, depth, b, sums, columns, out)
-    return Job(find("gemm.weight_gradient", form), args, q * depth, cost)
+    # In whole panels, as each piece copies those that it has a part of.
+    return Job(find("gemm.weight_gradient", form), args, q * depth, cost, group=depth)
 
 
 def new_sums(q: int, depth: int, panel: int, dtype) -> Sums:

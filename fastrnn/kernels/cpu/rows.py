@@ -46,6 +46,7 @@ def _move(kernel: str, source, out, packed: PackedBatch, batch_first: bool) -> N
     if order is None:
         order = np.arange(packed.batch)
     strides = (packed.steps, 1) if batch_first else (1, packed.batch)
-    padded = Padded(order, packed.lengths, packed.offsets, packed.steps, *strides)
+    padded = Padded(order, packed.lengths, packed.offsets, packed.steps, *strides, not batch_first)
     cost = max(source.size, out.size) * MOVE_COST
-    parallel_for(Job(find(kernel, out.dtype), (source, padded, out), packed.batch, cost))
+    items = packed.batch if batch_first else packed.steps
+    parallel_for(Job(find(kernel, out.dtype), (source, padded, out), items, cost))

@@ -130,6 +130,7 @@ class Padded(NamedTuple):
     steps: I
     batch_stride: I
     step_stride: I
+    by_step: B  # whether the rows of a step are neighbours, and not those of a sequence
 
 
 # Matrix products

@@ -9,18 +9,21 @@ from typing import Any, NamedTuple
 from numba.extending import register_jitable
 
 from fastrnn.kernels.native.formats import Format
+from fastrnn.kernels.native.isa import PANEL
 from fastrnn.kernels.native.records import BLOCK, DEPTH, Panels, Products, Runs, Sums
 from fastrnn.kernels.signature import A2, F1, F2, I1, P3, I
+from fastrnn.kernels.unrolled import statements, tuple_function
 
 from .bfloat16 import zip_vectors
 from .compiler import kernel
 from .panels import unpack_gradient
-from .simd import at_address, lane_count, load, load_first, pointer, store, zeros_like
+from .simd import at_address, lane_count, line, load, pointer, prefetch, store, zeros_like
 from .tile import (
     Row,
     Segment,
     finish_row,
     init_columns,
+    init_row,
     init_zero,
     tile,
     tile_rows,
@@ -84,44 +87,75 @@ def _add_row(p, at, z, is_first):
         store(p, at + j * n, z[j] if is_first else load(p, at + j * n) + z[j])
 
 
+def _start_sums(i, count, args):
+    """Zeros; what they will be added to is far away, and the products take long enough to fetch
+    it."""
+    to = args[1]
+    for j in range(0, count * lane_count(to.p), line(to.p)):
+        prefetch(to.p, to.offset + i * to.stride + j)
+    return init_zero(i, count, args)
+
+
 def _add_sums(i, z, args):
     to = args[1]
     _add_row(to.p, to.offset + i * to.stride, z, to.is_first)
 
 
-# A block of the rows of b for `_accumulate`, in the scratch of a thread, and their sum.
+# Rows of b for `_accumulate`, copied to the scratch of a thread, and the sums over them.
+# Whole rows at a time: their numbers are neighbours, and far from those of the next row.
+
+
+def _vectors(arguments: str, call: str, **names):
+    """A function for kernels that makes the call for the first ``count`` of the vectors."""
+    body = "if {k} < count: " + call
+    return register_jitable(
+        statements(f"{arguments}, count", body, PANEL, lane_count=lane_count, **names)
+    )
+
+
+_add = register_jitable(tuple_function("a, b", "a[{k}] + b[{k}]", PANEL))
+_store = _vectors("p, at, v", "store(p, at + {k} * lane_count(p), v[{k}])", store=store)
+_zip = _vectors(
+    "p, at, low, high",
+    "zip_vectors(p, at + {k} * 2 * lane_count(p), low[{k}], high[{k}])",
+    zip_vectors=zip_vectors,
+)
+_add_to = _vectors(
+    "p, at, v, is_first",
+    "add_row(p, at + {k} * lane_count(p), (v[{k}],), is_first)",
+    add_row=_add_row,
+)
 
 
 @register_jitable
-def _copy_block(b_p, at, stride, rows, unit, block_p, to, panel, remaining):
-    total = zeros_like(b_p)
-    for p in range(rows):
-        row = load_first(b_p, at + p * stride, remaining)
-        store(block_p, to + p * panel, row)
-        total = total + row
+def _copy_block(rows, count, unit, vectors, block_p, panel):
+    total = init_zero(0, vectors, (rows,))
+    for p in range(count):
+        if rows.columns >= vectors * lane_count(block_p):
+            v = init_row(p, vectors, (rows,))
+        else:
+            v = init_columns(p, vectors, (rows,))
+        _store(block_p, p * panel, v, vectors)
+        total = _add(total, v)
     return total
 
 
 @register_jitable
-def _zip_block(b_p, at, stride, rows, unit, block_p, to, panel, remaining):
-    total = zeros_like(b_p)
-    for p in range(0, rows - 1, 2):
-        low, high = load(b_p, at + p * stride), load(b_p, at + (p + 1) * stride)
-        zip_vectors(block_p, to + p * panel, low, high)
-        total = (total + low) + high
-    if rows % 2 == 1:
-        low = load(b_p, at + (rows - 1) * stride)
-        zip_vectors(block_p, to + (rows - 1) * panel, low, zeros_like(b_p))
-        total = total + low
-    for p in range((rows + 1) // 2 * 2, (rows + unit - 1) // unit * unit, 2):
-        zip_vectors(block_p, to + p * panel, zeros_like(b_p), zeros_like(b_p))
+def _zip_block(rows, count, unit, vectors, block_p, panel):
+    zero = init_zero(0, vectors, (rows,))
+    total = zero
+    for p in range(0, (count + unit - 1) // unit * unit, 2):
+        low = init_row(p, vectors, (rows,)) if p < count else zero
+        high = init_row(p + 1, vectors, (rows,)) if p + 1 < count else zero
+        _zip(block_p, p * panel, low, high, vectors)
+        total = _add(_add(total, low), high)
     return total
 
 
 @cache
 def _accumulate(form: Format):
     """A function for kernels: sums over rows of products of their numbers."""
-    sum_tile, most = tile(form, init_zero, _add_sums), form.tile_rows
+    sum_tile, most = tile(form, _start_sums, _add_sums), form.tile_rows
     zipped, step, unit = form.step > 1, form.step, form.unit
     block_of = _zip_block if zipped else _copy_block
     block = BLOCK * step
@@ -148,14 +182,10 @@ def _accumulate(form: Format):
                 k0, k1 = work - q * depth, min(depth, last - q * depth)
                 remaining = min(panel, b.columns - q * b.stride)
                 vectors = (remaining + n - 1) // n
-                for j in range(vectors):
-                    at = p0 * b_stride + b.offset + q * b.stride + j * n
-                    total = block_of(
-                        b_p, at, b_stride, p1 - p0, unit, block_p, step * j * n, panel,
-                        remaining - j * n,
-                    )  # fmt: skip
-                    if k0 == 0:
-                        _add_row(sums_p, q * panel + j * n, (total,), p0 == 0)
+                rows_of_b = Row(b_p, p0 * b_stride + b.offset + q * b.stride, b_stride, remaining)
+                total = block_of(rows_of_b, p1 - p0, unit, vectors, block_p, panel)
+                if k0 == 0:
+                    _add_to(sums_p, q * panel, total, p0 == 0, vectors)
                 k = k0
                 while k < k1:
                     a_at, row_stride, k_stride = p0 * a_stride + k, 1, a_stride

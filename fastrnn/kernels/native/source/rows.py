@@ -154,18 +154,37 @@ def zipped(form: Format):
     return kernel(run, f"zipped({form.name})")
 
 
+# A padded array is read or written from start to end: ``i`` is a step and ``j`` a sequence, counted
+# in the order of lengths, or the other way round.
+
+
+@register_jitable
+def _active(padded, i):
+    """How many ``j`` there are."""
+    if not padded.by_step:
+        return padded.lengths[i]
+    is_step = i < padded.offsets.shape[0] - 1
+    return padded.offsets[i + 1] - padded.offsets[i] if is_step else 0
+
+
+@register_jitable
+def _rows(padded, i, j):
+    """The padded row and, for j below `_active`, the packed one."""
+    t, r = (i, j) if padded.by_step else (j, i)
+    row = padded.sorted_indices[r] * padded.batch_stride + t * padded.step_stride
+    return row, padded.offsets[min(t, padded.offsets.shape[0] - 1)] + r
+
+
 @kernel
 def pack(x: F2, padded: Padded, out: F2, first: I, last: I):
-    """The steps of the sequences [first, last), in the order of their lengths, as packed rows."""
+    """The steps or sequences [first, last) as packed rows."""
     x_p, out_p = pointer(x), pointer(out)
     width = x.shape[1]
-    for r in range(first, last):
-        at = padded.sorted_indices[r] * padded.batch_stride
-        for t in range(padded.lengths[r]):
-            source = (at + t * padded.step_stride) * width
-            to = (padded.offsets[t] + r) * width
+    for i in range(first, last):
+        for j in range(_active(padded, i)):
+            source, to = _rows(padded, i, j)
             for k in range(width):
-                out_p[to + k] = x_p[source + k]
+                out_p[to * width + k] = x_p[source * width + k]
 
 
 @kernel
@@ -173,17 +192,17 @@ def unpack(rows: F2, padded: Padded, out: F2, first: I, last: I):
     """The inverse; zeros beyond each length."""
     rows_p, out_p = pointer(rows), pointer(out)
     width = out.shape[1]
-    for r in range(first, last):
-        at = padded.sorted_indices[r] * padded.batch_stride
-        for t in range(padded.steps):
-            to = (at + t * padded.step_stride) * width
-            if t < padded.lengths[r]:
-                source = (padded.offsets[t] + r) * width
+    count = padded.lengths.shape[0] if padded.by_step else padded.steps
+    for i in range(first, last):
+        active = _active(padded, i)
+        for j in range(count):
+            to, source = _rows(padded, i, j)
+            if j < active:
                 for k in range(width):
-                    out_p[to + k] = rows_p[source + k]
+                    out_p[to * width + k] = rows_p[source * width + k]
             else:
                 for k in range(width):
-                    out_p[to + k] = 0
+                    out_p[to * width + k] = 0
 
 
 @kernel

@@ -212,17 +212,20 @@ def store_panel(p, at, z):
         store(p, at + j * n, z[j])
 
 
+@register_jitable
 def init_zero(i, count, args):
     """Zeros; ``args[0]`` is a `Row`."""
     zero = zeros_like(args[0].p)
     return zero, zero, zero, zero
 
 
+@register_jitable
 def init_row(i, count, args):
     """The vectors at ``args[0]``, a `Row`."""
     return load_panel(args[0].p, args[0].offset + i * args[0].stride, count)
 
 
+@register_jitable
 def init_columns(i, count, args):
     """The columns that ``args[0]``, a `Row`, has."""
     row = args[0]
