@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from fastrnn.kernels.backend import Backend
 from fastrnn.kernels.options import StepMasks
 from fastrnn.packed import PackedBatch
+from fastrnn.runtime.threads import get_num_threads
 
 State = tuple[Any, ...]  # arrays where the backend computes
 MOST_PLANS = 64
@@ -64,7 +65,7 @@ class Stack:
         (T, B), or None if there can be no plan.
         """
         # Other threads may add to or clear the plans at any time.
-        plans, key = self._plans, (x.shape, unbatched)
+        plans, key = self._plans, (x.shape, unbatched, get_num_threads())
         plan = plans.get(key, "new")
         if plan == "new":
             if len(plans) >= MOST_PLANS:

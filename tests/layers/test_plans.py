@@ -154,3 +154,15 @@ def test_one_plan_and_many_threads(rng):
     assert all(np.array_equal(y, wanted) for ys in results for y in ys)
     fastrnn.set_num_threads(1)
     same(layer(x)[0], wanted)
+
+
+def test_a_plan_is_for_a_number_of_threads(rng):
+    layer = LSTM(64, 128, seed=0)
+    x = rng.standard_normal((40, 1, 64), np.float32)
+    for count in (2, 1):
+        fastrnn.set_num_threads(count)
+        for _ in range(3):
+            layer(x)
+    plans = layer._weights()._plans
+    assert sorted(threads for *_, threads in plans) == [1, 2]
+    assert all(map(callable, plans.values()))
