@@ -92,8 +92,8 @@ class PackedLayer(UsesBackend, Layer):
 
     def _weights(self):
         """The backend's copy of the parameters; made again only after they have changed."""
-        precision = self.precision
-        key = (id(self.parameters), self.parameters.version, precision)
+        parameters, precision = self.parameters, self._precision
+        key = (id(parameters), parameters.version, precision)
         packed = self._packed.get(key)
         if packed is None:
             packed = self._packed.setdefault(key, self._pack(precision))  # the same for all threads

@@ -334,15 +334,15 @@ class Recurrent(PackedLayer, Generic[S]):
 
     def _planned(self, x, state, *, unbatched: bool) -> Any:
         """``(y, state)`` by the plan of this shape, or None, see `Stack.planned`."""
-        if any(self.zoneout) or not self._is_plain(x):
+        if not self._is_plain(x) or any(self.zoneout):
             return None
         return self._weights().planned(x, state, unbatched, self._dense_size)
 
     def _is_plain(self, x: Any) -> bool:
         """Whether x is an array where the backend computes."""
-        if self._kernels.on_device:
-            return is_on_device(x) and hasattr(x, "shape")
-        return type(x) is np.ndarray
+        if type(x) is np.ndarray:
+            return not self._kernels.on_device
+        return self._kernels.on_device and is_on_device(x) and hasattr(x, "shape")
 
     def _dense_size(self, shape: tuple[int, ...], unbatched: bool) -> tuple[int, int] | None:
         """``(T, B)`` of an x whose rows lie step after step, else None."""
