@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import fastrnn
 from cell_cases import CASES
+from fastrnn.kernels.cpu import recurrent as cpu
 from fastrnn.layers import GRU, LSTM, RNN
 from fastrnn.runtime import threads as threads_module
 from helpers import check_close, check_gradient, needs_torch
@@ -488,3 +489,20 @@ def test_refused_state_dict():
     with pytest.raises(TypeError, match="mapping must map names to arrays"):
         lstm.load_state_dict([1, 2])
     same_bits(lstm.state_dict(), good)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_threads_share_large_weights(rng, precision, monkeypatch):
+    """Whoever computes a unit, it has the same bits; also where sequences end."""
+    layer = LSTM(24, 700, precision=precision, seed=0)
+    x = rng.standard_normal((4, 20, 24), np.float32)
+    lengths = rng.integers(0, 5, 20)
+    results = []
+    for threads, most in ((1, 1 << 40), (2, 1 << 40), (2, 0), (3, 0)):
+        fastrnn.set_num_threads(threads)
+        monkeypatch.setattr(cpu, "MOST_CACHED", most)
+        y, (h, c), tape = layer.forward(x, lengths=lengths)
+        grads = layer.backward(tape, y)[2]
+        results.append([y, h, c, *grads.values(), layer(x, lengths=lengths)[0]])
+    for other in results[1:]:
+        assert all(map(np.array_equal, other, results[0]))

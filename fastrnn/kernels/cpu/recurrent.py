@@ -52,6 +52,9 @@ from .weights import FusedWeights, Side
 
 # The least work per step that is worth a thread, in multiply-adds; below it the barrier costs more.
 MIN_STEP_WORK = 1 << 14
+# The most bytes of weights for which the forward pass divides the rows: of more, each thread reads
+# only its part at every step, for all rows.
+MOST_CACHED = 3 << 20
 # Up to this many multiply-adds a call has a plan: beyond, building a program costs next to nothing.
 MOST_PLANNED_WORK = 1 << 23
 MOST_PLANNED_VALUES = 1 << 16  # of the input or output that a plan keeps
@@ -80,15 +83,18 @@ def RecurrentWeights(
     return FusedWeights(cell, parameters, precision)
 
 
-def _slices(packed: PackedBatch, height: int, cost: float, directions: int, panels: int):
+def _slices(
+    packed: PackedBatch, height: int, cost: float, directions: int, panels: int, size: int = 0
+):
     """How the work of one direction is divided, by slices of the batch or, where those would be
-    lower than a tile (``height`` rows), of the units:
-    ``[(first, last, first_panel, last_panel)], parties``.
+    lower than a tile (``height`` rows) or the weights have more bytes (``size``) than a core's
+    cache, of the units: ``[(first, last, first_panel, last_panel)], parties``.
     """
     shares = -(-threads_for(cost) // directions)
     units = min(max(1, threads_for(cost) // directions), panels) if CAN_YIELD else 1
     step = cost / directions / max(1, len(packed.batch_sizes))
-    if units > 1 and packed.batch // shares < height and step / units > MIN_STEP_WORK:
+    shared = packed.batch // shares < height or size > MOST_CACHED
+    if units > 1 and shared and step / units > MIN_STEP_WORK:
         return [(0, packed.batch, a, b) for a, b in split(panels, units)], units
     # More slices than threads if they stay high enough: a slow thread then does fewer of them.
     pieces = max(1, min(4, packed.batch // (4 * height * shares))) if shares > 1 else 1
@@ -230,7 +236,8 @@ def _forward(
     panels_x, panels_h = (panels[which, form.name] for which in ("x", "h"))
     depth = units + w.inputs if in_loop else units
     cost = packed.size * w.directions * len(cell.gates) * units * depth
-    slices, parties = _slices(packed, form.tile_rows, cost, w.directions, w.panels)
+    size = depth * len(cell.gates) * units * np.dtype(form.weights).itemsize
+    slices, parties = _slices(packed, form.tile_rows, cost, w.directions, w.panels, size)
     # With few rows a step's tiles are too low to pay for reading their weights: project all steps
     # at once.
     whole = parties > 1 or len(slices) == 1
