@@ -9,6 +9,7 @@ import fastrnn
 from cell_cases import CASES
 from fastrnn.kernels.cpu import recurrent as cpu
 from fastrnn.layers import GRU, LSTM, RNN
+from fastrnn.packed import PackedBatch
 from fastrnn.runtime import threads as threads_module
 from helpers import check_close, check_gradient, needs_torch
 from recurrent_layers import (
@@ -506,3 +507,12 @@ def test_threads_share_large_weights(rng, precision, monkeypatch):
         results.append([y, h, c, *grads.values(), layer(x, lengths=lengths)[0]])
     for other in results[1:]:
         assert all(map(np.array_equal, other, results[0]))
+
+
+@pytest.mark.parametrize(("more", "parties"), [(0, 1), (1, 2)])
+def test_only_large_weights_are_shared(more, parties):
+    packed = PackedBatch(4, 64)
+    slices = cpu._slices(packed, 6, 1e9, 1, 44, cpu.MOST_CACHED + more)
+    of_rows = [(0, 32, 0, 44), (32, 64, 0, 44)]
+    of_units = [(0, 64, 0, 22), (0, 64, 22, 44)]
+    assert slices == (of_units if more else of_rows, parties)
