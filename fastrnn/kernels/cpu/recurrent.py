@@ -54,7 +54,7 @@ from .weights import FusedWeights, Side
 MIN_STEP_WORK = 1 << 14
 # The most bytes of weights for which the forward pass divides the rows: of more, each thread reads
 # only its part at every step, for all rows.
-MOST_CACHED = 3 << 20
+MOST_CACHED = 3 << 19
 # Up to this many multiply-adds a call has a plan: beyond, building a program costs next to nothing.
 MOST_PLANNED_WORK = 1 << 23
 MOST_PLANNED_VALUES = 1 << 16  # of the input or output that a plan keeps

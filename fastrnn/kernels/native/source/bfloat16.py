@@ -48,6 +48,14 @@ def read(builder, p, scalar, count: int):
     )
 
 
+def pair(builder, p, count: int):
+    """The pair of 16-bit numbers at p, in all lanes."""
+    both = builder.load(builder.bitcast(p, _I32.as_pointer()), align=2)
+    undef = each(ir.Undefined, count)
+    v = builder.insert_element(undef, both, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(v, undef, each(0, count))
+
+
 def _floats(builder, bits):
     return builder.bitcast(bits, ir.VectorType(ir.FloatType(), bits.type.count))
 

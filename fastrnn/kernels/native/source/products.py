@@ -6,7 +6,7 @@ from numba import types
 from fastrnn.kernels.native.formats import FORMATS, Format
 
 from . import int8
-from .bfloat16 import bfloats, call, each, halves, read, widened
+from .bfloat16 import bfloats, call, each, halves, pair, read, widened
 from .simd import Lanes
 
 _I16, _I32 = ir.IntType(16), ir.IntType(32)
@@ -50,14 +50,6 @@ class WidenedWeights(Product):
         return widened(builder, p, self.lanes.count)
 
 
-def _pair(builder, p, count: int):
-    """The pair of 16-bit numbers at p, in all lanes."""
-    pair = builder.load(builder.bitcast(p, _I32.as_pointer()), align=2)
-    undef = each(ir.Undefined, count)
-    v = builder.insert_element(undef, pair, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(v, undef, each(0, count))
-
-
 class Pairs(Product):
     """Both in bfloat16, two numbers of k at once."""
 
@@ -66,7 +58,7 @@ class Pairs(Product):
         return builder.bitcast(read(builder, p, _I32, count), bfloats(2 * count))
 
     def activation(self, builder, p):
-        return builder.bitcast(_pair(builder, p, self.lanes.count), bfloats(2 * self.lanes.count))
+        return builder.bitcast(pair(builder, p, self.lanes.count), bfloats(2 * self.lanes.count))
 
     def dot(self, builder, a, b, total):
         name = f"x86.avx512bf16.dpbf16ps.{32 * self.lanes.count}"
@@ -108,7 +100,7 @@ class Integers(Product):
         return builder.bitcast(v, each(0, self.lanes.count).type)
 
     def activation(self, builder, p):
-        return _pair(builder, p, self.lanes.count)
+        return pair(builder, p, self.lanes.count)
 
     def dot(self, builder, a, b, total):
         return int8.dot(builder, a, b, total)

@@ -139,7 +139,7 @@ def tile(form: Format, init: Callable, epilogue: Callable, parts=None, name: str
         own = [range(vectors)] * len(segments) if parts is None else parts
         fields = [cgutils.unpack_tuple(builder, s, len(Segment._fields)) for s in segments]
         if form.is_tiled:
-            add_products = amx.products(builder, form, fields, own)
+            add_products = amx.products(builder, form, rows, fields, own)
             row = Loop(builder, rows, [], "row")
             end(row.n, add_products(row.n, start(row.n)))
             row.close([])
