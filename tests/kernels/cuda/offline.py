@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -90,9 +91,12 @@ def kernels():
         yield f"pack {name}", placement.pack(made, 0), architectures
 
 
+every_kernel = cache(lambda: tuple(kernels()))
+
+
 def compiled(number: int) -> list[dict]:
     """What became of the kernel of that number."""
-    name, kernel, architectures = list(kernels())[number]
+    name, kernel, architectures = every_kernel()[number]
     # Device functions ask the device that is there for its architecture.
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=kernel.least)
     rows, ptx = [], machine.ptx_of(kernel)
@@ -146,7 +150,7 @@ def main() -> None:
     if table:
         print(f"| {' | '.join(COLUMNS)} |\n|---|---{'|--:' * (len(COLUMNS) - 2)}|")
     with ProcessPoolExecutor() as pool:
-        for rows in pool.map(compiled, range(len(list(kernels())))):
+        for rows in pool.map(compiled, range(len(every_kernel()))):
             for row in rows:
                 if not table:
                     print(json.dumps(row), flush=True)

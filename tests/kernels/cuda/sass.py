@@ -106,5 +106,7 @@ def disassembled(code: bytes) -> Code | None:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()
-        out = subprocess.run([tool, "-hex", file.name], capture_output=True, text=True, check=True)
+        # Without the analysis of its data flow, which only takes time here.
+        command = [tool, "-hex", "--no-dataflow", file.name]
+        out = subprocess.run(command, capture_output=True, text=True, check=True)
     return Code(out.stdout)

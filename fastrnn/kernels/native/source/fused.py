@@ -193,14 +193,13 @@ def _epilogue(form: Format, cell: Cell, regularised: bool):
         if out.save:
             store_panel(out.gates, out.gates_offset + i * out.gates_stride + j * n, saved)
 
-    def one_vector(i, z, args):
+    def of_row(i, z, args):
         finish(i, 0, z, args)
 
-    def several_vectors(i, z, args):
-        for j in range(len(z)):
-            finish(i, j, (z[j],), args)
+    def of_vector(i, j, z, args):
+        finish(i, j, (z,), args)
 
-    return several_vectors if cell.accumulators == 1 else one_vector
+    return of_vector if cell.accumulators == 1 else of_row
 
 
 def _is_bounded(cell: Cell) -> bool:
@@ -222,7 +221,8 @@ def forward(form: Format, cell: Cell, regularised: bool):
     if not single:
         parts = (range(len(cell.input_gates)), range(cell.first_recurrent, accumulators))
     tile_args = register_jitable(_with_masks if regularised else _without_masks)
-    step_tile = tile(form, _init, _epilogue(form, cell, regularised), parts, name=name)
+    epilogue = _epilogue(form, cell, regularised)
+    step_tile = tile(form, _init, epilogue, parts, name=name, in_loop=single)
     most, quantises = form.tile_rows, form.quantises
     panel_units = PANEL if single else 1  # vectors of units in a panel
     panel_vectors = PANEL if single else accumulators

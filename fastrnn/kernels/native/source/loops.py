@@ -10,6 +10,15 @@ def number(value: int):
     return ir.Constant(_I64, value)
 
 
+def _keep_rolled(builder, branch) -> None:
+    """LLVM would unroll the loop that ends with ``branch``; its body is long enough as it is."""
+    module = builder.module
+    option = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    loop = module.add_metadata([option, ir.Constant(_I64, len(module.metadata))])
+    loop.operands = (loop, option)  # a loop's metadata begins with itself
+    branch.set_metadata("llvm.loop", loop)
+
+
 class Loop:
     """``for n in range(count)`` around what is emitted in between, carrying ``values``."""
 
@@ -32,7 +41,8 @@ class Loop:
         for phi, old, value in zip(self.carried, self.values, new, strict=True):
             phi.add_incoming(old, self.before)
             phi.add_incoming(value, last)
-        builder.cbranch(builder.icmp_signed("<", following, self.count), self.body, self.after)
+        again = builder.icmp_signed("<", following, self.count)
+        _keep_rolled(builder, builder.cbranch(again, self.body, self.after))
         builder.position_at_end(self.after)
         out = []
         for old, value in zip(self.values, new, strict=True):

@@ -110,14 +110,17 @@ def _multiply_add(builder, product: Product, rows, acc, part, segment):
     return out
 
 
-def tile(form: Format, init: Callable, epilogue: Callable, parts=None, name: str = ""):
+def tile(
+    form: Format, init: Callable, epilogue: Callable, parts=None, name: str = "", in_loop=False
+):
     """A compiled ``run(rows, vectors, segments, args)``, ``rows`` from 1 to the path's maximum.
 
     ``init(i, count, args) -> 4 vectors``, of which ``count`` are used, and
     ``epilogue(i, vectors, args)`` are compiled into it; ``args`` is any tuple, passed to both.
     A segment works on all of the 1 to 4 ``vectors``, or, where ``parts`` has a range for each
     segment, on those; ``vectors`` is then the end of the last range. ``name`` tells apart tiles
-    that are made of closures.
+    that are made of closures. ``in_loop``: ``epilogue(i, j, vector, args)`` is called in a loop
+    over all vectors, where a copy of it for each would be too long.
     """
     counts = range(1, PANEL + 1) if parts is None else (max(part.stop for part in parts),)
     multiplication = product(form)
@@ -132,9 +135,24 @@ def tile(form: Format, init: Callable, epilogue: Callable, parts=None, name: str
             return cgutils.unpack_tuple(builder, z, PANEL)[:vectors]
 
         def end(i, z):
+            """The epilogue of the rows from i on."""
+            if in_loop:
+                of = types.void(types.int64, types.int64, lanes, extra)
+                kept = cgutils.alloca_once(builder, lanes.vector, number(len(z)))
+                for n, vector in enumerate(z):
+                    builder.store(vector, builder.gep(kept, [number(n)]))
+                each = Loop(builder, number(len(z)), [], "vector")
+                row = builder.add(i, builder.sdiv(each.n, number(vectors)))
+                j = builder.srem(each.n, number(vectors))
+                vector = builder.load(builder.gep(kept, [each.n]))
+                context.compile_internal(builder, epilogue, of, [row, j, vector, args])
+                each.close([])
+                return
             of = types.void(types.int64, some, extra)
-            z = context.make_tuple(builder, some, z)
-            context.compile_internal(builder, epilogue, of, [i, z, args])
+            for first in range(0, len(z), vectors):
+                row = context.make_tuple(builder, some, z[first : first + vectors])
+                context.compile_internal(builder, epilogue, of, [i, row, args])
+                i = builder.add(i, number(1))
 
         own = [range(vectors)] * len(segments) if parts is None else parts
         fields = [cgutils.unpack_tuple(builder, s, len(Segment._fields)) for s in segments]
@@ -147,8 +165,7 @@ def tile(form: Format, init: Callable, epilogue: Callable, parts=None, name: str
         acc = [z for i in range(rows) for z in start(number(i))]
         for segment, part in zip(fields, own, strict=True):
             acc = _multiply_add(builder, multiplication, rows, acc, part, segment)
-        for i in range(rows):
-            end(number(i), acc[i * vectors : (i + 1) * vectors])
+        end(number(0), acc)
 
     @intrinsic(prefer_literal=False)
     def switch(typingctx, rows, vectors, segments, args):
