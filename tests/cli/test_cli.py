@@ -143,6 +143,8 @@ def test_plot_watches(run, tmp_path):
     child = subprocess.Popen(
         [sys.executable, "-m", "fastrnn.cli", "plot", tmp_path / "run", "--watch", "--every", ".1"],
         stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+        # A shell's background jobs ignore it, and so would the child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     picture = f"{tmp_path / 'run' / 'curve.png'}\n"
     time.sleep(1)  # it waits for the first step

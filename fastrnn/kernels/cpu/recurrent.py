@@ -238,10 +238,11 @@ def _forward(
     cost = packed.size * w.directions * len(cell.gates) * units * depth
     size = depth * len(cell.gates) * units * np.dtype(form.weights).itemsize
     slices, parties = _slices(packed, form.tile_rows, cost, w.directions, w.panels, size)
-    # With few rows a step's tiles are too low to pay for reading their weights: project all steps
-    # at once.
+    # With few rows a step's tiles do not pay for reading their weights, less so from beyond the
+    # core's cache: project all steps at once.
+    few = form.tile_rows * (4 if size > MOST_CACHED else 1)
     whole = parties > 1 or len(slices) == 1
-    hoist = whole and in_loop and packed.size > batch and batch < form.tile_rows
+    hoist = whole and in_loop and packed.size > batch and batch < few
     y = buffers.empty((packed.size, w.directions * units), dtype)
     gates = _gates(w, form, packed.size if training else 0)
     time_loop = w.loop("forward", form, masks is not None)
