@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from helpers import python
+
 pytest.importorskip("numba")
 
 RUN = """
@@ -31,6 +33,27 @@ def run(folder, cwd=None, *, unusable=False):
     assert done.stderr.count("compiling kernels") == (compiled == "True")
     assert done.stderr.count("FASTRNN_CACHE_DIR names another folder") == unusable
     return compiled == "True"
+
+
+BESIDE = """
+import numba
+import numpy as np
+from fastrnn.kernels.cpu import optim
+
+@numba.njit
+def of_user(a):
+    return min(a.sum(), 5.0), np.sort(a)[0]
+
+a = np.arange(4.0)
+assert of_user(a.astype("f")) == (5.0, 0.0)
+optim.norm(np.full(4, 2.0, np.float32))
+assert of_user(a) == (5.0, 0.0) and of_user(a.astype("f")) == (5.0, 0.0)
+"""
+
+
+def test_numba_works_as_before_beside_kernels(tmp_path):
+    """What only kernels need gets no machine code from Numba, what others need does."""
+    python(BESIDE, tmp_path, FASTRNN_JIT="1")
 
 
 def test_second_process_compiles_nothing(tmp_path):
