@@ -140,12 +140,13 @@ def test_plot_watches(run, tmp_path):
     lines = (run / "history.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "history.jsonl").touch()
+    # In a shell's background job it is ignored, and so it would be in the child.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     child = subprocess.Popen(
         [sys.executable, "-m", "fastrnn.cli", "plot", tmp_path / "run", "--watch", "--every", ".1"],
         stdout=subprocess.PIPE, text=True, cwd=tmp_path,
-        # A shell's background jobs ignore it, and so would the child.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     picture = f"{tmp_path / 'run' / 'curve.png'}\n"
     time.sleep(1)  # it waits for the first step
     history = tmp_path / "run" / "history.jsonl"

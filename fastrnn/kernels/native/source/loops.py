@@ -14,8 +14,9 @@ def _keep_rolled(builder, branch) -> None:
     """LLVM would unroll the loop that ends with ``branch``; its body is long enough as it is."""
     module = builder.module
     option = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    # A loop's metadata begins with itself; until then a number tells it from those of other loops.
     loop = module.add_metadata([option, ir.Constant(_I64, len(module.metadata))])
-    loop.operands = (loop, option)  # a loop's metadata begins with itself
+    loop.operands = (loop, option)
     branch.set_metadata("llvm.loop", loop)
 
 
