@@ -82,7 +82,8 @@ class Kernel:
 
     def __call__(self, grid: tuple[int, int], *args, shared: int = 0, cluster: int = 1) -> None:
         """Launch it on ``grid`` clusters of ``cluster`` blocks, ``shared`` bytes of shared memory
-        each. Arguments are those of the function; a record may be given as one.
+        each; blocks that wait for each other form no cluster, but are as many. Arguments are those
+        of the function; a record may be given as one.
 
         Raises
         ------
@@ -100,14 +101,15 @@ class Kernel:
             on = device.order()
             loaded = _loaded(self, device, shared > _DEFAULT_SHARED)
             values = self.arguments.pack(args)
-            size = (*grid, 1, self.block, 1, 1, shared, on, values)
-            if cluster > 1:
+            if cluster > 1 and not self.waits:
                 config = self._config(grid, shared, cluster, on)
                 driver_call("cuLaunchKernelEx", config, loaded, values, 0)
-            elif self.waits:
-                driver_call("cuLaunchCooperativeKernel", loaded, *size)
             else:
-                driver_call("cuLaunchKernel", loaded, *size, 0)
+                size = grid[0] * cluster, grid[1], 1, self.block, 1, 1, shared, on, values
+                if self.waits:
+                    driver_call("cuLaunchCooperativeKernel", loaded, *size)
+                else:
+                    driver_call("cuLaunchKernel", loaded, *size, 0)
             device.finish(self.name, on)
 
     def _device_of(self, args) -> Device:
@@ -139,11 +141,24 @@ class Kernel:
         RuntimeError
             There is no room for a single one.
         """
-        return 6 if SIMULATED else _most_blocks(self, driver.here(), shared)
+        if SIMULATED:
+            return 6
+        most = _most_blocks(self, driver.here(), shared)
+        if not most:
+            raise RuntimeError(
+                f"{driver.here()} has no room for the kernel {self.name}: a block has {self.block} "
+                f"threads and {shared} bytes of shared memory"
+            )
+        return most
 
-    def most_clusters(self, shared: int, cluster: int) -> int:
-        """How many clusters can be resident at once; 0 if the device cannot run one."""
-        return 1 if SIMULATED else _most_clusters(self, driver.here(), shared, cluster)
+    def most_together(self, shared: int, cluster: int) -> int:
+        """How many clusters, or groups of blocks that wait for each other, can be resident at
+        once; 0 if the device cannot run one."""
+        if SIMULATED:
+            return 6 // cluster
+        if self.waits:
+            return _most_blocks(self, driver.here(), shared) // cluster
+        return _most_clusters(self, driver.here(), shared, cluster)
 
 
 def kernel(make: Callable[..., Kernel]) -> Callable[..., Kernel]:
@@ -199,10 +214,14 @@ def _loaded(kernel: Kernel, device: Device, much_shared: bool) -> Any:
     from cuda.bindings import driver as api
 
     handle = _code(kernel, device.capability).handle
+    attributes = api.CUfunction_attribute
     if much_shared:
-        attribute = api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        attribute = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         most = device.most_shared
         driver_call("cuKernelSetAttribute", attribute, most, handle, device.ordinal)
+    if kernel.least >= CLUSTERS:  # of more than 8 blocks, which not all devices have
+        attribute = attributes.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+        driver_call("cuKernelSetAttribute", attribute, 1, handle, device.ordinal)
     return api.CUfunction(int(handle))
 
 
@@ -212,11 +231,6 @@ def _most_blocks(kernel: Kernel, device: Device, shared: int) -> int:
         loaded = _loaded(kernel, device, shared > _DEFAULT_SHARED)
         per_processor = driver_call(
             "cuOccupancyMaxActiveBlocksPerMultiprocessor", loaded, kernel.block, shared
-        )
-    if not per_processor:
-        raise RuntimeError(
-            f"{device} has no room for the kernel {kernel.name}: a block has {kernel.block} "
-            f"threads and {shared} bytes of shared memory"
         )
     return per_processor * device.processors
 

@@ -215,9 +215,9 @@ def zero_state(shape, dtype) -> DeviceArray:
     return _kept_zeros(tuple(shape), np.dtype(dtype), here())
 
 
-def barrier() -> DeviceArray:
-    """What the blocks of a grid wait at, see ptx.py; kernels leave it as they find it."""
-    return _kept_zeros((1,), np.dtype(np.uint32), here())
+def barriers(count: int = 1) -> DeviceArray:
+    """What blocks wait at, see ptx.py; kernels leave it ready for the next."""
+    return _kept_zeros((count,), np.dtype(np.uint32), here())
 
 
 def here():

@@ -1,5 +1,6 @@
-"""How a layer lies on a cluster of blocks: who owns which weights, the products of a step on tensor
-cores, and what the blocks send each other. The time loops are in cluster.py.
+"""How a layer lies on the blocks that share a tile of the batch: who owns which weights, and the
+products of a step on tensor cores. What the blocks send each other is in exchange.py, the time
+loops are in tensor.py.
 
 Precision is that of the products with W_hh: "bf16" and "tf32" round both sides; "float32" writes
 each number as the sum of two bfloat16 and adds three products, which leaves about 2**-16.
@@ -18,9 +19,9 @@ from fastrnn.kernels.unrolled import from_source
 from . import ptx
 from .driver import SMALL
 from .launch import Kernel, inlined, kernel
-from .ptx import across, as_bits, as_float, bf16_pair, store_remote
+from .ptx import as_float, bf16_pair
 
-ROWS = 8  # of a cluster: the width of an mma
+ROWS = 8  # of a tile of the batch: the width of an mma
 REGISTERS = 8 if SMALL else 128  # of a thread for weights
 CHAINS = 4  # sums of a tile, where registers allow it
 
@@ -42,15 +43,25 @@ PRECISIONS = {
 
 
 class Plan(NamedTuple):
-    """How a layer is laid out on a cluster."""
+    """How a layer is laid out on blocks.
+
+    A warp has 32 rows of W_hh, in two tiles of an mma: four accumulators of 8 units, or the one of
+    32 units."""
 
     precision: str
-    blocks: int  # of a cluster
-    block_units: int  # units of a block, a multiple of 16
+    blocks: int  # that share a tile of the batch
+    block_units: int  # units of a block, a multiple of 16, or of 32 with one accumulator
+    slots: int  # of a unit among the rows: 4 or 1
+    is_cluster: bool  # else the blocks exchange through global memory
+
+    @property
+    def own(self) -> int:
+        """Units of a thread."""
+        return 4 // self.slots
 
     @property
     def threads(self) -> int:
-        return 4 * self.block_units
+        return self.slots * self.block_units
 
     @property
     def units(self) -> int:
@@ -69,18 +80,35 @@ class Plan(NamedTuple):
 
     @property
     def in_registers(self) -> int:
-        # Addresses in shared memory take some.
-        return self.words if self.words <= REGISTERS else REGISTERS - REGISTERS // 16
+        if self.words <= REGISTERS:
+            return self.words
+        # Addresses in shared memory take some, and so does what is known of four units.
+        sixteenths = 3 if self.slots == 1 else 1 if self.is_cluster else 2
+        return REGISTERS - sixteenths * REGISTERS // 16
 
     def row(self, gates: int) -> int:
         """Words of a row of what is exchanged; 4 more, so that 8 rows are in different banks."""
         return gates * self.units // PRECISIONS[self.precision].pair + 4
 
+    # Where things are in a block's shared memory, in words: what is exchanged, weights, what two
+    # warps exchange, and two barriers of two words each.
+
+    def buffer(self, gates: int) -> int:
+        """Words of a buffer for what is exchanged; a cluster has two."""
+        return PRECISIONS[self.precision].parts * ROWS * self.row(gates)
+
+    def weights(self, gates: int) -> int:
+        return (1 + self.is_cluster) * self.buffer(gates)
+
+    def between(self, gates: int) -> int:
+        return self.weights(gates) + (self.words - self.in_registers) * self.threads
+
+    def barriers(self, gates: int) -> int:
+        return self.between(gates) + 2 * self.threads
+
     def shared(self, gates: int) -> int:
-        """Bytes: two buffers of what is exchanged, weights, and what two warps exchange."""
-        exchanged = 2 * PRECISIONS[self.precision].parts * ROWS * self.row(gates)
-        kept = (self.words - self.in_registers) * self.threads
-        return 4 * (exchanged + kept + 2 * self.threads + 4)  # 2 barriers of 2 words
+        """Bytes of all that."""
+        return 4 * (self.barriers(gates) + 4)
 
     def sent(self, gates: int) -> int:
         """Bytes that come to each block in a step."""
@@ -89,15 +117,36 @@ class Plan(NamedTuple):
 
 
 @cache
-def plan(units: int, precision: str, most_shared: int) -> Plan | None:
-    """A cluster for layers of ``units`` units, of up to 8 blocks with 32 units or more and
-    ``most_shared`` bytes of shared memory; None if they do not fit."""
-    blocks = 1
-    while blocks < 8 and units > 32 * blocks:
-        blocks *= 2
-    layout = Plan(precision, blocks, 16 * -(-units // (16 * blocks)))
-    # 256 threads may have 255 registers each.
-    return layout if layout.threads <= 256 and layout.shared(4) <= most_shared else None
+def plan(
+    units: int, precision: str, slots: int, most_shared: int, *, is_cluster: bool
+) -> Plan | None:
+    """Blocks for layers of ``units`` units, with ``most_shared`` bytes of shared memory each; None
+    if they do not fit.
+
+    Clusters have up to 16 blocks, of which more than 8 are only made if they must. Other blocks
+    have up to 128 threads, one warp for each tensor core, which leaves most to other tiles of the
+    batch.
+    """
+    least = 64 // slots  # units of the smallest block: two warps
+    if is_cluster:
+        counts = [n for n in (1, 2, 4, 8) if units <= 2 * least * n][:1] or [8]
+        layouts = [_layout(units, precision, slots, n, True) for n in (*counts, 16)]
+    else:
+        layouts = [
+            _layout(units, precision, slots, -(-units // size), False)
+            for size in (2 * least, least)
+        ]
+    for layout in layouts:
+        # 256 threads may have 255 registers each.
+        if layout.threads <= 256 and layout.shared(slots) <= most_shared:
+            return layout
+    return None
+
+
+def _layout(units: int, precision: str, slots: int, blocks: int, is_cluster: bool) -> Plan:
+    """The smallest layout on so many blocks."""
+    step = 32 if slots == 1 else 16
+    return Plan(precision, blocks, step * -(-units // (step * blocks)), slots, is_cluster)
 
 
 def word_of(precision: str, part: int) -> Callable:
@@ -165,44 +214,17 @@ def _weight(layout: Plan, word: int) -> str:
     return f"shared[weights + {(word - layout.in_registers) * layout.threads} + t]"
 
 
-def send_of(layout: Plan, gates: int) -> Callable:
-    """Two rows' numbers of a unit, from every thread to every block's shared memory."""
-    shape, blocks = PRECISIONS[layout.precision], layout.blocks
-    row = layout.row(gates)
-    word0, word1 = (word_of(layout.precision, part) for part in (0, shape.parts - 1))
-    pairs, parts = shape.pair == 2, shape.parts
-
-    def send(shared, at, column, q, g, v0, v1, barrier):
-        """``at`` is the buffer, ``column`` that of the unit."""
-        if not pairs:
-            for rank in range(blocks):
-                to = at + 2 * q * row + column
-                store_remote(shared, to, rank, word0(v0, v0), barrier)
-                store_remote(shared, to + row, rank, word0(v1, v1), barrier)
-            return
-        # A word takes two neighbouring units of one row: each lane makes that of one row.
-        theirs = as_float(across(as_bits(v0 if g & 1 else v1)))
-        low = theirs if g & 1 else v0
-        high = v1 if g & 1 else theirs
-        to = at + (2 * q + (g & 1)) * row + (column >> 1)
-        for rank in range(blocks):
-            store_remote(shared, to, rank, word0(low, high), barrier)
-            if parts == 2:
-                store_remote(shared, to + ROWS * row, rank, word1(low, high), barrier)
-
-    return inlined(send)
-
-
 @kernel
 def pack(layout: Plan, first_recurrent: int) -> Kernel:
     """Makes of W_hh what `forward` and `backward` read: zeros for the accumulators before the first
     recurrent one."""
     shape, part, block_units = PRECISIONS[layout.precision], layout.part, layout.block_units
     threads, blocks, words, pair = layout.threads, layout.blocks, layout.words, shape.pair
+    one = layout.slots == 1
     word0, word1 = (word_of(layout.precision, p) for p in (0, shape.parts - 1))
 
     def pack(w: F1, units: I, out: W1):
-        """w is W_hh [4 H, H], out [2, words, blocks, threads]: for `forward`, then for `backward`;
+        """w is W_hh [G H, H], out [2, words, blocks, threads]: for `forward`, then for `backward`;
         a block for each word and rank of the first of these, or of both."""
         t, rank = cuda.threadIdx.x, cuda.blockIdx.x
         backward, at = cuda.blockIdx.y // words, cuda.blockIdx.y % words
@@ -210,7 +232,10 @@ def pack(layout: Plan, first_recurrent: int) -> Kernel:
         warp, g, q = t >> 5, (t & 31) >> 2, t & 3
         chunk, tile, r = i >> 3, (i >> 2) & 1, i & 3
         k = chunk * 8 * pair + pair * (q + 4 * (r >> 1))
-        if backward:  # rows are units, a tile sums over one gate
+        if one:  # rows are units
+            m, gate = rank * block_units + warp * 32 + 16 * tile + 8 * (r & 1) + g, 0
+            first, step = (k * units + m, units) if backward else (m * units + k, 1)
+        elif backward:  # rows are units, a tile sums over one gate
             m = rank * block_units + (warp >> 1) * 16 + g + 8 * (r & 1)
             gate = 2 * (warp & 1) + tile - first_recurrent
             first, step = (gate * units + k) * units + m, units

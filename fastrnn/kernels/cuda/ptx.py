@@ -10,11 +10,15 @@ from numba.core import config
 if config.ENABLE_CUDASIM:
     from .simulated import (
         across,
+        arrive,
         as_bits,
         as_float,
+        await_all,
+        await_copies,
         bf16_pair,
         cluster_rank,
         cluster_sync,
+        copy_later,
         expect,
         grid_sync,
         initialise,
@@ -116,6 +120,13 @@ else:
         "ld.acquire.gpu.u32 $0, [$1];", [_U], [types.CPointer(_U)], pure=False
     )
 
+    # Past the L1 cache, which is not that of who wrote it.
+    _copy_later = _operation(
+        "{ .reg .u64 a; cvta.to.global.u64 a, $1; cp.async.cg.shared.global [$0], [a], 16; }",
+        [], [_U, types.CPointer(_U)], pure=False,
+    )  # fmt: skip
+    await_copies = _operation("cp.async.wait_all;", [], [], pure=False)
+
     # 0 where the condition is 0; a compiler would make a branch of it.
     _load_if = _operation(
         "{ .reg .pred p; .reg .u64 a; setp.ne.u32 p, $2, 0; cvta.to.global.u64 a, $1; "
@@ -147,27 +158,48 @@ else:
     from numba import cuda
 
     @cuda.jit(device=True, inline="always")
-    def grid_sync(barrier):
-        """Wait for all blocks of the grid, of which all must be resident.
+    def arrive(barriers, i, count, is_first):
+        """Come to a barrier of ``count`` blocks, all of which must be resident: what to give to
+        `await_all`.
 
-        ``barrier`` is a number in global memory, and the same for all blocks. Each adds 1 to it;
-        block (0, 0) adds what is missing to 2**31, so the highest bit changes when all have come,
-        the others are 0 again, and the next launch finds the barrier ready.
+        ``barriers[i]`` is in global memory. Each block adds 1 to it, and one, the first, what is
+        missing to 2**31: so the highest bit changes when all have come, the others are 0 again,
+        and whoever comes next finds the barrier ready.
         """
         cuda.syncthreads()
+        before = types.uint32(0)
         if cuda.threadIdx.x == 0:
-            step = types.uint32(1)
-            if cuda.blockIdx.x == 0 and cuda.blockIdx.y == 0:
-                step = types.uint32(0x80000001) - types.uint32(cuda.gridDim.x * cuda.gridDim.y)
-            before = _add_release(barrier, step)
-            while not (before ^ _load_acquire(barrier)) & types.uint32(0x80000000):
+            missing = types.uint32(0x80000001) - types.uint32(count)
+            step = missing if is_first else types.uint32(1)
+            before = _add_release(_element(barriers, i), step)
+        return before
+
+    @cuda.jit(device=True, inline="always")
+    def await_all(barriers, i, before):
+        """Wait until all blocks have come to the barrier."""
+        if cuda.threadIdx.x == 0:
+            at = _element(barriers, i)
+            while not (before ^ _load_acquire(at)) & types.uint32(0x80000000):
                 pass
         cuda.syncthreads()
+
+    @cuda.jit(device=True, inline="always")
+    def grid_sync(barrier):
+        """Wait for all blocks of the grid, of which all must be resident."""
+        count = cuda.gridDim.x * cuda.gridDim.y
+        is_first = cuda.blockIdx.x == 0 and cuda.blockIdx.y == 0
+        await_all(barrier, 0, arrive(barrier, 0, count, is_first))
 
     @cuda.jit(device=True, inline="always")
     def load_if(array, i, condition):
         """``array[i]``, or 0 where the condition is false, without a branch."""
         return _load_if(_element(array, i), types.uint32(condition))
+
+    @cuda.jit(device=True, inline="always")
+    def copy_later(array, i, source, j):
+        """``array[i : i + 4] = source[j : j + 4]`` from global to shared memory, done behind
+        `await_copies`; both i and j are multiples of 4."""
+        _copy_later(_address(array, i), _element(source, j))
 
     # A barrier takes two words of a block's shared memory, the first of which has an even index. It
     # goes from one phase to the next when `expect` was called and as many bytes have come.
@@ -198,11 +230,15 @@ else:
 
 __all__ = [
     "across",
+    "arrive",
     "as_bits",
     "as_float",
+    "await_all",
+    "await_copies",
     "bf16_pair",
     "cluster_rank",
     "cluster_sync",
+    "copy_later",
     "expect",
     "grid_sync",
     "initialise",

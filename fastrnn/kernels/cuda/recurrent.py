@@ -15,13 +15,14 @@ from fastrnn.kernels import unfused
 from fastrnn.kernels.options import StepMasks
 from fastrnn.packed import PackedBatch
 
-from . import cluster, gemm, moves, placement
+from . import gemm, moves, placement, tensor
 from .driver import stream_of
+from .exchange import APART, Groups
 from .fused import ROWS, Columns, Geometry, Loop, Masks, Units, backward_loop, forward_loop
 from .matrix import Matrix, Sizes
 from .memory import (
     DeviceArray,
-    barrier,
+    barriers,
     clear,
     device_view,
     empties,
@@ -82,7 +83,7 @@ def RecurrentWeights(
     """The parameters of one layer, see kernels/backend.py.
 
     The precision is that of products over whole sequences, and of those with ``weight_hh`` in loops
-    on thread-block clusters."""
+    on tensor cores."""
     if cell.program:
         return unfused.UnfusedWeights(cell, parameters, lambda cell, p, _: Ops(cell, p, precision))
     return FusedWeights(cell, parameters, precision)
@@ -98,6 +99,25 @@ def _over_grid(make: Callable[..., Loop], w: FusedWeights, batch: int, masks, *a
     across = min(tiles, most)
     down = max(1, min(-(-batch // ROWS), most // across))
     loop.kernel((across, down), *args, shared=loop.shared)
+
+
+def _on_tensor_cores(kernel, w: FusedWeights, plan: placement.Plan, gates: int, batch: int, *args):
+    """Run a time loop on a cluster, or a group of blocks, for each tile of the batch and direction:
+    groups in several launches if not all can be resident."""
+    tiles, directions, shared = -(-batch // placement.ROWS), w.directions, plan.shared(gates)
+    rows, columns = tiles, directions  # of a launch's grid
+    groups = Groups(barriers(), barriers(), 0, 0)
+    if not plan.is_cluster:
+        most = kernel.most_together(shared, plan.blocks)
+        columns = min(directions, most)
+        rows = min(tiles, most // columns)
+        values = empty(rows * columns * 2 * plan.buffer(gates), np.uint32)
+        groups = groups._replace(values=values, barriers=barriers(most * APART))
+    for direction in range(0, directions, columns):
+        for first in range(0, tiles, rows):
+            grid = min(rows, tiles - first), columns
+            groups = groups._replace(first=first, direction=direction)
+            kernel(grid, *args, groups, shared=shared, cluster=plan.blocks)
 
 
 def _masks(w: FusedWeights, masks: StepMasks | None, d: int, none) -> Masks:
@@ -136,7 +156,7 @@ def _forward(
     plan = None if masks else w.plan(training)
     indices, y_stride = Indices.of(packed), w.directions * w.units
     y = empty((count, y_stride), w.dtype)
-    # A cluster keeps the states of the steps in registers, but for a gradient.
+    # Tensor cores' loops keep the states of the steps in registers, but for a gradient.
     kept = [] if plan and not training else [(w.directions, count, w.units)] * kinds
     gates, *rows = empties(w.dtype, (count, w.gates_stride), *kept)
     states = tuple(rows) or final
@@ -153,21 +173,23 @@ def _forward(
             Columns(y, d * w.units, y_stride), w.units, training,
         )  # fmt: skip
     if plan:
-        cluster.forward(w.cell, plan)(
-            (-(-batch // placement.ROWS), w.directions), w.packed(plan, training=training),
-            w.biases, gates, (initial, states, final), y, _sequences(indices, packed), w.units,
-            training, shared=plan.shared(1), cluster=plan.blocks,
+        _on_tensor_cores(
+            tensor.forward(w.cell, plan), w, plan, 1, batch, w.packed(plan, training=training),
+            w.biases, gates, (initial, states, final), y, _sequences(w, indices, packed), w.units,
+            training,
         )  # fmt: skip
     return y, Tape(x, packed, states, gates, plan, masks) if training else None
 
 
-def _sequences(indices: Indices, packed: PackedBatch) -> cluster.Sequences:
-    return cluster.Sequences(indices.lengths, indices.offsets, packed.batch, packed.size)
+def _sequences(w: FusedWeights, indices: Indices, packed: PackedBatch) -> tensor.Sequences:
+    return tensor.Sequences(
+        indices.lengths, indices.offsets, packed.batch, packed.size, w.directions
+    )  # fmt: skip
 
 
 def _geometry(indices: Indices, packed: PackedBatch, d: int) -> Geometry:
     steps, batch = len(packed.batch_sizes), packed.batch
-    return Geometry(*indices, steps, batch, d == 1, d * batch, barrier())
+    return Geometry(*indices, steps, batch, d == 1, d * batch, barriers())
 
 
 def _project(w: FusedWeights, d: int, w_ih, x, gates) -> None:
@@ -250,10 +272,10 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
     dstate = tuple(empties(w.dtype, *[(w.directions, batch, w.units)] * len(cell.states)))
     grads = []
     if plan:
-        cluster.backward(w.cell, plan)(
-            (-(-batch // placement.ROWS), w.directions), w.packed(plan, training=True), gates,
-            tape.states, dy, dfinal, dstate, _sequences(indices, packed), w.units,
-            shared=plan.shared(4), cluster=plan.blocks,
+        _on_tensor_cores(
+            tensor.backward(w.cell, plan), w, plan, plan.slots, batch,
+            w.packed(plan, training=True), gates, tape.states, dy, dfinal, dstate,
+            _sequences(w, indices, packed), w.units,
         )  # fmt: skip
     for d, (w_ih, w_hh, _, unit) in enumerate(w.by_direction):
         if not plan:

@@ -7,6 +7,7 @@ is a data race: two threads access a number, at least one of them writes, and th
 between the two.
 """
 
+import sys
 import threading
 from collections import defaultdict
 from contextlib import contextmanager
@@ -135,6 +136,7 @@ class _Machine:
         self._calls: dict = defaultdict(int)
         self._threads: dict = {}
         self._arrivals: dict = {}  # by block and index
+        self._copies: dict = defaultdict(list)  # that each thread has begun
         self._ended: list = []  # what threads wait for that has come since
         self._accesses: dict = {}  # what each thread's accesses are recorded as
         self._writes: dict[int, _Access] = {}  # the last one of each number, by its address
@@ -188,6 +190,21 @@ class _Machine:
 
     def sync_cluster(self):
         self._wait(("cluster", self.cluster[0]), self._cluster * self.blockDim.x)
+
+    def arrive(self):
+        """Come to the barrier of my cluster's blocks, to wait for the others later."""
+        self.syncthreads()
+        current = self._current()
+        now = self._accesses[current]
+        self._accesses[current] = now._replace(sent=now.passed[2] + 1)
+
+    def copy_later(self, *copy):
+        self._copies[self._current()].append(copy)
+
+    def await_copies(self):
+        for array, i, source, j in self._copies.pop(self._current(), ()):
+            for k in range(4):
+                array[i + k] = source[j + k]
 
     def sync_grid(self):
         self._wait(("grid",), self.gridDim.x * self.gridDim.y * self.blockDim.x)
@@ -313,22 +330,25 @@ def machine() -> _Machine:
 
 @contextmanager
 def _instead(function, cuda, machine):
-    """Let the kernel's module see ``machine`` where it says ``cuda``."""
+    """Let the kernel and what it calls see ``machine`` where their modules say ``cuda``."""
     global _machine
-    names = [name for name, value in function.__globals__.items() if value is cuda]
+    ours = [vars(m) for name, m in sys.modules.items() if name.startswith(__package__)]
+    scopes = [s for s in (function.__globals__, *ours) if s.get("cuda") is cuda]
     with _lock:
         _machine = machine
-        function.__globals__.update(dict.fromkeys(names, machine))
+        for scope in scopes:
+            scope["cuda"] = machine
         try:
             yield
         finally:
             _machine = None
-            function.__globals__.update(dict.fromkeys(names, cuda))
+            for scope in scopes:
+                scope["cuda"] = cuda
 
 
 def run(function, cuda, grid, block: int, args, shared=0, cluster=1, seed=0) -> None:
-    """Run a kernel on ``grid`` (x, y) blocks; ``shared`` is in bytes, ``cuda`` what its module
-    calls so."""
+    """Run a kernel on ``grid`` (x, y) blocks, of which ``cluster`` belong together; ``shared`` is
+    in bytes, ``cuda`` what its module calls so."""
     grid = _Dim(*grid)
     here = _Machine(grid, _Dim(block), shared, cluster, seed)
     args = [_for_kernel(a) for a in args]
@@ -397,8 +417,26 @@ def wait_for(array, barrier, phase):
     machine().wait_for(barrier, phase)
 
 
+def arrive(barriers, i, count, is_first):
+    machine().arrive()
+    return np.uint32(0)
+
+
+def await_all(barriers, i, before):
+    machine().sync_cluster()
+
+
 def grid_sync(barrier):
     machine().sync_grid()
+
+
+def copy_later(array, i, source, j):
+    assert i % 4 == j % 4 == 0
+    machine().copy_later(array, i, source, j)
+
+
+def await_copies():
+    machine().await_copies()
 
 
 def load_if(array, i, condition):

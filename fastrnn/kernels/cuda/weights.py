@@ -7,13 +7,14 @@ import numpy as np
 
 from fastrnn.cells import Cell
 
-from . import cluster, placement
+from . import placement, tensor
+from .driver import SIMULATED
 from .fused import Bias
 from .launch import has_clusters, most_shared
 from .memory import empty, zero_state
 
-# Which time loop: "grid", "cluster", or None for clusters if the device has them and the layer
-# fits.
+# Which time loop: "cluster" or "group" on tensor cores (tensor.py), "grid" without (fused.py); None
+# for the first of them that the device has and the layer fits.
 loop: str | None = None
 
 
@@ -87,23 +88,28 @@ class FusedWeights:
         return unit
 
     def plan(self, training: bool) -> placement.Plan | None:
-        """How the time loop is laid out on clusters, None for the loop over the grid."""
+        """How the time loop is laid out on clusters or groups, None for the loop over the grid."""
         key = training, loop
         if key not in self._plans:
             self._plans[key] = self._plan(training)
         return self._plans[key]
 
     def _plan(self, training: bool) -> placement.Plan | None:
-        if self.cell not in cluster.ON_CLUSTERS or self.dtype != np.float32 or loop == "grid":
+        if self.cell not in tensor.ON_TENSOR_CORES or self.dtype != np.float32 or loop == "grid":
             return None
-        if loop is None and not has_clusters():
-            return None
-        plan = placement.plan(self.units, self.precision, most_shared())
-        return plan if plan and cluster.fits(self.cell, plan, training) else None
+        there = {"cluster": has_clusters(), "group": not SIMULATED}
+        for kind in (loop,) if loop else (kind for kind, has in there.items() if has):
+            plan = placement.plan(
+                self.units, self.precision, self.cell.accumulators, most_shared(),
+                is_cluster=kind == "cluster",
+            )  # fmt: skip
+            if plan and tensor.most_groups(self.cell, plan, training):
+                return plan
+        return None
 
     def packed(self, layout: placement.Plan, *, training: bool):
-        """W_hh as clusters read it: [D, 2, words, blocks, threads], for the backward pass too if
-        ``training``."""
+        """W_hh as loops on tensor cores read it: [D, 2, words, blocks, threads], for the backward
+        pass too if ``training``."""
         out, has_both = self._packed.get(layout, (None, False))
         if out is None or has_both < training:
             words = layout.words

@@ -19,7 +19,6 @@ from sass import Code, disassembled
 
 from fastrnn.cells import CELLS
 from fastrnn.kernels.cuda import (
-    cluster,
     crf,
     fused,
     gemm,
@@ -28,22 +27,32 @@ from fastrnn.kernels.cuda import (
     optim,
     placement,
     pointwise,
+    tensor,
     unfused,
 )
 from fastrnn.kernels.native.source.build import elementwise_functions
 
 CLUSTERS = ((9, 0), (10, 0), (12, 0))  # have them
-SHARED = {(9, 0): 227, (10, 0): 227, (12, 0): 99}  # KB of shared memory of a block
-# Units, precision and the shared memory that they need: the most that fits in all three and in two.
-LAYOUTS = [
-    (128, "float32", 99), (128, "tf32", 99), (256, "bf16", 99),
-    (256, "float32", 227), (256, "tf32", 227), (512, "bf16", 227),
-]  # fmt: skip
-GRUS = (256, "bf16"), (256, "float32")  # of the GRU, which needs fewer registers
+SHARED = {(8, 0): 163, (9, 0): 227, (10, 0): 227, (12, 0): 99}  # KB of shared memory of a block
 EVERYWHERE = ((8, 0), *CLUSTERS)
+# By cell and whether blocks are clusters: units, precision and the KB of shared memory that they
+# need, the most that fits in all architectures and in some.
+LAYOUTS = {
+    ("lstm", True): [
+        (128, "float32", 99), (128, "tf32", 99), (256, "bf16", 99),
+        (256, "float32", 227), (256, "tf32", 227), (512, "bf16", 227),
+    ],
+    ("gru", True): [(256, "bf16", 99), (256, "float32", 227)],
+    ("rnn_tanh", True): [(256, "bf16", 99), (1024, "bf16", 227)],
+    ("lstm", False): [
+        (256, "float32", 99), (256, "bf16", 99), (512, "tf32", 227), (1024, "bf16", 227),
+    ],
+    ("gru", False): [(512, "bf16", 163)],
+    ("rnn_tanh", False): [(256, "float32", 99)],
+}  # fmt: skip
 SIMPLE = gemm, moves, pointwise, optim, crf, unfused
 # Whose instructions are read, which takes longer than all else.
-LOOKED_AT = re.compile("grid|cluster|product")
+LOOKED_AT = re.compile("grid .* lstm float|cluster|group|product")
 # Sums that are made in float64 on purpose.
 WIDE = {
     "squares_kernel", "gradient_kernel", "viterbi_kernel", "normalise_kernel",
@@ -79,16 +88,26 @@ def kernels():
                     made = make(cell, 256, dtype, keep, masked)
                     assert made.kept == keep
                     yield f"grid {make.__name__} {name}", made.kernel, EVERYWHERE
-    for units, precision, shared in LAYOUTS:
-        made = placement.plan(units, precision, shared << 10)
-        assert made.units == units
-        name = f"{precision}, {units} units, {made.in_registers} of {made.words} words in registers"
-        architectures = [a for a in CLUSTERS if SHARED[a] >= shared]
-        for cell in cluster.ON_CLUSTERS[: 1 + ((units, precision) in GRUS)]:
-            for make in (cluster.forward, cluster.backward):
-                kernel = make(cell, made)
-                yield f"cluster {make.__name__} {cell.name} {name}", kernel, architectures
-        yield f"pack {name}", placement.pack(made, 0), architectures
+    for (name, is_cluster), layouts in LAYOUTS.items():
+        for units, precision, shared in layouts:
+            yield from on_tensor_cores(CELLS[name], units, precision, shared, is_cluster)
+
+
+def on_tensor_cores(cell, units, precision, shared, is_cluster):
+    kind = "cluster" if is_cluster else "group"
+    architectures = [a for a in (CLUSTERS if is_cluster else EVERYWHERE) if SHARED[a] >= shared]
+    made = placement.plan(
+        units, precision, cell.accumulators, shared << 10, is_cluster=is_cluster
+    )  # fmt: skip
+    assert made.units == units
+    what = f"{precision}, {units} units, {made.in_registers} of {made.words} words in registers"
+    for make in (tensor.forward, tensor.backward):
+        yield f"{kind} {make.__name__} {cell.name} {what}", make(cell, made), architectures
+    yield (
+        f"pack {cell.name} {kind} {what}",
+        placement.pack(made, cell.first_recurrent),
+        architectures,
+    )
 
 
 every_kernel = cache(lambda: tuple(kernels()))

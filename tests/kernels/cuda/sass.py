@@ -56,7 +56,9 @@ class Code:
 
     @cached_property
     def steps(self) -> range:
-        """The longest loop: that over the steps."""
+        """The loop over the steps: the longest, or that with the products on tensor cores."""
+        if self.count("HMMA"):
+            return self.hottest
         return max(self.loops, key=len, default=range(0))
 
     @cached_property

@@ -19,13 +19,13 @@ from fastrnn.data.text import UNKNOWN, Chunk, TextStream, Vocabulary
 from fastrnn.kernels.backend import PRECISIONS, get_backend
 from fastrnn.kernels.cuda import (
     blas,
-    cluster,
     driver,
     fused,
     gemm,
     memory,
     placement,
     simulated,
+    tensor,
     weights,
 )  # fmt: skip
 from fastrnn.kernels.cuda.matrix import Matrix, Sizes
@@ -181,26 +181,36 @@ def test_product(rng, sizes, turned, add):
     check_close(memory.to_host(out), a @ b + (c if add else bias), "float64")
 
 
-# Clusters and tensor cores
+# Tensor cores
 
 
-@pytest.mark.parametrize("cell", [cell.name for cell in cluster.ON_CLUSTERS])
-@pytest.mark.parametrize("precision", PRECISIONS["cuda"])
+def small_plan(units, precision, slots, _, *, is_cluster):
+    """Small blocks, so that there are several: 49 units take four, the last nearly empty."""
+    size = 16 if slots == 4 else 32
+    return placement.Plan(precision, -(-units // size), size, slots, is_cluster)
+
+
+@pytest.mark.parametrize(
+    ("cell", "precision"),
+    [
+        (name, precision) for name, cell in RECORDS.items() for precision in PRECISIONS["cuda"]
+        if cell in tensor.ON_TENSOR_CORES and (name != "rnn_relu" or precision == "float32")
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("loop", ["cluster", "group"])
 @pytest.mark.parametrize(
     ("steps", "sizes", "lengths"),
     [
         (1, (2, 3), [1]),
         (3, (2, 16), [3, 2, 3]),
+        # More tiles of the batch than groups of blocks.
         (3, (3, 21), [3, 0, 2, 1, 3, 3, 1, 2, 2, 3]),
-        (2, (2, 33), [2]),
+        (2, (2, 49), [2]),
     ],
 )
-def test_clusters(rng, monkeypatch, precision, cell, steps, sizes, lengths):
-    monkeypatch.setattr(weights, "loop", "cluster")
-    # Small blocks, so that there are several: 33 units take three, the last nearly empty.
-    monkeypatch.setattr(
-        placement, "plan", lambda units, name, _: placement.Plan(name, -(-units // 16), 16)
-    )
+def test_tensor_cores(rng, monkeypatch, loop, precision, cell, steps, sizes, lengths):
+    monkeypatch.setattr(weights, "loop", loop)
+    monkeypatch.setattr(placement, "plan", small_plan)
     ours, oracle = twins(cell, *sizes, bidirectional=precision == "bf16")
     ours.precision = precision
     x, state, dy, dstate = draw(rng, ours, steps, len(lengths))
@@ -213,14 +223,20 @@ def test_clusters(rng, monkeypatch, precision, cell, steps, sizes, lengths):
 
 
 def test_plans():
-    room = 227 << 10
-    made = placement.plan(256, "bf16", room)
+    def plan(units, precision, slots=4, room=227, *, is_cluster=True):
+        return placement.plan(units, precision, slots, room << 10, is_cluster=is_cluster)
+
+    made = plan(256, "bf16")
     assert (made.blocks, made.block_units, made.words) == (8, 32, 128)
-    assert placement.plan(1, "float32", room).units == 16
-    assert (
-        placement.plan(513, "bf16", room) is None and placement.plan(320, "float32", room) is None
-    )
-    assert placement.plan(256, "float32", 99 << 10) is None
+    assert plan(1, "float32").units == 16
+    assert plan(513, "bf16") is None and plan(320, "float32") is None
+    assert plan(256, "float32", room=99) is None
+    made = plan(1024, "bf16", 1)  # too much for 8 blocks
+    assert (made.blocks, made.block_units, made.threads) == (16, 64, 64)
+    assert plan(256, "bf16", 1).blocks == 2
+    for units, blocks in ((512, 16), (1024, 64)):
+        assert plan(units, "bf16", is_cluster=False).blocks == blocks
+    assert plan(2000, "bf16", is_cluster=False) is None
     assert set(placement.PRECISIONS) == set(PRECISIONS["cuda"])
     with pytest.raises(
         ValueError, match="precision must be one of float32, tf32, bf16; got 'int8'"
@@ -329,8 +345,8 @@ def test_with_the_tiles_of_a_gpu():
     if not driver.SMALL:
         pytest.skip("these are the tiles of a GPU")
     chosen = (
-        "clusters and 3-sizes1 or test_product and sizes1 or one_hot and (lstm] or gru] or norm) "
-        "or test_loss or optimizers or crf or test_embedding or dropout_is"
+        "tensor_cores and 3-sizes1 and not relu or test_product and sizes1 or test_loss or crf "
+        "or one_hot and (lstm] or gru] or norm) or optimizers or test_embedding or dropout_is"
     )
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen],
