@@ -18,10 +18,10 @@ needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
 CORPORA = Path(__file__).parents[2] / "shared" / "data"
 
 # Largest difference from the float64 judge, relative to the judge's largest number (or to 1): by
-# dtype, and by the precision of products on thread-block clusters.
+# dtype, and by the precision of products in loops on tensor cores.
 TOLERANCE = {
     "float32": 2e-5, "float64": 1e-11,
-    "clusters, float32": 2e-5, "clusters, tf32": 2e-3, "clusters, bf16": 2e-2,
+    "tensor cores, float32": 2e-5, "tensor cores, tf32": 2e-3, "tensor cores, bf16": 2e-2,
 }  # fmt: skip
 
 

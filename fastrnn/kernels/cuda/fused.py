@@ -18,11 +18,12 @@ from fastrnn.kernels.unrolled import statements, tuple_function, with_first
 
 from .driver import SMALL
 from .equations import compiled
-from .launch import Kernel, inlined, kernel
+from .launch import Kernel, index, inlined, kernel
 from .ptx import grid_sync
 
-# Rows of a tile, a thread's share of them, and the depth of what is read at once.
-ROWS, SHARE, DEPTH = (4, 2, 3) if SMALL else (32, 2, 32)
+# Rows of a tile, a thread's share of them, the depth of what is read at once, and how much of it is
+# unrolled.
+ROWS, SHARE, DEPTH, FEW = (4, 2, 6, 3) if SMALL else (32, 2, 32, 8)
 SHARED = 300 if SMALL else 48 << 10  # bytes that a block may have
 
 
@@ -81,14 +82,26 @@ class Loop(NamedTuple):
 @cache
 def _multiply(columns: int):
     """``sums[i, j] += sum over k < count of tile[row i, k] * weights[k, j]`` in shared memory."""
-    share = SHARE
+    share, depth, few = SHARE, DEPTH, FEW
+
+    def add(shared, tile, tile_stride, weights, sums):
+        for i in range(share):
+            x = shared[tile + i * tile_stride]
+            for j in range(columns):
+                sums[i, j] += x * shared[weights + j]
+
+    add = inlined(add)
 
     def multiply(shared, tile, tile_stride, weights, weights_stride, count, sums):
-        for k in range(count):
-            for i in range(share):
-                x = shared[tile + i * tile_stride + k]
-                for j in range(columns):
-                    sums[i, j] += x * shared[weights + k * weights_stride + j]
+        if count == depth:  # almost always
+            for k in range(0, depth, few):
+                first, second = index(tile + k), index(weights + k * weights_stride)
+                for i in range(few):
+                    add(shared, first + i, tile_stride, second + i * weights_stride, sums)
+        else:
+            for k in range(count):
+                first, second = index(tile + k), index(weights + k * weights_stride)
+                add(shared, first, tile_stride, second, sums)
 
     return inlined(multiply)
 
@@ -196,7 +209,7 @@ def _forward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool)
         batch_sizes, offsets, lengths, steps, batch, reverse, first, barrier = geometry
         h = states[0]
         shared = cuda.shared.array(0, dtype)
-        t = cuda.threadIdx.x
+        t = index(cuda.threadIdx.x)
         unit, row = t % block_units, t // block_units * share
         sums = cuda.local.array((share, of_h), dtype)
         z = cuda.local.array(slots, dtype)
@@ -207,7 +220,7 @@ def _forward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool)
                 v = real(0)
                 if u < units:
                     v = w[(j % of_h * units + u) * units + k]
-                shared[tile_size + k * columns + j] = v
+                shared[index(tile_size + k * columns + j)] = v
         for u0 in range(cuda.blockIdx.x * block_units, units, cuda.gridDim.x * block_units):
             for r0 in range(cuda.blockIdx.y * height, batch, cuda.gridDim.y * height):
                 u = u0 + unit
@@ -243,7 +256,7 @@ def _forward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool)
                             v = real(0)
                             if r0 + r < active and k < count:
                                 v = h[(here + r0 + r) * units + k0 + k]
-                            shared[r * tile_stride + k] = v
+                            shared[index(r * tile_stride + k)] = v
                         if not kept:
                             for q in range(t, depth * columns, threads):
                                 k, j = q % depth, q // depth
@@ -251,7 +264,7 @@ def _forward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool)
                                 v = real(0)
                                 if u < units and k < count:
                                     v = w[(j % of_h * units + u) * units + k0 + k]
-                                shared[tile_size + k * columns + j] = v
+                                shared[index(tile_size + k * columns + j)] = v
                         cuda.syncthreads()
                         at = tile_size + unit * of_h + (k0 * columns if kept else 0)
                         multiply(shared, row * tile_stride, tile_stride, at, columns, count, sums)
@@ -320,7 +333,7 @@ def _backward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool
         batch_sizes, offsets, _, steps, batch, reverse, first, barrier = geometry
         dh = dstates[0]
         shared = cuda.shared.array(0, dtype)
-        t = cuda.threadIdx.x
+        t = index(cuda.threadIdx.x)
         inner = of_h * units
         unit, row = t % block_units, t // block_units * share
         sums = cuda.local.array((share, 1), dtype)
@@ -330,7 +343,7 @@ def _backward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool
                 v = real(0)
                 if u < units:
                     v = w[q // block_units * units + u]
-                shared[tile_size + q] = v
+                shared[index(tile_size + q)] = v
         for u0 in range(cuda.blockIdx.x * block_units, units, cuda.gridDim.x * block_units):
             for r0 in range(cuda.blockIdx.y * height, batch, cuda.gridDim.y * height):
                 for i in range(share):
@@ -360,14 +373,14 @@ def _backward(cell: Cell, dtype, block_units: int, kept: bool, regularised: bool
                             if r0 + r < had and k < count:
                                 at = gates.offset + (later + r0 + r) * gates.stride
                                 v = gates.values[at + first_recurrent * units + k0 + k]
-                            shared[r * tile_stride + k] = v
+                            shared[index(r * tile_stride + k)] = v
                         if not kept:
                             for q in range(t, depth * block_units, threads):
                                 u, k = u0 + q % block_units, q // block_units
                                 v = real(0)
                                 if u < units and k < count:
                                     v = w[(k0 + k) * units + u]
-                                shared[tile_size + q] = v
+                                shared[index(tile_size + q)] = v
                         cuda.syncthreads()
                         at = tile_size + unit + (k0 * block_units if kept else 0)
                         multiply(

@@ -12,7 +12,7 @@ from fastrnn.kernels.signature import F1, I1, I
 
 from . import blas
 from .driver import SMALL
-from .launch import Kernel, kernel, over
+from .launch import Kernel, index, kernel, over
 from .matrix import Matrix, Sizes
 from .memory import empty, to_device
 
@@ -49,18 +49,19 @@ def product_kernel(dtype) -> Kernel:
                 v = real(0)
                 if i0 + i < rows and k0 + k < inner:
                     v = a.values[a.offset + (i0 + i) * a.row + (k0 + k) * a.column]
-                shared[k * row + i] = v
+                shared[index(k * row + i)] = v
                 j, k = (q % tile, q // tile) if b.column == 1 else (q // depth, q % depth)
                 v = real(0)
                 if j0 + j < columns and k0 + k < inner:
                     v = b.values[b.offset + (k0 + k) * b.row + (j0 + j) * b.column]
-                shared[(depth + k) * row + j] = v
+                shared[index((depth + k) * row + j)] = v
             cuda.syncthreads()
             for k in range(depth):
+                at_a, at_b = index(k * row + ti), index((depth + k) * row + tj)
                 for i in range(share):
-                    x = shared[k * row + ti + i * side]
+                    x = shared[at_a + i * side]
                     for j in range(share):
-                        sums[i, j] += x * shared[(depth + k) * row + tj + j * side]
+                        sums[i, j] += x * shared[at_b + j * side]
         for i in range(share):
             for j in range(share):
                 p, q = i0 + ti + i * side, j0 + tj + j * side

@@ -254,3 +254,11 @@ def over(count: int, block: int) -> tuple[int, int]:
 def inlined(function):
     """A function for kernels to call, compiled into them."""
     return function if SIMULATED else cuda.jit(function, device=True, inline="always")
+
+
+@inlined
+def index(i):
+    """i, as an index of an array in shared memory that is not negative. Numba adds the instructions
+    that count from the end where the compiler cannot know that; pointers to global memory have
+    none."""
+    return i if SIMULATED else i & 0xFFFFF

@@ -80,11 +80,11 @@ class Plan(NamedTuple):
 
     @property
     def in_registers(self) -> int:
-        if self.words <= REGISTERS:
-            return self.words
-        # Addresses in shared memory take some, and so does what is known of four units.
-        sixteenths = 3 if self.slots == 1 else 1 if self.is_cluster else 2
-        return REGISTERS - sixteenths * REGISTERS // 16
+        if self.slots == 1:  # what is known of four units takes some
+            return min(self.words, 13 * REGISTERS // 16)
+        # So do addresses in shared memory.
+        less = 1 if self.is_cluster else 2
+        return self.words if self.words <= REGISTERS else REGISTERS - less * REGISTERS // 16
 
     def row(self, gates: int) -> int:
         """Words of a row of what is exchanged; 4 more, so that 8 rows are in different banks."""

@@ -104,6 +104,8 @@ def _over_grid(make: Callable[..., Loop], w: FusedWeights, batch: int, masks, *a
 def _on_tensor_cores(kernel, w: FusedWeights, plan: placement.Plan, gates: int, batch: int, *args):
     """Run a time loop on a cluster, or a group of blocks, for each tile of the batch and direction:
     groups in several launches if not all can be resident."""
+    if not batch:
+        return
     tiles, directions, shared = -(-batch // placement.ROWS), w.directions, plan.shared(gates)
     rows, columns = tiles, directions  # of a launch's grid
     groups = Groups(barriers(), barriers(), 0, 0)

@@ -22,7 +22,7 @@ from . import ptx
 from .equations import compiled
 from .exchange import Groups, exchange_of
 from .fused import Bias, tuples_of
-from .launch import CLUSTERS, Kernel, inlined, kernel
+from .launch import CLUSTERS, Kernel, index, inlined, kernel
 from .placement import PRECISIONS, ROWS, Plan, product_of, word_of
 from .ptx import as_bits, as_float, load_if
 
@@ -136,7 +136,7 @@ def forward(cell: Cell, layout: Plan) -> Kernel:
         held, new = cuda.local.array(held_size, float32), cuda.local.array(held_size, float32)
         unit_bias = cuda.local.array(4, float32)
         own_length = cuda.local.array(both, int32)
-        t, rank = cuda.threadIdx.x, my_rank()
+        t, rank = index(cuda.threadIdx.x), my_rank()
         warp, g, q = t >> 5, (t & 31) >> 2, t & 3
         column = rank * block_units + warp * 8 * own + g  # my first unit
         d, b0 = (
@@ -300,7 +300,7 @@ def backward(cell: Cell, layout: Plan) -> Kernel:
         held = cuda.local.array(held_size, float32)
         dz = cuda.local.array(8, float32)
         own_length = cuda.local.array(both, int32)
-        t, rank = cuda.threadIdx.x, my_rank()
+        t, rank = index(cuda.threadIdx.x), my_rank()
         warp, g, q = t >> 5, (t & 31) >> 2, t & 3
         column = rank * block_units + warp * 8 * own + g  # my first unit
         second = warp & 1  # of two warps that share 16 units: it has the last two gates
