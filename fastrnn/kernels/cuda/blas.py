@@ -101,4 +101,4 @@ def product(a: Matrix, b: Matrix, out: Matrix, sizes: Sizes, add: bool, tf32: bo
             out.values.pointer + out.offset * size, kind, out.row, compute, _DEFAULT,
         )  # fmt: skip
         _check("cublasGemmEx", status)
-        device.finish("cublasGemmEx", on)
+        device.begun("cublasGemmEx", on, (a.values, b.values, out.values))

@@ -7,6 +7,7 @@ for it. So all kernels share one barrier, and freed memory can be used again at 
 
 import os
 import threading
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache, cached_property
 from typing import Any
@@ -22,11 +23,19 @@ _DEFAULTS = 0, 2  # how others call it, or a thread's own default stream, which 
 SYNCHRONOUS = os.environ.get("FASTRNN_CUDA_SYNC", "") not in ("", "0")
 
 
+# What a CUDA graph can hold: it has no part in the host.
+_CAPTURED = "cuMemcpyDtoDAsync", "cuMemsetD8Async"
+
+# ``bytes -> (owner, address)``: other memory than this package's own, while ``owner`` lives.
+Allocate = Callable[[int], tuple[Any, int]]
+
+
 class _Thread(threading.local):
     """Each thread's stream, and the device that this package made current in it."""
 
     stream = LEGACY
     device: "Device | None" = None
+    allocate: Allocate | None = None  # while the stream is being captured, see `stream_of`
 
 
 _here = _Thread()
@@ -35,6 +44,11 @@ _here = _Thread()
 def stream() -> int:
     """The handle of this thread's current stream."""
     return _here.stream
+
+
+def captured() -> Allocate | None:
+    """Where memory comes from while this thread's stream is being captured into a CUDA graph."""
+    return _here.allocate
 
 
 @cache
@@ -79,6 +93,7 @@ class Device:
         self._last: int | None = LEGACY  # the stream that was used last; None: see `leave`
         self._free: dict[tuple[int, int], list[int]] = {}  # blocks of memory by stream and size
         self._held = 0  # bytes of all blocks
+        self._kept: set[Any] = set()  # of these, what graphs use
 
     def __repr__(self) -> str:
         return f"device {self.ordinal}"
@@ -129,9 +144,11 @@ class Device:
         return _here.stream if _here.device is self else LEGACY
 
     def order(self) -> int:
-        """The stream to queue something on, after all that was queued before; inside `current`."""
+        """The stream to queue something on, after all that was queued before; inside `current`.
+
+        A graph does not wait for what comes before it: who launches it sees to that."""
         on = self.stream()
-        if on != self._last:
+        if on != self._last and not _here.allocate:
             if self._last is not None:
                 driver_call("cuEventRecord", self._event, self._last)
             driver_call("cuStreamWaitEvent", on, self._event, 0)
@@ -140,6 +157,8 @@ class Device:
 
     def after(self, stream: int) -> None:
         """Make what is queued from now on wait for what others have queued on a stream."""
+        if _here.allocate:
+            return
         with self.current():
             on, stream = self.order(), LEGACY if stream in _DEFAULTS else stream
             if stream != on:
@@ -159,13 +178,29 @@ class Device:
             return self.order()
 
     def queue(self, function: str, *args) -> None:
-        """Call a function of the driver whose last argument is the stream."""
+        """Call a function of the driver whose last argument is the stream.
+
+        Raises
+        ------
+        RuntimeError
+            It fails, or cannot be part of the graph that the stream is being captured into.
+        """
+        if _here.allocate and function not in _CAPTURED:
+            raise RuntimeError(
+                f"{function} cannot be part of a CUDA graph: make the same call once before it is "
+                "captured, with arrays on the device and without lengths"
+            )
         with self.current():
             driver_call(function, *args, self.order())
 
-    def finish(self, kernel: str, on: int) -> None:
-        """Wait for a kernel if errors are to be known as its own; inside `current`."""
-        if SYNCHRONOUS:
+    def begun(self, kernel: str, on: int, arrays: Iterable) -> None:
+        """Called with each kernel and what it uses when it was queued; inside `current`.
+
+        Waits for it if errors are to be known as its own. What a graph uses stays allocated, as
+        nobody says when the graph is gone."""
+        if _here.allocate:
+            self._kept.update(a.memory for a in arrays if a.memory.is_own)
+        elif SYNCHRONOUS:
             try:
                 driver_call("cuStreamSynchronize", on)
             except RuntimeError as error:
@@ -306,39 +341,55 @@ def _place(x: Any) -> tuple[Device, int]:
     return here(), 0
 
 
+def _by_pytorch(x: Any) -> Allocate:
+    """Memory of PyTorch, which keeps what is allocated while a graph is captured for the graph."""
+    if type(x).__module__.partition(".")[0] != "torch":
+        raise RuntimeError(
+            "the current stream is being captured into a CUDA graph, which needs tensors of "
+            "PyTorch, as its allocator keeps the graph's memory"
+        )
+    import torch
+
+    def allocate(size: int) -> tuple[Any, int]:
+        out = torch.empty(size, dtype=torch.uint8, device=x.device)
+        return out, out.data_ptr()
+
+    return allocate
+
+
 class stream_of:
     """A context in which everything is queued on the device of x and the current stream of its
     package; on the current device and the default stream if x is on the host.
 
+    If that stream is being captured into a CUDA graph, memory comes from PyTorch, which keeps it
+    for the graph.
+
     Raises
     ------
     RuntimeError
-        That stream is being captured into a graph.
+        It is being captured, and x is not PyTorch's.
     """
 
-    __slots__ = ("_before", "_chosen", "_outer")
+    __slots__ = ("_allocate", "_before", "_chosen", "_outer")
 
     def __init__(self, x: Any):
         if SIMULATED:
             return
         chosen, handle = _place(x)
         handle = LEGACY if handle in _DEFAULTS else handle
+        self._chosen, self._allocate = (chosen, handle), None
         if handle != LEGACY and int(driver_call("cuStreamIsCapturing", handle)):
-            raise RuntimeError(
-                "the current stream is being captured into a CUDA graph, which cannot hold this "
-                "package's work: its memory is used again after each call"
-            )
-        self._chosen = chosen, handle
+            self._allocate = _by_pytorch(x)
 
     def __enter__(self) -> None:
         if SIMULATED:
             return
-        self._outer = _here.device, _here.stream
+        self._outer = _here.device, _here.stream, _here.allocate
         chosen, handle = self._chosen
         self._before = int(driver_call("cuCtxGetCurrent"))
         if self._before != chosen.context:
             driver_call("cuCtxSetCurrent", chosen.context)
-        _here.device, _here.stream = chosen, handle
+        _here.device, _here.stream, _here.allocate = chosen, handle, self._allocate
 
     def __exit__(self, *error) -> None:
         if SIMULATED:
@@ -348,6 +399,6 @@ class stream_of:
             if handle != self._outer[1]:
                 chosen.leave(handle)
         finally:
-            _here.device, _here.stream = self._outer
+            _here.device, _here.stream, _here.allocate = self._outer
             if self._before not in (0, chosen.context):
                 driver_call("cuCtxSetCurrent", self._before)

@@ -96,7 +96,8 @@ class Kernel:
             grid = grid[0] * cluster, grid[1]
             simulated.run(self.function, cuda, grid, self.block, args, shared, cluster)
             return
-        device = self._device_of(args)
+        arrays = self.arguments.arrays(args)
+        device = self._device_of(arrays)
         with device.current():
             on = device.order()
             loaded = _loaded(self, device, shared > _DEFAULT_SHARED)
@@ -110,11 +111,10 @@ class Kernel:
                     driver_call("cuLaunchCooperativeKernel", loaded, *size)
                 else:
                     driver_call("cuLaunchKernel", loaded, *size, 0)
-            device.finish(self.name, on)
+            device.begun(self.name, on, arrays)
 
-    def _device_of(self, args) -> Device:
+    def _device_of(self, arrays) -> Device:
         """The one that all arrays are on."""
-        arrays = self.arguments.arrays(args)
         device = arrays[0].device
         for array in arrays:
             if array.device is not device:

@@ -16,6 +16,7 @@ class _Memory:
     """A block of a device's memory, returned when nothing refers to it any more."""
 
     __slots__ = ("device", "pointer", "size", "stream")
+    is_own = True
 
     def __init__(self, device: driver.Device, size: int):
         size, self.stream = driver.rounded(size), device.stream()
@@ -29,6 +30,8 @@ class _Memory:
 
 class _Foreign:
     """Memory of another package, kept alive by ``owner``."""
+
+    is_own = False
 
     def __init__(self, owner, pointer: int):
         self.owner, self.pointer = owner, pointer
@@ -52,10 +55,10 @@ class DeviceArray:
     the CUDA array interface.
     """
 
-    __slots__ = ("_at", "_memory", "device", "dtype", "pointer", "shape")
+    __slots__ = ("_at", "device", "dtype", "memory", "pointer", "shape")
 
     def __init__(self, memory, at: int, shape: tuple[int, ...], dtype: np.dtype):
-        self._memory, self._at, self.shape, self.dtype = memory, at, shape, dtype
+        self.memory, self._at, self.shape, self.dtype = memory, at, shape, dtype
         self.device, self.pointer = memory.device, memory.pointer + at * dtype.itemsize
 
     @property
@@ -75,7 +78,7 @@ class DeviceArray:
             shape = tuple(self.size // known if n == -1 else n for n in shape)
         if math.prod(shape) != self.size:
             raise ValueError(f"{self.shape} cannot become {shape}")
-        return DeviceArray(self._memory, self._at, shape, self.dtype)
+        return DeviceArray(self.memory, self._at, shape, self.dtype)
 
     def __getitem__(self, key) -> "DeviceArray":
         count, inner = self.shape[0], self.shape[1:]
@@ -86,7 +89,7 @@ class DeviceArray:
         else:
             first = range(count)[key]
         at = self._at + first * math.prod(self.shape[1:])
-        return DeviceArray(self._memory, at, inner, self.dtype)
+        return DeviceArray(self.memory, at, inner, self.dtype)
 
     def __setitem__(self, key: slice, value) -> None:
         """Copy an array of the host or the device into a part."""
@@ -107,7 +110,7 @@ class DeviceArray:
     @property
     def flat(self) -> np.ndarray:
         """The NumPy array that a kernel is given in the simulation."""
-        return self._memory.array[self._at : self._at + self.size]
+        return self.memory.array[self._at : self._at + self.size]
 
     def copy_to_host(self) -> np.ndarray:
         """A NumPy array, after everything that was queued before is done."""
@@ -138,10 +141,13 @@ class DeviceArray:
 def empty(shape, dtype) -> DeviceArray:
     """Uninitialised memory."""
     shape, dtype = (shape,) if isinstance(shape, int) else tuple(shape), np.dtype(dtype)
+    count, allocate = math.prod(shape), driver.captured()
     if SIMULATED:
-        memory: Any = _Simulated(simulated.new(math.prod(shape), dtype))
+        memory: Any = _Simulated(simulated.new(count, dtype))
+    elif allocate:
+        memory = _Foreign(*allocate(count * dtype.itemsize))
     else:
-        memory = _Memory(driver.here(), math.prod(shape) * dtype.itemsize)
+        memory = _Memory(driver.here(), count * dtype.itemsize)
     return DeviceArray(memory, 0, shape, dtype)
 
 
@@ -151,7 +157,7 @@ def empties(dtype, *shapes: tuple[int, ...]) -> list[DeviceArray]:
     for shape in shapes:
         places.append(at)
         at += -(-math.prod(shape) // _ALIGNED) * _ALIGNED
-    memory = empty(at, dtype)._memory
+    memory = empty(at, dtype).memory
     return [DeviceArray(memory, at, shape, dtype) for at, shape in zip(places, shapes, strict=True)]
 
 
@@ -211,13 +217,15 @@ def _kept_zeros(shape, dtype, device) -> DeviceArray:
 
 
 def zero_state(shape, dtype) -> DeviceArray:
-    """Zeros that are only read: the same array for all who ask."""
+    """Zeros that are only read: the same array for all who ask, but for graphs."""
+    if driver.captured():
+        return zeros(shape, dtype)
     return _kept_zeros(tuple(shape), np.dtype(dtype), here())
 
 
 def barriers(count: int = 1) -> DeviceArray:
     """What blocks wait at, see ptx.py; kernels leave it ready for the next."""
-    return _kept_zeros((count,), np.dtype(np.uint32), here())
+    return zero_state((count,), np.uint32)
 
 
 def here():

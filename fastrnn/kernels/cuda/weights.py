@@ -8,7 +8,7 @@ import numpy as np
 from fastrnn.cells import Cell
 
 from . import placement, tensor
-from .driver import SIMULATED
+from .driver import SIMULATED, captured
 from .fused import Bias
 from .launch import has_clusters, most_shared
 from .memory import empty, zero_state
@@ -111,14 +111,15 @@ class FusedWeights:
         """W_hh as loops on tensor cores read it: [D, 2, words, blocks, threads], for the backward
         pass too if ``training``."""
         out, has_both = self._packed.get(layout, (None, False))
-        if out is None or has_both < training:
+        if out is None or has_both < training or captured():  # graphs have changed weights, too
             words = layout.words
             out = empty((self.directions, 2, words, layout.blocks, layout.threads), np.uint32)
             grid = layout.blocks, words * (2 if training else 1)
             pack = placement.pack(layout, self.cell.first_recurrent)
             for d, of in enumerate(self.by_direction):
                 pack(grid, of.weight_hh, self.units, out[d])
-            self._packed[layout] = out, training
+            if not captured():
+                self._packed[layout] = out, training
         return out
 
     @property

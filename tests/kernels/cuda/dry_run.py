@@ -16,6 +16,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import numpy as np
 
@@ -232,7 +234,70 @@ def check_streams() -> None:
         recorded = what == "record"
     assert Counter(what for what, _, _ in operations)["after"] > 2
     fake.fake_capture(ctypes.c_uint64(0x7000))
-    refused(RuntimeError, "is being captured", lambda: layer(inputs[0]))
+    refused(RuntimeError, "needs tensors of PyTorch", lambda: layer(inputs[0]))
+    fake.fake_capture(ctypes.c_uint64(0))
+
+
+class Tensor(Described):
+    """PyTorch's, as far as it is looked at."""
+
+    __module__ = "torch"
+    is_cuda, dtype, device = True, np.dtype("float32"), SimpleNamespace(index=0)
+
+    def __init__(self, array: memory.DeviceArray):
+        super().__init__(array)
+        self.shape = array.shape
+
+    def data_ptr(self) -> int:
+        return self.array.pointer
+
+
+def pytorch(blocks: list[memory.DeviceArray]) -> SimpleNamespace:
+    """The package, whose memory are the ``blocks``."""
+
+    def empty(size: int, dtype, device) -> Tensor:
+        assert size <= blocks[-1].nbytes
+        return Tensor(blocks.pop())
+
+    stream = SimpleNamespace(cuda_stream=0x7000)
+    cuda = SimpleNamespace(current_stream=lambda device: stream)
+    return SimpleNamespace(
+        cuda=cuda, uint8=np.uint8, empty=empty, as_tensor=lambda array, device: array
+    )
+
+
+def check_graphs() -> None:
+    """What is captured needs nothing of the host, and has its memory for itself."""
+    device = driver.here()
+    blocks = [memory.empty(1 << 18, np.uint8) for _ in range(100)]
+    sys.modules["torch"] = cast(ModuleType, pytorch(blocks))
+    for cell, precision in (fastrnn.LSTM, "bf16"), (fastrnn.GRU, "float32"):
+        check_graph(cell(4, 64, 2, precision=precision, bidirectional=True, backend="cuda"))
+    kept = {block.pointer for block in device._kept}
+    gc.collect()
+    taken = [memory.empty(size, np.uint8) for size in (24, 512, 4096) for _ in range(64)]
+    assert kept and kept.isdisjoint(a.pointer for a in taken)
+    device._kept.clear()
+    del sys.modules["torch"]
+
+
+def check_graph(layer) -> None:
+    x, dy = Tensor(there(3, 2, 4)), Tensor(there(3, 2, 128))
+
+    def step():
+        _, _, tape = layer.forward(x)
+        layer.backward(tape, dy)
+
+    def dropping():
+        fastrnn.Dropout(0.5, backend="cuda").forward(x)
+
+    step()
+    fake.fake_capture(ctypes.c_uint64(0x7000))
+    count = queued(step)
+    assert count["launch"] > 20 and count.keys() <= {"launch", "clear", "copy"}, count
+    assert {stream for _, stream, _ in operations} == {0x7000}
+    refused(RuntimeError, "cuMemcpyHtoDAsync cannot be part", lambda: layer(x, lengths=[2, 3]))
+    refused(RuntimeError, "dropout cannot be part", dropping)
     fake.fake_capture(ctypes.c_uint64(0))
 
 
@@ -349,6 +414,7 @@ def main() -> None:
     check_pool()
     check_devices()
     check_streams()
+    check_graphs()
     check_arrays_of_others()
     check_current()
     check_room()

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_SUPPORTED = 801, DEVICES = 2 };
+enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NOT_SUPPORTED = 801, NOT_CAPTURED = 900, DEVICES = 2 };
 typedef int result;
 typedef uint64_t pointer;
 
@@ -67,6 +67,8 @@ result cuCtxGetId(uintptr_t c, uint64_t *id) { return *id = c, OK; }
 /* Memory: a block begins with its size and its device. */
 typedef struct { uint64_t size, device; } head;
 result cuMemAlloc(pointer *out, size_t size) {
+    if (capturing)
+        return NOT_CAPTURED;
     head *block = size <= memory_left ? malloc(sizeof(head) + size) : NULL;
     if (!block)
         return OUT_OF_MEMORY;
@@ -100,8 +102,12 @@ static result copy(pointer to, pointer from, size_t size, uint64_t stream) {
     report("copy", stream, size, NULL);
     return OK;
 }
-result cuMemcpyHtoDAsync(pointer to, void *from, size_t n, uint64_t s) { return copy(to, (pointer)from, n, s); }
-result cuMemcpyDtoHAsync(void *to, pointer from, size_t n, uint64_t s) { return copy((pointer)to, from, n, s); }
+result cuMemcpyHtoDAsync(pointer to, void *from, size_t n, uint64_t s) {
+    return capturing == s ? NOT_CAPTURED : copy(to, (pointer)from, n, s);
+}
+result cuMemcpyDtoHAsync(void *to, pointer from, size_t n, uint64_t s) {
+    return capturing == s ? NOT_CAPTURED : copy((pointer)to, from, n, s);
+}
 result cuMemcpyDtoDAsync(pointer to, pointer from, size_t n, uint64_t s) { return copy(to, from, n, s); }
 result cuMemsetD8Async(pointer to, unsigned char value, size_t size, uint64_t stream) {
     memset((void *)to, value, size);
@@ -113,14 +119,16 @@ result cuMemsetD8Async(pointer to, unsigned char value, size_t size, uint64_t st
 result cuStreamIsCapturing(uint64_t stream, int *status) { return *status = stream == capturing, OK; }
 result cuStreamSynchronize(uint64_t stream) {
     result error = failure;
-    return failure = OK, report("wait", stream, 0, NULL), error;
+    return failure = OK, report("wait", stream, 0, NULL), capturing == stream ? NOT_CAPTURED : error;
 }
 result cuEventCreate(uintptr_t *event, unsigned flags) { return *event = 1, OK; }
 result cuEventSynchronize(uintptr_t event) { return OK; }
 result cuEventElapsedTime(float *ms, uintptr_t a, uintptr_t b) { return *ms = 1, OK; }
 result cuEventDestroy(uintptr_t event) { return OK; }
 result cuEventRecord(uintptr_t event, uint64_t stream) { return report("record", stream, 0, NULL), OK; }
-result cuStreamWaitEvent(uint64_t stream, uintptr_t event, unsigned flags) { return report("after", stream, 0, NULL), OK; }
+result cuStreamWaitEvent(uint64_t stream, uintptr_t event, unsigned flags) {
+    return report("after", stream, 0, NULL), capturing == stream ? NOT_CAPTURED : OK;
+}
 
 /* Kernels: what is loaded is known by the name of its entry. */
 result cuLibraryLoadData(char **library, const void *code, void *o, void *v, unsigned n, void *lo, void *lv, unsigned ln) {

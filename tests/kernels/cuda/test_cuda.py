@@ -215,8 +215,9 @@ def test_tensor_cores(rng, monkeypatch, loop, precision, cell, steps, sizes, len
     ours.precision = precision
     x, state, dy, dstate = draw(rng, ours, steps, len(lengths))
     got = everything(ours, x, state, lengths, dy, dstate)
+    tolerance = TOLERANCE[f"tensor cores, {precision}"]
     for name, wanted in everything(oracle, x, state, lengths, dy, dstate).items():
-        assert difference(got[name], wanted, least=1.0) < TOLERANCE[f"tensor cores, {precision}"], name
+        assert difference(got[name], wanted, least=1.0) < tolerance, name
     assert np.array_equal(got["y"], ours(x, state, lengths)[0])  # inference
     monkeypatch.setattr(weights, "loop", "grid")
     assert not np.array_equal(got["y"], ours(x, state, lengths)[0])
@@ -514,7 +515,7 @@ def test_device_arrays_in_device_arrays_out(rng, cell, batch_first, lengths):
     for name in got:
         assert np.array_equal(here(got[name]), wanted[name]), name
     for a, b in itertools.combinations(got.values(), 2):  # a caller may change one in place
-        assert a._memory is not b._memory or a._at + a.size <= b._at or b._at + b.size <= a._at
+        assert a.memory is not b.memory or a._at + a.size <= b._at or b._at + b.size <= a._at
     # A state from the host may go with an x on the device; the third call is one by a plan.
     for start in (state, of_states(np.ndarray.tolist, state), there(state), there(state)):
         y, _ = layer(there(x), start, lengths)
