@@ -74,6 +74,7 @@ class Tape:
     states: tuple[Any, ...]  # [D, N, H] each
     gates: Any
     plan: placement.Plan | None
+    packed_weights: Any  # as loops on tensor cores read them, None for others
     masks: StepMasks | None
 
 
@@ -108,7 +109,7 @@ def _on_tensor_cores(kernel, w: FusedWeights, plan: placement.Plan, gates: int, 
         return
     tiles, directions, shared = -(-batch // placement.ROWS), w.directions, plan.shared(gates)
     rows, columns = tiles, directions  # of a launch's grid
-    groups = Groups(barriers(), barriers(), 0, 0)
+    groups = Groups(args[0], args[0], 0, 0)  # clusters use no arrays of this record
     if not plan.is_cluster:
         most = kernel.most_together(shared, plan.blocks)
         columns = min(directions, most)
@@ -174,13 +175,13 @@ def _forward(
             Columns(gates, d * w.gates_size, w.gates_stride), own, _masks(w, masks, d, unit),
             Columns(y, d * w.units, y_stride), w.units, training,
         )  # fmt: skip
+    words = w.packed(plan, training=training) if plan else None
     if plan:
         _on_tensor_cores(
-            tensor.forward(w.cell, plan), w, plan, 1, batch, w.packed(plan, training=training),
-            w.biases, gates, (initial, states, final), y, _sequences(w, indices, packed), w.units,
-            training,
+            tensor.forward(w.cell, plan), w, plan, 1, batch, words, w.biases, gates,
+            (initial, states, final), y, _sequences(w, indices, packed), w.units, training,
         )  # fmt: skip
-    return y, Tape(x, packed, states, gates, plan, masks) if training else None
+    return y, Tape(x, packed, states, gates, plan, words, masks) if training else None
 
 
 def _sequences(w: FusedWeights, indices: Indices, packed: PackedBatch) -> tensor.Sequences:
@@ -275,9 +276,8 @@ def recurrent_backward(weights: FusedWeights, tape: Tape, dy, dstate_n, *, need_
     grads = []
     if plan:
         _on_tensor_cores(
-            tensor.backward(w.cell, plan), w, plan, plan.slots, batch,
-            w.packed(plan, training=True), gates, tape.states, dy, dfinal, dstate,
-            _sequences(w, indices, packed), w.units,
+            tensor.backward(w.cell, plan), w, plan, plan.slots, batch, tape.packed_weights, gates,
+            tape.states, dy, dfinal, dstate, _sequences(w, indices, packed), w.units,
         )  # fmt: skip
     for d, (w_ih, w_hh, _, unit) in enumerate(w.by_direction):
         if not plan:

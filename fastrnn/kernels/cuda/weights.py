@@ -122,7 +122,7 @@ class FusedWeights:
                 self._packed[layout] = out, training
         return out
 
-    @property
+    @cached_property
     def runs(self) -> list[Run]:
         """The row blocks of weight_ih."""
         return _runs(self.cell.input_order)
