@@ -13,6 +13,9 @@ import numpy as np
 
 from fastrnn import checks
 
+# Parameters begin at multiples of so many numbers, 16 bytes or more, as products on a GPU like it.
+_ALIGNED = 4
+
 
 class _Vector:
     """The flat vector on the host and, once requested, on a device; the copy written last is
@@ -44,7 +47,7 @@ class _Vector:
 
 
 class Parameters(Mapping):
-    """Named views of one flat vector.
+    """Named views of one flat vector, in which parameters may have up to three zeros between them.
 
     Parameters
     ----------
@@ -59,14 +62,14 @@ class Parameters(Mapping):
     """
 
     def __init__(self, values: Mapping[str, np.ndarray], dtype):
-        shapes = {name: np.shape(v) for name, v in values.items()}
-        flat = np.empty(sum(prod(s) for s in shapes.values()), dtype)
-        layout, at = {}, 0
-        for name, shape in shapes.items():
-            layout[name] = (at, shape)
+        layout, end = {}, 0
+        for name, value in values.items():
+            at, shape = _aligned(end), np.shape(value)
+            layout[name], end = (at, shape), at + prod(shape)
+        flat = np.zeros(end, dtype)
+        for name, (at, shape) in layout.items():
             flat[at : at + prod(shape)] = np.ravel(values[name])
-            at += prod(shape)
-        self._bind(_Vector(flat), slice(0, at), layout)
+        self._bind(_Vector(flat), slice(0, end), layout)
 
     def _bind(self, vector: _Vector, part: slice, layout):
         self._vector, self._part, self._layout = vector, part, layout
@@ -90,7 +93,7 @@ class Parameters(Mapping):
 
     @property
     def size(self) -> int:
-        """Number of values."""
+        """Length of the vector."""
         return self._part.stop - self._part.start
 
     @property
@@ -148,7 +151,7 @@ class Parameters(Mapping):
         layout, end = {}, start
         for name in names:
             at, shape = self._layout[name]
-            if at != end:
+            if at not in (end, _aligned(end)):
                 raise ValueError(f"the parameters that begin with {prefix!r} are not contiguous")
             layout[name[len(prefix) :]] = (at - start, shape)
             end = at + prod(shape)
@@ -177,6 +180,7 @@ class Parameters(Mapping):
         """
         if named.keys() != self._layout.keys():
             self._check_names("gradient", named)
+        self.clear_gaps(out)
         for name, (at, shape) in self._layout.items():
             given = named[name]
             if not isinstance(getattr(given, "dtype", None), np.dtype):
@@ -185,6 +189,14 @@ class Parameters(Mapping):
                 raise ValueError(f"{name} must be real {shape}, got {checks.short(given)}")
             out[at : at + prod(shape)] = given.reshape(-1)
         return out
+
+    def clear_gaps(self, out: Any) -> None:
+        """Write zeros between the parameters of a flat vector."""
+        end = 0
+        for at, shape in sorted(self._layout.values()):
+            if end < at:
+                out[end:at] = np.zeros(at - end, out.dtype)
+            end = at + prod(shape)
 
     def _check_names(self, what: str, named: Mapping) -> None:
         missing = [name for name in self if name not in named]
@@ -257,6 +269,7 @@ class Gradient:
 
     def __init__(self, parameters: Parameters, empty: Callable):
         self.flat: Any = empty(parameters.size, parameters.dtype)
+        parameters.clear_gaps(self.flat)
         self.listener: Callable[[int], None] | None = None
         self._places = parameters.places()
         self._left: dict[str, tuple[int, tuple[int, ...]]] = {}
@@ -277,6 +290,10 @@ class Gradient:
         """The flat vector, which the next gradient overwrites."""
         assert not self._left, f"no gradient of {', '.join(self._left)}"
         return self.flat
+
+
+def _aligned(at: int) -> int:
+    return -(-at // _ALIGNED) * _ALIGNED
 
 
 def join(layers: Mapping) -> Parameters:

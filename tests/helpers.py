@@ -76,8 +76,8 @@ def check_gradient(function, inputs, gradients, *, seed=0, eps=1e-6, tolerance=1
         moved[number] = x - eps * u
         numeric = (high - function(*moved)) / (2 * eps)
         exact = float((gradient * u).sum())
-        scale = max(abs(numeric), abs(exact), 1e-3)
-        assert abs(numeric - exact) <= tolerance * scale, (number, numeric, exact)
+        scale, rounding = max(abs(numeric), abs(exact), 1e-3), np.spacing(abs(high)) / eps
+        assert abs(numeric - exact) <= tolerance * scale + rounding, (number, numeric, exact)
 
 
 def python(code, folder, **environment) -> str:

@@ -180,10 +180,11 @@ def train_language_model(
     if not begun:
         group.share(lambda: save_json(out / "config.json", model.config()))
     count = len(data) * data.batch * data.bptt
+    numbers = sum(w.size for w in model.parameters.values())
     say = typer.echo if group.lead else lambda _: None
     say(
         f"{characters:,} characters, about {count:,} {vocabulary.unit}s, {len(vocabulary):,} of "
-        f"them different, {model.parameters.size:,} parameters, {workers(group)}"
+        f"them different, {numbers:,} parameters, {workers(group)}"
     )
     trainer.train(steps=steps)
     if trainer.stopped == "interrupted":

@@ -199,7 +199,7 @@ class _Recurrent(nn.Module):
             t.requires_grad for group in ((x,), states, weights) for t in group
         )
         spec = self._spec()
-        capturing = self.backend == "cuda" and torch.cuda.is_current_stream_capturing()
+        capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
         stack = self._stack(spec, weights, keep=not (record or capturing))
         keys: list[int | None] = []
         if self.training and self.dropout and self.num_layers > 1:
