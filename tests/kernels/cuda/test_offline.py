@@ -80,7 +80,7 @@ MOST_INSTRUCTIONS = {
     "cluster forward lstm bf16, 256": 10.6,
     "cluster backward lstm bf16, 256": 13.7,
     "cluster forward lstm bf16, 512": 8.8,
-    "cluster backward lstm bf16, 512": 10.8,
+    "cluster backward lstm bf16, 512": 10.9,
     "cluster forward rnn bf16, 1024": 9.4,
     "cluster backward rnn bf16, 1024": 8.2,
     "group forward lstm bf16, 1024": 9.0,
