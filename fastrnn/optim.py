@@ -74,8 +74,9 @@ class Optimizer:
             ``layer.parameters`` or ``model.parameters``; the same object at each step, as the
             optimizer's state belongs to it.
         gradient : array [parameters.size] or mapping of str to array
-            In the layout of the flat vector, or by name as returned by `LSTM.backward`. If it is
-            a `DeviceArray` of the backend "cuda", the update runs on the device.
+            In the layout of the flat vector, with zeros between the parameters, or by name as
+            returned by `LSTM.backward`. If it is a `DeviceArray` of the backend "cuda", the update
+            runs on the device.
         lr : float, optional
             Learning rate of this step; by default ``self.lr``.
         max_norm : float, optional

@@ -37,7 +37,10 @@ class _Vector:
 
     def on_device(self, to_device: Callable) -> Any:
         if "device" not in self._current:
-            self._there = to_device(self.host)
+            if self._there is None:
+                self._there = to_device(self.host)
+            else:  # a CUDA graph may know the address
+                self._there[:] = self.host
             self._current.add("device")
         return self._there
 
@@ -151,7 +154,7 @@ class Parameters(Mapping):
         layout, end = {}, start
         for name in names:
             at, shape = self._layout[name]
-            if at not in (end, _aligned(end)):
+            if at != _aligned(end):
                 raise ValueError(f"the parameters that begin with {prefix!r} are not contiguous")
             layout[name[len(prefix) :]] = (at - start, shape)
             end = at + prod(shape)

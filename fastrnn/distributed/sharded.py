@@ -182,7 +182,10 @@ class ShardedSteps(Steps):
 
     def load(self, arrays: Mapping[str, np.ndarray]) -> None:
         state = part(arrays, "optimizer.")
+        size = (self.model.parameters.size,)
         for name in state.keys() & {*self.optimizer.slots}:
+            if state[name].shape != size:
+                raise ValueError(f"{name} must have shape {size}, got {state[name].shape}")
             state[name] = self._dense.own(state[name]).reshape(-1)
         for name, rows in self._rows.items():
             for key in [k for k in state if k.startswith(f"rows.{name}.")]:

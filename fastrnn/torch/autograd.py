@@ -35,7 +35,8 @@ def _tensor(value, like: Tensor, kernels: Backend) -> Tensor:
 def _rows(x: Tensor, kernels: Backend) -> Any:
     """The rows [N, I] of x [T, B, I], or of x itself."""
     turned = x.transpose(0, 1)
-    if x.dim() == 3 and not x.is_contiguous() and turned.is_contiguous():
+    batch_first = x.dim() == 3 and not x.is_contiguous() and turned.is_contiguous()
+    if batch_first and not kernels.on_device:  # there PyTorch's own copy needs no indices
         return kernels.pack(array(turned, kernels), PackedBatch(*x.shape[:2]), batch_first=True)
     return array(x, kernels).reshape(-1, x.shape[-1])
 

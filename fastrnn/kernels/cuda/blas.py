@@ -10,8 +10,13 @@ import os
 from functools import cache
 from typing import Any
 
-from .driver import SIMULATED, Device
+import numpy as np
+
+from .driver import SIMULATED, Device, graph_memory
 from .matrix import Matrix, Sizes
+from .memory import empty
+
+_WORKSPACE = 32 << 20  # bytes, as the manual recommends for compute capability 9.0
 
 # Of cublas_api.h and library_types.h.
 _N, _T = 0, 1  # cublasOperation_t
@@ -51,6 +56,7 @@ def declared(library: Any) -> Any:
         + [pointer] + [pointer, number, number] + [number] * 2
     )  # fmt: skip
     library.cublasSetStream_v2.argtypes = [pointer, pointer]
+    library.cublasSetWorkspace_v2.argtypes = [pointer, pointer, ctypes.c_size_t]
     library.cublasCreate_v2.argtypes = [ctypes.POINTER(pointer)]
     return library
 
@@ -94,6 +100,10 @@ def product(a: Matrix, b: Matrix, out: Matrix, sizes: Sizes, add: bool, tf32: bo
         on = device.order()
         handle = _handle(device)
         _check("cublasSetStream", library.cublasSetStream_v2(handle, on))
+        if graph_memory():  # its own memory would be shared by all graphs
+            work = empty(_WORKSPACE, np.uint8)
+            status = library.cublasSetWorkspace_v2(handle, work.pointer, work.nbytes)
+            _check("cublasSetWorkspace", status)
         status = library.cublasGemmEx(
             handle, b_op, a_op, columns, rows, inner, one,
             b.values.pointer + b.offset * size, kind, b_ld,
@@ -101,4 +111,4 @@ def product(a: Matrix, b: Matrix, out: Matrix, sizes: Sizes, add: bool, tf32: bo
             out.values.pointer + out.offset * size, kind, out.row, compute, _DEFAULT,
         )  # fmt: skip
         _check("cublasGemmEx", status)
-        device.begun("cublasGemmEx", on, (a.values, b.values, out.values))
+        device.queued("cublasGemmEx", on, (a.values, b.values, out.values))

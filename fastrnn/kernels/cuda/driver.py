@@ -2,7 +2,8 @@
 
 Whatever this package queues on a device happens in the order in which it is queued, also from
 several threads and on several streams: an operation on another stream than the one before waits
-for it. So all kernels share one barrier, and freed memory can be used again at once.
+for it. So kernels share their barriers, and freed memory can be used again at once. CUDA graphs are
+replayed by others, outside of this order: they have barriers and memory of their own.
 """
 
 import os
@@ -23,7 +24,7 @@ _DEFAULTS = 0, 2  # how others call it, or a thread's own default stream, which 
 SYNCHRONOUS = os.environ.get("FASTRNN_CUDA_SYNC", "") not in ("", "0")
 
 
-# What a CUDA graph can hold: it has no part in the host.
+# What a CUDA graph can hold: operations that only touch the device.
 _CAPTURED = "cuMemcpyDtoDAsync", "cuMemsetD8Async"
 
 # ``bytes -> (owner, address)``: other memory than this package's own, while ``owner`` lives.
@@ -46,8 +47,9 @@ def stream() -> int:
     return _here.stream
 
 
-def captured() -> Allocate | None:
-    """Where memory comes from while this thread's stream is being captured into a CUDA graph."""
+def graph_memory() -> Allocate | None:
+    """What allocates memory while this thread's stream is being captured into a CUDA graph; None
+    at other times."""
     return _here.allocate
 
 
@@ -93,7 +95,7 @@ class Device:
         self._last: int | None = LEGACY  # the stream that was used last; None: see `leave`
         self._free: dict[tuple[int, int], list[int]] = {}  # blocks of memory by stream and size
         self._held = 0  # bytes of all blocks
-        self._kept: set[Any] = set()  # of these, what graphs use
+        self._kept: set[Any] = set()  # blocks that graphs use
 
     def __repr__(self) -> str:
         return f"device {self.ordinal}"
@@ -193,7 +195,7 @@ class Device:
         with self.current():
             driver_call(function, *args, self.order())
 
-    def begun(self, kernel: str, on: int, arrays: Iterable) -> None:
+    def queued(self, kernel: str, on: int, arrays: Iterable) -> None:
         """Called with each kernel and what it uses when it was queued; inside `current`.
 
         Waits for it if errors are to be known as its own. What a graph uses stays allocated, as

@@ -52,11 +52,11 @@ class Exchange(NamedTuple):
     """Functions for kernels. A ``token`` stands for what was sent last.
 
     ``rank() -> int``: the number of my block among those that share a tile;
-    ``begin(shared)``: by all threads, once;
-    ``synchronise(groups)``: wait for all threads of these blocks;
+    ``begin(shared)`` and, when shared memory is as the first step needs it, ``synchronise()``: by
+    all threads, once;
     ``place(number) -> int``: where in shared memory is what was received with this number;
-    ``send(shared, groups, number, column, q, g, v0, v1)``: two rows' numbers of the unit
-    ``column``, by all threads;
+    ``send(shared, groups, number, column, q, g, v0, v1)``: the numbers of the unit ``column`` in
+    rows 2q and 2q + 1, by all threads;
     ``sent(groups) -> token``: all of it was sent by me;
     ``receive(shared, groups, number, token)``: wait until it has come from all.
     """
@@ -91,7 +91,7 @@ def _of_cluster(layout: Plan, gates: int) -> dict[str, Callable]:
                 initialise(shared, barriers + 2 * i)
                 expect(shared, barriers + 2 * i, count)
 
-    def synchronise(groups):
+    def synchronise():
         cluster_sync()
 
     def place(number):
@@ -135,9 +135,8 @@ def _of_group(layout: Plan, gates: int) -> dict[str, Callable]:
     def sent(groups):
         return arrive(groups.barriers, barrier(), blocks, cuda.blockIdx.x % blocks == 0)
 
-    def synchronise(groups):
-        token = arrive(groups.barriers, barrier(), blocks, cuda.blockIdx.x % blocks == 0)
-        await_all(groups.barriers, barrier(), token)
+    def synchronise():
+        cuda.syncthreads()  # nothing has been sent so far
 
     def place(number):
         return 0

@@ -16,7 +16,9 @@ from . import driver, machine, simulated
 from .arguments import Arguments
 from .driver import SIMULATED, Device, driver_call
 
-CLUSTERS = (9, 0)  # the first compute capability that has clusters of blocks
+OLDEST = (8, 0)  # compute capability
+CLUSTERS = (9, 0)  # the first one that has clusters of blocks
+PORTABLE = 8  # blocks of a cluster that all of these have
 _DEFAULT_SHARED = 48 << 10  # bytes of shared memory that a kernel can have without asking
 
 
@@ -68,7 +70,7 @@ class Kernel:
         dtype,
         *,
         waits: bool = False,
-        least: tuple[int, int] = (8, 0),
+        least: tuple[int, int] = OLDEST,
     ):
         self.function, self.block, self.dtype = function, block, np.dtype(dtype)
         self.waits, self.least = waits, least
@@ -82,8 +84,8 @@ class Kernel:
 
     def __call__(self, grid: tuple[int, int], *args, shared: int = 0, cluster: int = 1) -> None:
         """Launch it on ``grid`` clusters of ``cluster`` blocks, ``shared`` bytes of shared memory
-        each; blocks that wait for each other form no cluster, but are as many. Arguments are those
-        of the function; a record may be given as one.
+        each. Where blocks wait for each other, ``cluster`` is how many do, and they form none.
+        Arguments are those of the function; a record may be given as one.
 
         Raises
         ------
@@ -111,7 +113,7 @@ class Kernel:
                     driver_call("cuLaunchCooperativeKernel", loaded, *size)
                 else:
                     driver_call("cuLaunchKernel", loaded, *size, 0)
-            device.begun(self.name, on, arrays)
+            device.queued(self.name, on, arrays)
 
     def _device_of(self, arrays) -> Device:
         """The one that all arrays are on."""
@@ -214,14 +216,10 @@ def _loaded(kernel: Kernel, device: Device, much_shared: bool) -> Any:
     from cuda.bindings import driver as api
 
     handle = _code(kernel, device.capability).handle
-    attributes = api.CUfunction_attribute
     if much_shared:
-        attribute = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        attribute = api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         most = device.most_shared
         driver_call("cuKernelSetAttribute", attribute, most, handle, device.ordinal)
-    if kernel.least >= CLUSTERS:  # of more than 8 blocks, which not all devices have
-        attribute = attributes.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-        driver_call("cuKernelSetAttribute", attribute, 1, handle, device.ordinal)
     return api.CUfunction(int(handle))
 
 
@@ -237,10 +235,18 @@ def _most_blocks(kernel: Kernel, device: Device, shared: int) -> int:
 
 @cache
 def _most_clusters(kernel: Kernel, device: Device, shared: int, cluster: int) -> int:
+    from cuda.bindings import driver as api
+
     with device.current():
         loaded = _loaded(kernel, device, shared > _DEFAULT_SHARED)
         config = _cluster_config((1, 1), kernel.block, shared, cluster, 0)
         try:
+            if cluster > PORTABLE:
+                attribute = (
+                    api.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+                )
+                handle = _code(kernel, device.capability).handle
+                driver_call("cuKernelSetAttribute", attribute, 1, handle, device.ordinal)
             return driver_call("cuOccupancyMaxActiveClusters", loaded, config)
         except RuntimeError:  # such a cluster is not one of this device's
             return 0

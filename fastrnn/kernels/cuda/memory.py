@@ -141,7 +141,7 @@ class DeviceArray:
 def empty(shape, dtype) -> DeviceArray:
     """Uninitialised memory."""
     shape, dtype = (shape,) if isinstance(shape, int) else tuple(shape), np.dtype(dtype)
-    count, allocate = math.prod(shape), driver.captured()
+    count, allocate = math.prod(shape), driver.graph_memory()
     if SIMULATED:
         memory: Any = _Simulated(simulated.new(count, dtype))
     elif allocate:
@@ -217,14 +217,14 @@ def _kept_zeros(shape, dtype, device) -> DeviceArray:
 
 
 def zero_state(shape, dtype) -> DeviceArray:
-    """Zeros that are only read: the same array for all who ask, but for graphs."""
-    if driver.captured():
+    """Zeros that nobody changes: the same array for all who ask, but one for each graph."""
+    if driver.graph_memory():
         return zeros(shape, dtype)
     return _kept_zeros(tuple(shape), np.dtype(dtype), here())
 
 
 def barriers(count: int = 1) -> DeviceArray:
-    """What blocks wait at, see ptx.py; kernels leave it ready for the next."""
+    """What blocks wait at, see ptx.py: kernels write to it, and leave it ready for the next."""
     return zero_state((count,), np.uint32)
 
 

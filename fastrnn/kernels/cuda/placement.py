@@ -80,9 +80,10 @@ class Plan(NamedTuple):
 
     @property
     def in_registers(self) -> int:
-        if self.slots == 1:  # what is known of four units takes some
+        """Of these, how many are in registers: as many as leave room, without a spill, for what a
+        thread knows of its four units, or for addresses where other words are in shared memory."""
+        if self.slots == 1:
             return min(self.words, 13 * REGISTERS // 16)
-        # So do addresses in shared memory.
         less = 1 if self.is_cluster else 2
         return self.words if self.words <= REGISTERS else REGISTERS - less * REGISTERS // 16
 

@@ -9,7 +9,7 @@ from fastrnn import checks
 from fastrnn.kernels.signature import F1, I1, F, I
 
 from . import moves
-from .driver import SMALL, captured
+from .driver import SMALL, graph_memory
 from .equations import exp, log
 from .gemm import segment_sum
 from .launch import Kernel, kernel, over
@@ -39,7 +39,7 @@ def dropout_kernel(dtype) -> Kernel:
 def dropout(x, p: float, key: int) -> None:
     """Multiply each number of x by 0 with probability p, else by 1/(1-p); the same choice as on the
     CPU."""
-    if captured():
+    if graph_memory():
         raise RuntimeError(
             "dropout cannot be part of a CUDA graph: it would drop the same numbers at each replay"
         )

@@ -102,14 +102,16 @@ def _over_grid(make: Callable[..., Loop], w: FusedWeights, batch: int, masks, *a
     loop.kernel((across, down), *args, shared=loop.shared)
 
 
-def _on_tensor_cores(kernel, w: FusedWeights, plan: placement.Plan, gates: int, batch: int, *args):
+def _on_tensor_cores(
+    kernel, w: FusedWeights, plan: placement.Plan, gates: int, batch: int, words, *args
+) -> None:
     """Run a time loop on a cluster, or a group of blocks, for each tile of the batch and direction:
-    groups in several launches if not all can be resident."""
+    groups in several launches if not all can be resident. ``words`` are the packed weights."""
     if not batch:
         return
     tiles, directions, shared = -(-batch // placement.ROWS), w.directions, plan.shared(gates)
     rows, columns = tiles, directions  # of a launch's grid
-    groups = Groups(args[0], args[0], 0, 0)  # clusters use no arrays of this record
+    groups = Groups(words, words, 0, 0)  # clusters read neither
     if not plan.is_cluster:
         most = kernel.most_together(shared, plan.blocks)
         columns = min(directions, most)
@@ -120,7 +122,7 @@ def _on_tensor_cores(kernel, w: FusedWeights, plan: placement.Plan, gates: int, 
         for first in range(0, tiles, rows):
             grid = min(rows, tiles - first), columns
             groups = groups._replace(first=first, direction=direction)
-            kernel(grid, *args, groups, shared=shared, cluster=plan.blocks)
+            kernel(grid, words, *args, groups, shared=shared, cluster=plan.blocks)
 
 
 def _masks(w: FusedWeights, masks: StepMasks | None, d: int, none) -> Masks:
@@ -163,7 +165,8 @@ def _forward(
     kept = [] if plan and not training else [(w.directions, count, w.units)] * kinds
     gates, *rows = empties(w.dtype, (count, w.gates_stride), *kept)
     states = tuple(rows) or final
-    for d, (w_ih, w_hh, bias, unit) in enumerate(w.by_direction):
+    by_direction = w.by_direction
+    for d, (w_ih, w_hh, bias, unit) in enumerate(by_direction):
         _project(w, d, w_ih, x, gates)
         if plan:
             continue
@@ -178,8 +181,9 @@ def _forward(
     words = w.packed(plan, training=training) if plan else None
     if plan:
         _on_tensor_cores(
-            tensor.forward(w.cell, plan), w, plan, 1, batch, words, w.biases, gates,
-            (initial, states, final), y, _sequences(w, indices, packed), w.units, training,
+            tensor.forward(w.cell, plan), w, plan, 1, batch, words,
+            (by_direction[0].bias, by_direction[-1].bias), gates, (initial, states, final), y,
+            _sequences(w, indices, packed), w.units, training,
         )  # fmt: skip
     return y, Tape(x, packed, states, gates, plan, words, masks) if training else None
 

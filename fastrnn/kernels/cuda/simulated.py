@@ -136,6 +136,7 @@ class _Machine:
         self._calls: dict = defaultdict(int)
         self._threads: dict = {}
         self._arrivals: dict = {}  # by block and index
+        self._barriers: dict = {}  # whose each is, of those in global memory
         self._copies: dict = defaultdict(list)  # that each thread has begun
         self._ended: list = []  # what threads wait for that has come since
         self._accesses: dict = {}  # what each thread's accesses are recorded as
@@ -157,7 +158,9 @@ class _Machine:
     @property
     def shared(self):
         block = self._me.block
-        return SimpleNamespace(array=lambda shape, dtype: self.shared_of(block, shape, dtype))
+        return SimpleNamespace(
+            array=lambda shape, dtype, alignment=0: self.shared_of(block, shape, dtype)
+        )
 
     local = SimpleNamespace(array=_new_local)
 
@@ -191,8 +194,11 @@ class _Machine:
     def sync_cluster(self):
         self._wait(("cluster", self.cluster[0]), self._cluster * self.blockDim.x)
 
-    def arrive(self):
+    def arrive(self, i: int, count: int, is_first: bool):
         """Come to the barrier of my cluster's blocks, to wait for the others later."""
+        cluster, rank = self.cluster
+        assert count == self._cluster and is_first == (rank == 0)
+        assert self._barriers.setdefault(i, cluster) == cluster
         self.syncthreads()
         current = self._current()
         now = self._accesses[current]
@@ -418,7 +424,8 @@ def wait_for(array, barrier, phase):
 
 
 def arrive(barriers, i, count, is_first):
-    machine().arrive()
+    assert i < len(barriers)
+    machine().arrive(i, count, is_first)
     return np.uint32(0)
 
 

@@ -22,11 +22,10 @@ from . import ptx
 from .equations import compiled
 from .exchange import Groups, exchange_of
 from .fused import Bias, tuples_of
-from .launch import CLUSTERS, Kernel, index, inlined, kernel
+from .launch import CLUSTERS, OLDEST, Kernel, index, inlined, kernel
 from .placement import PRECISIONS, ROWS, Plan, product_of, word_of
 from .ptx import as_bits, as_float, load_if
 
-TENSOR_CORES = (8, 0)  # the first compute capability that has these instructions
 ON_TENSOR_CORES = tuple(CELLS[name] for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
 # Of both directions, or twice the one.
 Biases = Annotated[Any, TupleOf(Bias, 2)]
@@ -129,7 +128,7 @@ def forward(cell: Cell, layout: Plan) -> Kernel:
         h_0 = initial[0]
         lengths, offsets, batch, count, directions = sequences
         y_stride, gates_stride = directions * units, slots * directions * units
-        shared = cuda.shared.array(0, uint32)
+        shared = cuda.shared.array(0, uint32, 16)  # bytes of alignment
         kept = cuda.local.array(in_registers, uint32)
         sums = cuda.local.array(8, float32)
         ahead, coming = cuda.local.array(8, float32), cuda.local.array(8, float32)
@@ -197,7 +196,7 @@ def forward(cell: Cell, layout: Plan) -> Kernel:
                     at = (here + r) * gates_stride + of_gates + 8 * m + s * units
                     wanted = (now >= 0) & (now < own_length[i])
                     ahead[2 * (slots * m + s) + j] = load_if(gates, at, wanted)
-        synchronise(groups)
+        synchronise()
         token = uint32(0)
         for step in range(steps):
             # The next step's gates are on their way while this one is computed, and the offset
@@ -292,7 +291,7 @@ def backward(cell: Cell, layout: Plan) -> Kernel:
         lengths, offsets, batch, count, directions = sequences
         arrays = gates, dy, states[count_states - 1]
         strides = slots * directions * units, directions * units, units
-        shared = cuda.shared.array(0, uint32)
+        shared = cuda.shared.array(0, uint32, 16)  # bytes of alignment
         kept = cuda.local.array(in_registers, uint32)
         sums = cuda.local.array(8, float32)
         ahead = cuda.local.array(ahead_size, float32)
@@ -336,7 +335,7 @@ def backward(cell: Cell, layout: Plan) -> Kernel:
                     here + r, wanted, units, arrays, strides,
                     (mine[0] + 8 * m, mine[1] + 8 * m, mine[2] + 8 * m), ahead, i,
                 )  # fmt: skip
-        synchronise(groups)
+        synchronise()
         token = uint32(0)
         for step in range(steps + 1):  # the last one only brings dh past the first step
             following = int32(now + direction)
@@ -401,5 +400,5 @@ def backward(cell: Cell, layout: Plan) -> Kernel:
 
 
 def _kernel(function: Callable, layout: Plan) -> Kernel:
-    least = CLUSTERS if layout.is_cluster else TENSOR_CORES
+    least = CLUSTERS if layout.is_cluster else OLDEST
     return Kernel(function, layout.threads, np.float32, waits=not layout.is_cluster, least=least)

@@ -8,7 +8,7 @@ import numpy as np
 from fastrnn.cells import Cell
 
 from . import placement, tensor
-from .driver import SIMULATED, captured
+from .driver import SIMULATED, graph_memory
 from .fused import Bias
 from .launch import has_clusters, most_shared
 from .memory import empty, zero_state
@@ -58,19 +58,23 @@ class FusedWeights:
         self.gates_stride = self.directions * self.gates_size
         self._packed: dict[placement.Plan, tuple[Any, bool]] = {}
         self._plans: dict[tuple, placement.Plan | None] = {}
+        self._by_direction: list[Direction] = []
 
-    @cached_property
+    # What is derived from the parameters is kept, but not while a graph is captured: it is to be
+    # derived again at each replay.
+
+    @property
     def by_direction(self) -> list[Direction]:
         """The parameters of each direction."""
-        return [
+        if self._by_direction and not graph_memory():
+            return self._by_direction
+        out = [
             Direction(p["weight_ih"], p["weight_hh"], self._bias(p), self._unit(p))
             for p in self.parameters
         ]
-
-    @cached_property
-    def biases(self) -> tuple[Bias, Bias]:
-        """Those of both directions, or twice the one."""
-        return self.by_direction[0].bias, self.by_direction[-1].bias
+        if not graph_memory():
+            self._by_direction = out
+        return out
 
     def _bias(self, p) -> Bias:
         if "bias_ih" in p:
@@ -97,8 +101,13 @@ class FusedWeights:
     def _plan(self, training: bool) -> placement.Plan | None:
         if self.cell not in tensor.ON_TENSOR_CORES or self.dtype != np.float32 or loop == "grid":
             return None
-        there = {"cluster": has_clusters(), "group": not SIMULATED}
-        for kind in (loop,) if loop else (kind for kind, has in there.items() if has):
+        if loop:
+            kinds = [loop]
+        elif SIMULATED:  # tests choose these, as they take longer there
+            kinds = []
+        else:
+            kinds = ["cluster", "group"] if has_clusters() else ["group"]
+        for kind in kinds:
             plan = placement.plan(
                 self.units, self.precision, self.cell.accumulators, most_shared(),
                 is_cluster=kind == "cluster",
@@ -111,14 +120,14 @@ class FusedWeights:
         """W_hh as loops on tensor cores read it: [D, 2, words, blocks, threads], for the backward
         pass too if ``training``."""
         out, has_both = self._packed.get(layout, (None, False))
-        if out is None or has_both < training or captured():  # graphs have changed weights, too
+        if out is None or has_both < training or graph_memory():
             words = layout.words
             out = empty((self.directions, 2, words, layout.blocks, layout.threads), np.uint32)
             grid = layout.blocks, words * (2 if training else 1)
             pack = placement.pack(layout, self.cell.first_recurrent)
             for d, of in enumerate(self.by_direction):
                 pack(grid, of.weight_hh, self.units, out[d])
-            if not captured():
+            if not graph_memory():
                 self._packed[layout] = out, training
         return out
 

@@ -193,6 +193,7 @@ result cuGetProcAddress(const char *name, void **out, int version, uint64_t flag
 /* cuBLAS, as its manual has it: columns one after the other, C = alpha op(A) op(B) + beta C. */
 int cublasCreate_v2(uintptr_t *handle) { return *handle = 1, OK; }
 int cublasSetStream_v2(uintptr_t handle, uint64_t stream) { return report("blas", stream, 0, NULL), OK; }
+int cublasSetWorkspace_v2(uintptr_t handle, pointer work, size_t size) { return OK; }
 int cublasGemmEx(uintptr_t handle, int ta, int tb, int m, int n, int k, const void *alpha,
                  const void *a, int a_kind, int lda, const void *b, int b_kind, int ldb,
                  const void *beta, void *c, int c_kind, int ldc, int compute, int algorithm) {
