@@ -81,9 +81,9 @@ def kernels():
                     yield f"{key} {function.__name__} {dtype}", made, EVERYWHERE
                 continue
             for keep, masked in ((True, False), (False, False), (True, True)):
-                if not keep or masked:
-                    if key not in ("lstm", "gru") or (masked and dtype == "float64"):
-                        continue  # what changes is the same for all
+                others = key not in ("lstm", "gru") or (masked and dtype == "float64")
+                if others and (masked or not keep):
+                    continue  # what changes is the same for all
                 name = f"{key} {dtype}{', weights kept' * keep}{', masks' * masked}"
                 for make in (fused.forward_loop, fused.backward_loop):
                     made = make(cell, 256, dtype, keep, masked)
