@@ -119,10 +119,10 @@ class Plan(NamedTuple):
 
 @cache
 def plan(
-    units: int, precision: str, slots: int, most_shared: int, *, is_cluster: bool
+    units: int, precision: str, slots: int, gates: int, most_shared: int, *, is_cluster: bool
 ) -> Plan | None:
-    """Blocks for layers of ``units`` units, with ``most_shared`` bytes of shared memory each; None
-    if they do not fit.
+    """Blocks for layers of ``units`` units that send up to ``gates`` numbers of each in a step,
+    with ``most_shared`` bytes of shared memory; None if they do not fit.
 
     Clusters have up to 16 blocks, of which more than 8 are only made if they must. Other blocks
     have up to 128 threads, one warp for each tensor core, which leaves most to other tiles of the
@@ -139,7 +139,7 @@ def plan(
         ]
     for layout in layouts:
         # 256 threads may have 255 registers each.
-        if layout.threads <= 256 and layout.shared(slots) <= most_shared:
+        if layout.threads <= 256 and layout.shared(gates) <= most_shared:
             return layout
     return None
 

@@ -108,8 +108,9 @@ class FusedWeights:
         else:
             kinds = ["cluster", "group"] if has_clusters() else ["group"]
         for kind in kinds:
+            slots = self.cell.accumulators
             plan = placement.plan(
-                self.units, self.precision, self.cell.accumulators, most_shared(),
+                self.units, self.precision, slots, slots if training else 1, most_shared(),
                 is_cluster=kind == "cluster",
             )  # fmt: skip
             if plan and tensor.most_groups(self.cell, plan, training):

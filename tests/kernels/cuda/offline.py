@@ -98,7 +98,8 @@ def on_tensor_cores(cell, units, precision, shared, is_cluster):
     kind = "cluster" if is_cluster else "group"
     architectures = [a for a in (CLUSTERS if is_cluster else EVERYWHERE) if SHARED[a] >= shared]
     made = placement.plan(
-        units, precision, cell.accumulators, shared << 10, is_cluster=is_cluster
+        units, precision, cell.accumulators, cell.accumulators, shared << 10,
+        is_cluster=is_cluster,
     )  # fmt: skip
     assert made.units == units
     what = f"{precision}, {units} units, {made.in_registers} of {made.words} words in registers"

@@ -185,7 +185,7 @@ def test_product(rng, sizes, turned, add):
 # Tensor cores
 
 
-def small_plan(units, precision, slots, _, *, is_cluster):
+def small_plan(units, precision, slots, gates, _, *, is_cluster):
     """Small blocks, so that there are several: 49 units take four, the last nearly empty."""
     size = 16 if slots == 4 else 32
     return placement.Plan(precision, -(-units // size), size, slots, is_cluster)
@@ -227,17 +227,19 @@ def test_tensor_cores(rng, monkeypatch, loop, precision, cell, steps, sizes, len
 
 
 def test_plans():
-    def plan(units, precision, slots=4, room=227, *, is_cluster=True):
-        return placement.plan(units, precision, slots, room << 10, is_cluster=is_cluster)
+    def plan(units, precision, slots=4, gates=4, room=227, *, is_cluster=True):
+        return placement.plan(units, precision, slots, gates, room << 10, is_cluster=is_cluster)
 
     made = plan(256, "bf16")
     assert (made.blocks, made.block_units, made.words) == (8, 32, 128)
     assert plan(1, "float32").units == 16
     assert plan(513, "bf16") is None and plan(320, "float32") is None
     assert plan(256, "float32", room=99) is None
-    made = plan(1024, "bf16", 1)  # too much for 8 blocks
+    made = plan(1024, "bf16", 1, 1)  # too much for 8 blocks
     assert (made.blocks, made.block_units, made.threads) == (16, 64, 64)
-    assert plan(256, "bf16", 1).blocks == 2
+    assert plan(256, "bf16", 1, 1).blocks == 2
+    assert plan(800, "bf16", is_cluster=False).block_units == 16
+    assert plan(800, "bf16", gates=1, is_cluster=False).block_units == 32  # sends less
     for units, blocks in ((512, 16), (1024, 64)):
         assert plan(units, "bf16", is_cluster=False).blocks == blocks
     assert plan(2000, "bf16", is_cluster=False) is None
