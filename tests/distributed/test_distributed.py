@@ -278,6 +278,10 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match="shards need a model on the CPU"):
         Trainer(on_device, Adam(), data, tmp_path, group=Group(2))
 
+    steps, shorter = ShardedSteps(model, Adam(), data, Group(2)), model.parameters.size - 1
+    with pytest.raises(ValueError, match=rf"first_moment must have .*, got \({shorter},\)"):
+        steps.load({"optimizer.first_moment": np.zeros(shorter, "f")})
+
     class Other:
         def __len__(self):
             return 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastrnn
-from fastrnn.parameters import Parameters, join
+from fastrnn.parameters import Gradient, Parameters, join
 from helpers import check_close, check_gradient, needs_torch
 
 
@@ -88,6 +88,8 @@ def test_joined_parameters_are_one_vector():
     grads = {name: np.full(whole[name].shape, n) for n, name in enumerate(whole)}
     flat = whole.flatten(grads, np.full(32, np.nan, "f"))
     assert flat.tolist() == [0] * 8 + [1] * 3 + [0] + [2] * 20
+    unwritten = Gradient(whole, lambda size, dtype: np.full(size, np.nan, dtype)).flat
+    assert np.array_equal(np.flatnonzero(unwritten == 0), [6, 7, 11])
     with pytest.raises(ValueError, match="layers must share one dtype"):
         join({"a": fastrnn.Linear(2, 3), "b": fastrnn.Linear(2, 3, dtype="float64")})
     assert isinstance(whole, Parameters) and whole.sub("b.").size == 20

@@ -67,6 +67,20 @@ def _load_of(slots: int) -> Callable:
     return inlined(load)
 
 
+def _load_weights_of(layout: Plan) -> Callable:
+    """A function that loads a thread's weights, of which the first is ``w[at]``."""
+    words, in_registers, threads = layout.words, layout.in_registers, layout.threads
+    stride = layout.blocks * threads
+
+    def load_weights(w, at, kept, shared, to):
+        for i in range(in_registers):
+            kept[i] = w[at + i * stride]
+        for i in range(in_registers, words):
+            shared[to + (i - in_registers) * threads] = w[at + i * stride]
+
+    return inlined(load_weights)
+
+
 def _equations(cell: Cell, layout: Plan):
     tanh = ptx.tanh_approx if PRECISIONS[layout.precision].approximate else None
     return compiled(cell, np.dtype("float32"), tanh)
@@ -101,6 +115,7 @@ def forward(cell: Cell, layout: Plan) -> Kernel:
     pair, parts, both = shape.pair, shape.parts, 2 * own
     word0, word1 = (word_of(layout.precision, p) for p in (0, parts - 1))
     product, equations = product_of(layout, 1), _equations(cell, layout)
+    load_weights = _load_weights_of(layout)
     my_rank, begin, synchronise, place, send, sent, receive = exchange_of(layout, 1)
     step_cell, count_states = equations.forward, len(cell.states)
     held_size = both * count_states
@@ -138,22 +153,15 @@ def forward(cell: Cell, layout: Plan) -> Kernel:
         t, rank = index(cuda.threadIdx.x), my_rank()
         warp, g, q = t >> 5, (t & 31) >> 2, t & 3
         column = rank * block_units + warp * 8 * own + g  # my first unit
-        d, b0 = (
-            groups.direction + cuda.blockIdx.y,
-            (groups.first + cuda.blockIdx.x // blocks) * ROWS,
-        )
+        d = groups.direction + cuda.blockIdx.y
+        b0 = (groups.first + cuda.blockIdx.x // blocks) * ROWS
         bias_ih = biases[1].ih if d else biases[0].ih
         bias_hh = biases[1].hh if d else biases[0].hh
         first, first_word = d * batch, 2 * d * words
         of_gates, of_y = slots * d * units + column, d * units + column
         of_states = d * count * units + column
         begin(shared)
-        for i in range(in_registers):
-            kept[i] = w[((first_word + i) * blocks + rank) * threads + t]
-        for i in range(in_registers, words):
-            shared[weights + (i - in_registers) * threads + t] = w[
-                ((first_word + i) * blocks + rank) * threads + t
-            ]
+        load_weights(w, (first_word * blocks + rank) * threads + t, kept, shared, weights + t)
         for i in range(t, ROWS * (row - 4), threads):
             n, k = i // (row - 4), i % (row - 4) * pair
             v0, v1 = float32(0), float32(0)
@@ -260,6 +268,7 @@ def backward(cell: Cell, layout: Plan) -> Kernel:
     own, slots, padded = layout.own, layout.slots, layout.units
     row, gate, weights = layout.row(slots), padded // shape.pair, layout.weights(slots)
     product, equations = product_of(layout, slots), _equations(cell, layout)
+    load_weights = _load_weights_of(layout)
     my_rank, begin, synchronise, place, send, sent, receive = exchange_of(layout, slots)
     step_back, count_states, load = equations.backward, len(cell.states), _load_of(slots)
     # Two warps share 16 units: each sums over two of the four gates.
@@ -303,19 +312,12 @@ def backward(cell: Cell, layout: Plan) -> Kernel:
         warp, g, q = t >> 5, (t & 31) >> 2, t & 3
         column = rank * block_units + warp * 8 * own + g  # my first unit
         second = warp & 1  # of two warps that share 16 units: it has the last two gates
-        d, b0 = (
-            groups.direction + cuda.blockIdx.y,
-            (groups.first + cuda.blockIdx.x // blocks) * ROWS,
-        )
+        d = groups.direction + cuda.blockIdx.y
+        b0 = (groups.first + cuda.blockIdx.x // blocks) * ROWS
         first, first_word = d * batch, (2 * d + 1) * words
         mine = slots * d * units + column, d * units + column, d * count * units + column
         begin(shared)
-        for i in range(in_registers):
-            kept[i] = w[((first_word + i) * blocks + rank) * threads + t]
-        for i in range(in_registers, words):
-            shared[weights + (i - in_registers) * threads + t] = w[
-                ((first_word + i) * blocks + rank) * threads + t
-            ]
+        load_weights(w, (first_word * blocks + rank) * threads + t, kept, shared, weights + t)
         steps = int32(lengths[b0])
         now, direction = int32(0 if d else steps - 1), int32(1 if d else -1)
         here = offsets[max(now, 0)]
